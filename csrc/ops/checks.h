@@ -1,0 +1,42 @@
+// Argument checks shared by the ops: every message names function, argument, what was expected and what was given.
+#pragma once
+
+#include "ops/torch_headers.h"
+
+namespace lth_fast {
+
+// The checks read symbolic sizes, so that they also run while torch.compile traces with dynamic shapes.
+template <typename Count>
+inline Count mask_bytes(const Count& count) {
+  return (count + 7) / 8;
+}
+
+inline void check_mask_bits(const char* function, const at::Tensor& bits, const at::Tensor& masked, const char* name) {
+  TORCH_CHECK(bits.scalar_type() == at::kByte, function, ": mask_bits must be uint8 (see pack_mask), got ",
+              bits.scalar_type());
+  const auto expected = mask_bytes(masked.sym_numel());
+  TORCH_CHECK(bits.dim() == 1 && bits.sym_size(0) == expected, function, ": mask_bits must have shape [", expected,
+              "] for ", name, " of shape ", masked.sym_sizes(), ", got ", bits.sym_sizes());
+  TORCH_CHECK(bits.is_contiguous(), function, ": mask_bits must be contiguous, got strides ",
+              bits.sym_strides());
+  TORCH_CHECK(bits.device() == masked.device(), function, ": mask_bits must be on the device of ", name, " (",
+              masked.device(), "), got ", bits.device());
+}
+
+inline void check_element_size(const char* function, const at::Tensor& tensor, const char* name) {
+  const auto size = tensor.element_size();
+  TORCH_CHECK(size == 2 || size == 4 || size == 8, function, ": ", name,
+              " must have elements of 2, 4 or 8 bytes (float16, bfloat16, float32, float64), got ",
+              tensor.scalar_type());
+}
+
+// The layers' weights and inputs.
+inline void check_same_type(const char* function, const at::Tensor& tensor, const char* name, const at::Tensor& like,
+                            const char* like_name) {
+  TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), function, ": ", name, " must have the dtype of ", like_name,
+              " (", like.scalar_type(), "), got ", tensor.scalar_type());
+  TORCH_CHECK(tensor.device() == like.device(), function, ": ", name, " must be on the device of ", like_name, " (",
+              like.device(), "), got ", tensor.device());
+}
+
+}  // namespace lth_fast

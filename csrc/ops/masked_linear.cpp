@@ -1,0 +1,108 @@
+// Schemas, checks, autocast and derivative of masked_linear.
+//
+// The weight is zero where it is pruned (the layer sees to that), so the forward is the dense product and the mask acts
+// on one thing alone: the weight gradient, in the call that computes it. No node of the graph and no tensor exists for
+// the mask.
+#include "ops/checks.h"
+#include "ops/masked_apply.h"
+
+TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
+  library.def("masked_linear(Tensor input, Tensor weight, Tensor? bias, Tensor mask_bits) -> Tensor");
+  library.def("masked_linear_weight_grad(Tensor grad_output, Tensor input, Tensor mask_bits) -> Tensor");
+}
+
+namespace lth_fast {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+at::Tensor masked_linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                         const at::Tensor& mask_bits) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("lth_fast::masked_linear", "")
+                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+                                               const at::Tensor&)>();
+  return op.call(input, weight, bias, mask_bits);
+}
+
+at::Tensor masked_linear_weight_grad(const at::Tensor& grad_output, const at::Tensor& input,
+                                     const at::Tensor& mask_bits) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("lth_fast::masked_linear_weight_grad", "")
+                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&)>();
+  return op.call(grad_output, input, mask_bits);
+}
+
+void check_arguments(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                     const at::Tensor& mask_bits) {
+  TORCH_CHECK(weight.dim() == 2, "masked_linear: weight must have 2 dimensions [out_features, in_features], got ",
+              weight.sym_sizes());
+  TORCH_CHECK(input.dim() >= 1 && input.sym_size(-1) == weight.sym_size(1),
+              "masked_linear: input must have shape [..., ", weight.sym_size(1), "] for weight of shape ",
+              weight.sym_sizes(), ", got ", input.sym_sizes());
+  check_same_type("masked_linear", input, "input", weight, "weight");
+  if (bias.has_value()) {
+    TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == weight.sym_size(0), "masked_linear: bias must have shape [",
+                weight.sym_size(0), "], got ", bias->sym_sizes());
+    check_same_type("masked_linear", *bias, "bias", weight, "weight");
+  }
+  check_mask_bits("masked_linear", mask_bits, weight, "weight");
+}
+
+struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& input,
+                            const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& mask_bits) {
+    check_arguments(input, weight, bias, mask_bits);
+    context->save_for_backward({input, weight, mask_bits});
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return masked_linear(input, weight, bias, mask_bits);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    const auto &input = saved[0], &weight = saved[1], &mask_bits = saved[2];
+    const auto& grad_output = gradients[0];
+    at::Tensor grad_input, grad_weight, grad_bias;
+    if (context->needs_input_grad(0)) grad_input = grad_output.matmul(weight);
+    if (context->needs_input_grad(1)) {
+      if (at::GradMode::is_enabled()) {
+        // Double backward: the same value from differentiable pieces.
+        const auto rows = grad_output.reshape_symint({-1, weight.sym_size(0)});
+        grad_weight = masked_apply(rows.t().matmul(input.reshape_symint({-1, weight.sym_size(1)})), mask_bits);
+      } else {
+        grad_weight = masked_linear_weight_grad(grad_output, input, mask_bits);
+      }
+    }
+    if (context->needs_input_grad(2)) {
+      grad_bias = grad_output.reshape_symint({-1, weight.sym_size(0)}).sum(0);
+    }
+    return {grad_input, grad_weight, grad_bias, at::Tensor()};
+  }
+};
+
+at::Tensor masked_linear_autograd(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                                  const at::Tensor& mask_bits) {
+  return MaskedLinear::apply(input, weight, bias, mask_bits);
+}
+
+// Like nn.Linear: the inputs are cast, the graph casts the gradients back.
+template <c10::DeviceType device, c10::DispatchKey key>
+at::Tensor masked_linear_autocast(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                                  const at::Tensor& mask_bits) {
+  c10::impl::ExcludeDispatchKeyGuard guard(key);
+  const auto type = at::autocast::get_autocast_dtype(device);
+  return masked_linear(at::autocast::cached_cast(type, input, device), at::autocast::cached_cast(type, weight, device),
+                       at::autocast::cached_cast(type, bias, device), mask_bits);
+}
+
+}  // namespace
+}  // namespace lth_fast
+
+TORCH_LIBRARY_IMPL(lth_fast, Autograd, library) { library.impl("masked_linear", lth_fast::masked_linear_autograd); }
+TORCH_LIBRARY_IMPL(lth_fast, AutocastCPU, library) {
+  library.impl("masked_linear", lth_fast::masked_linear_autocast<c10::kCPU, c10::DispatchKey::AutocastCPU>);
+}
+TORCH_LIBRARY_IMPL(lth_fast, AutocastCUDA, library) {
+  library.impl("masked_linear", lth_fast::masked_linear_autocast<c10::kCUDA, c10::DispatchKey::AutocastCUDA>);
+}

@@ -1,0 +1,19 @@
+"""Loading the native operators, and serving the devices that have no kernel of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_NATIVE = Path(__file__).parent.parent / "liblth_fast_ops.so"
+
+torch.ops.load_library(str(_NATIVE))
+
+
+def serve_cuda(op: str, reference: Callable[..., Any]) -> None:
+    """Let the plain-PyTorch ``reference`` of ``op`` serve CUDA tensors, for ops that have no CUDA kernel yet."""
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"lth_fast::{op}", "CUDA"):
+        torch.library.impl(f"lth_fast::{op}", "CUDA", reference)

@@ -1,0 +1,59 @@
+"""A dense linear layer under a mask, whose backward writes exact zeros into the pruned places of the weight gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .library import serve_cuda
+from .masked_apply import reference as masked_apply_reference
+
+
+def masked_linear(input: Tensor, weight: Tensor, bias: Tensor | None, mask_bits: Tensor) -> Tensor:
+    """Compute ``input @ weight.T + bias`` for a weight that is already zero where it is pruned.
+
+    The forward multiplies nothing by the mask: keeping the weight zero is the caller's part (``MaskedLinear`` does it).
+    The backward applies the mask to the weight gradient in the call that computes it.
+
+    Args:
+        input: ``[..., in_features]``.
+        weight: ``[out_features, in_features]``, the dtype and device of ``input``, zero where pruned.
+        bias: ``[out_features]`` or ``None``.
+        mask_bits: uint8 ``[ceil(weight.numel() / 8)]`` from :func:`~lth_fast.ops.pack_mask`.
+
+    Returns:
+        ``[..., out_features]``. Autocast casts as it does for ``torch.nn.functional.linear``.
+
+    Raises:
+        RuntimeError: An argument is not as described; the message names it, what was expected and what was given.
+    """
+    return torch.ops.lth_fast.masked_linear(input, weight, bias, mask_bits)
+
+
+def reference(input: Tensor, weight: Tensor, bias: Tensor | None, mask_bits: Tensor) -> Tensor:
+    """Definition of :func:`masked_linear`: a linear layer over the masked weight, differentiable as it stands."""
+    return torch.nn.functional.linear(input, masked_apply_reference(weight, mask_bits), bias)
+
+
+def weight_grad_reference(grad_output: Tensor, input: Tensor, mask_bits: Tensor) -> Tensor:
+    """Definition of the weight gradient ``[out_features, in_features]``, 0 where pruned."""
+    rows = grad_output.reshape(-1, grad_output.shape[-1])
+    return masked_apply_reference(rows.t() @ input.reshape(-1, input.shape[-1]), mask_bits)
+
+
+def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, mask_bits: Tensor) -> Tensor:
+    return torch.nn.functional.linear(input, weight, bias)
+
+
+serve_cuda("masked_linear", _forward)
+serve_cuda("masked_linear_weight_grad", weight_grad_reference)
+
+
+@torch.library.register_fake("lth_fast::masked_linear")
+def _(input: Tensor, weight: Tensor, bias: Tensor | None, mask_bits: Tensor) -> Tensor:
+    return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+
+@torch.library.register_fake("lth_fast::masked_linear_weight_grad")
+def _(grad_output: Tensor, input: Tensor, mask_bits: Tensor) -> Tensor:
+    return grad_output.new_empty((grad_output.shape[-1], input.shape[-1]))
