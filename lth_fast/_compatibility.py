@@ -25,7 +25,7 @@ def _minor(version: str) -> tuple[str, ...]:
 
 
 try:
-    from ._build_info import TORCH_VERSION as BUILT_FOR_TORCH
+    from lth_fast._build_info import TORCH_VERSION as BUILT_FOR_TORCH
 except ImportError:
     check_build(None, torch.__version__)
 check_build(BUILT_FOR_TORCH, torch.__version__)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..ops import masked_apply, masked_apply_, pack_mask, unpack_mask
+from lth_fast.ops import masked_apply, masked_apply_, pack_mask, unpack_mask
 
 # Layers whose mask was set and whose weight an optimizer may already carry moments for: lth_fast.optim clears those
 # before the optimizer's next step.

@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import masked_conv2d
-from .masked import MaskedLayer
+from lth_fast.nn.masked import MaskedLayer
+from lth_fast.ops import masked_conv2d
 
 
 class MaskedConv2d(MaskedLayer, nn.Conv2d):

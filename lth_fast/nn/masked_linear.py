@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..ops import masked_linear
-from .masked import MaskedLayer
+from lth_fast.nn.masked import MaskedLayer
+from lth_fast.ops import masked_linear
 
 
 class MaskedLinear(MaskedLayer, nn.Linear):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .library import serve_cuda
-from .masked_apply import reference as masked_apply_reference
+from lth_fast.ops.library import serve_cuda
+from lth_fast.ops.masked_apply import reference as masked_apply_reference
 
 
 def masked_conv2d(

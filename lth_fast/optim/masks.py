@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ..nn.masked import MaskedLayer, every_masked_layer, recently_masked
-from ..ops import masked_apply_
+from lth_fast.nn.masked import MaskedLayer, every_masked_layer, recently_masked
+from lth_fast.ops import masked_apply_
 
 
 def apply_masks(optimizer: Optimizer) -> None:

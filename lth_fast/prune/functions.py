@@ -8,14 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
-from ..nn import set_masks
-from .layers import fetch_layers, layer_mask
-from .magnitude import prune_smallest
+from lth_fast.nn import set_masks
+from lth_fast.prune.layers import fetch_layers, layer_mask
+from lth_fast.prune.magnitude import prune_smallest
 
 
-def l1_unstructured(
-    module: nn.Module, name: str, amount: float, importance_scores: Tensor | None = None
-) -> nn.Module:
+def l1_unstructured(module: nn.Module, name: str, amount: float, importance_scores: Tensor | None = None) -> nn.Module:
     """Prune the surviving weights of ``module`` that have the smallest magnitude.
 
     The signature of ``torch.nn.utils.prune.l1_unstructured``, without its hooks: ``module`` becomes a masked layer in
