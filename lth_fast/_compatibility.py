@@ -11,7 +11,7 @@ def check_build(built_for: str | None, found: str) -> None:
     """Raise ImportError unless a build for torch ``built_for`` can be loaded beside torch ``found``.
 
     Args:
-        built_for: Version the libraries were compiled against, e.g. ``"2.15.0+cu132"``; ``None`` when there is no build.
+        built_for: Version the libraries were compiled against, e.g. ``"2.15.0+cu132"``; ``None``: there is no build.
         found: Version of the imported torch.
     """
     if built_for is None:

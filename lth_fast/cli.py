@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m lth_fast",
         usage="python -m lth_fast NET DATASET [flags] | info | report DIR",
         description="Run experiments with iterative pruning, identifying lottery tickets.",
-        epilog="python -m lth_fast info: versions, build, devices.   python -m lth_fast report DIR: table and figure of a run.",
+        epilog="info prints versions, build and devices; report DIR prints the table of a run and draws its figure.",
         argument_default=argparse.SUPPRESS,
     )
     result.add_argument("net", nargs="?", metavar="NET", help=f"network: {', '.join(models.models)}")

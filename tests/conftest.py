@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder of genuine data sets, ``<folder>/<dataset>/...``, which the environment variable LTH_FAST_DATA names."""
+    """The folder of genuine data sets, ``<folder>/<dataset>/...``, from the environment variable LTH_FAST_DATA."""
     folder = os.environ.get("LTH_FAST_DATA")
     if not folder:
         pytest.skip("LTH_FAST_DATA is not set: it names the folder of the genuine data sets")

@@ -19,7 +19,7 @@ class Flag:
     Attributes:
         name: As in ``--name`` and as a keyword of ``iterative_pruning``.
         help: One line.
-        parse: From a string or a Python value to the value; raises ValueError saying what is expected. ``None``: a switch.
+        parse: From a string or a Python value to the value; ValueError says what is expected. ``None``: a switch.
         short: The reference project's short forms.
     """
 
@@ -48,7 +48,7 @@ def integer(minimum: int, also: tuple[int, ...] = ()) -> Parse:
     def parse(given: Any) -> int:
         expected = f"a whole number >= {minimum}" + "".join(f" or {value}" for value in also)
         try:
-            if isinstance(given, bool) or isinstance(given, float):
+            if isinstance(given, (bool, float)):
                 raise ValueError
             value = int(given)
         except (TypeError, ValueError):

@@ -37,8 +37,8 @@ def stored(value: Stored | None, level: Level) -> Stored:
 def train_level(experiment: Experiment, record: Replicate, level: Level, monitor: Monitor) -> None:
     """Train ``level`` and store its results; its masks are stored already.
 
-    Level 0 starts from the initial weights and trains steps 1 to T. Every other level starts from the weights after step
-    k of level 0, masked, with a fresh optimizer, and trains steps k + 1 to T of its own order.
+    Level 0 starts from the initial weights and trains steps 1 to T. Every other level starts from the weights after
+    step k of level 0, masked, with a fresh optimizer, and trains steps k + 1 to T of its own order.
     """
     masks = stored(level.masks(), level)
     if level.number == 0 and experiment.rewind == 0:
@@ -180,7 +180,7 @@ class _Training:
         return self.level.log.size
 
     def _save_checkpoint(self) -> None:
-        # The log first: rows behind the size that the checkpoint names are dropped on resume, missing ones would be lost.
+        # The log first: rows behind the size that the checkpoint names are dropped on resume, missing ones were lost.
         log_size = self._write_log()
         self.level.save_checkpoint(
             {

@@ -23,8 +23,8 @@ def prune_further(
     """Let ``prune_net`` prune a dense-form model once more and take over its masks.
 
     The model it sees holds the weights of ``state`` and, from the second time on, the history it needs to prune among
-    survivors: the buffers and hooks of ``torch.nn.utils.prune`` if it uses those functions, else masked layers. Which of
-    them it uses is found by one trial on a plain copy, so that nothing has to be remembered over a restart.
+    survivors: the buffers and hooks of ``torch.nn.utils.prune`` if it uses those functions, else masked layers. Which
+    of them it uses is found by one trial on a plain copy, so that nothing has to be remembered over a restart.
 
     Args:
         model: Plain module; a copy of it is pruned.
@@ -53,8 +53,8 @@ def prune_further(
     ours, theirs = model_masks(pruned), _stock_masks(pruned)
     if not ours and not theirs:
         raise ValueError(
-            "prune_net set no mask: prune with lth_fast.prune or torch.nn.utils.prune (writing zeros into weights is not "
-            "pruning, the next training would revive them)"
+            "prune_net set no mask: prune with lth_fast.prune or torch.nn.utils.prune (writing zeros into weights is "
+            "not pruning, the next training would revive them)"
         )
     shared = {name: ours[name] & theirs[name] for name in ours.keys() & theirs.keys()}
     return {**ours, **theirs, **shared}

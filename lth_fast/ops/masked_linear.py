@@ -1,4 +1,4 @@
-"""A dense linear layer under a mask, whose backward writes exact zeros into the pruned places of the weight gradient."""
+"""A dense linear layer under a mask, whose backward zeroes the pruned places of the weight gradient."""
 
 from __future__ import annotations
 

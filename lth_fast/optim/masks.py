@@ -1,8 +1,9 @@
 """Keeping any torch optimizer from reviving pruned weights.
 
-A masked layer hands out zero gradients at pruned places, so an optimizer that starts at zero state stays there. One that
-is already at work when a mask is set carries momentum and moments that would move pruned weights for many steps. A hook
-that torch runs before every optimizer step clears them once after a mask was set; otherwise it costs one emptiness test.
+A masked layer hands out zero gradients at pruned places, so an optimizer that starts at zero state stays there. One
+that is already at work when a mask is set carries momentum and moments that would move pruned weights for many steps.
+A hook that torch runs before every optimizer step clears them once after a mask was set; otherwise it costs one
+emptiness test.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def l1_unstructured(module: nn.Module, name: str, amount: float, importance_scor
 
 
 def count_to_prune(amount: float, survivors: int) -> int:
-    """Number of weights that ``amount`` (a share in [0, 1], or a count) prunes of ``survivors``, rounded as stock does."""
+    """Number of ``survivors`` that ``amount`` (a share in [0, 1], or a count) prunes, rounded as stock does."""
     if isinstance(amount, bool) or not isinstance(amount, (int, float)):
         raise TypeError(f"amount must be a share in [0, 1] or a number of weights, got {amount!r}")
     if isinstance(amount, int):
@@ -68,7 +68,7 @@ def prune_all(model: nn.Module, rate: float, prune_method: Callable[..., Any] = 
     Args:
         model: Any module; its layers are pruned in place.
         rate: Share of the survivors of each layer, 0 to 1.
-        prune_method: Called as ``prune_method(layer, name=..., amount=...)``; one of ours or of ``torch.nn.utils.prune``.
+        prune_method: Called as ``prune_method(layer, name=..., amount=...)``; ours or one of ``torch.nn.utils.prune``.
 
     Returns:
         ``model``.

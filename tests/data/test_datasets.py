@@ -23,9 +23,7 @@ def test_cifar10_is_not_ambiguous_although_it_begins_cifar100(tmp_path, offline)
         load("cifar10", tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "complaint"), [("cifar", "ambiguous"), ("mnits", "did you mean mnist"), ("", "known")]
-)
+@pytest.mark.parametrize(("name", "complaint"), [("cifar", "ambiguous"), ("mnits", "you mean mnist"), ("", "known")])
 def test_a_name_that_fits_none_or_several_is_refused(tmp_path, name, complaint):
     with pytest.raises(ValueError, match=f"data set .*{complaint}"):
         load(name, tmp_path)

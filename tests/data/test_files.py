@@ -103,7 +103,7 @@ def test_without_network_one_error_says_what_is_missing_where_it_goes_and_what_w
 
 def test_the_error_names_only_the_file_that_is_missing(tmp_path, offline):
     put(tmp_path, {"images.gz": b"the images"})
-    with pytest.raises(FileNotFoundError, match="incomplete: labels.gz missing from") as error:
+    with pytest.raises(FileNotFoundError, match=r"incomplete: labels\.gz missing from") as error:
         obtain(FILES, tmp_path)
     assert f"missing from {tmp_path}." in str(error.value)
 

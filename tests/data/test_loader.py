@@ -92,6 +92,23 @@ def test_the_global_seed_decides_the_epoch_and_the_next_epoch_differs(augment):
     assert not torch.equal(first, second)
 
 
+def test_each_batch_of_each_epoch_is_augmented_afresh():
+    image = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8)
+    loader = ResidentLoader(
+        image.repeat(60, 1, 1, 1),
+        torch.zeros(60, dtype=torch.int64),
+        name="toy",
+        classes=1,
+        mean=(0.0,),
+        std=(1.0,),
+        batch_size=20,
+        augment=True,
+    )
+    torch.manual_seed(5)
+    batches = [inputs for _ in range(2) for inputs, _ in loader]
+    assert len(torch.stack(batches).flatten(1).unique(dim=0)) == 6
+
+
 def test_an_order_is_a_permutation_that_its_seed_alone_decides():
     loader = make_loader(count=1000, shuffle=True)
     torch.manual_seed(0)
@@ -167,7 +184,8 @@ def test_a_moved_loader_keeps_everything_but_the_device():
     loader = make_loader(shuffle=True, augment=True)
     moved = loader.to("meta")
     assert moved is not loader
-    assert {moved.images.device.type, moved.labels.device.type, moved.order(0).device.type} == {"meta"}
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    assert {tensor.device.type for tensor in [*tensors, moved.order(0)]} == {"meta"}
     assert moved.batch(moved.order(0)[:5])[0].shape == (5, 3, 6, 5)
     assert loader.images.device.type == "cpu"
     for attribute in ("name", "classes", "mean", "std", "scale", "batch_size", "shuffle", "augment", "input_shape"):
