@@ -10,8 +10,8 @@ import numpy
 import torch
 
 import lth_fast
-from lth_fast import _C
 from lth_fast._build_info import BUILD_TYPE, COMPILER, TORCH_VERSION
+from lth_fast._C import active_isa, built_isas, usable_isas
 
 # A resumed run ends with the same bits only where these are the same.
 BITS_DEPEND_ON = ("torch", "lth_fast", "isa", "cpu", "device", "threads")
@@ -26,7 +26,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
-        "isa": _C.active_isa(),
+        "isa": active_isa(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
     }
@@ -68,7 +68,7 @@ def information() -> str:
         "numpy": numpy.__version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
         "cpu": cpu_name(),
-        "isa": f"{_C.active_isa()} (built: {', '.join(_C.built_isas())}; usable here: {', '.join(_C.usable_isas())})",
+        "isa": f"{active_isa()} (built: {', '.join(built_isas())}; usable here: {', '.join(usable_isas())})",
         "threads": f"{torch.get_num_threads()} (--threads sets them; default 1 for lenet, all for other networks)",
         "gpu": ", ".join(gpus) or "none found",
         "cuda kernels": "none in this build: CUDA tensors are served by plain PyTorch operations",
