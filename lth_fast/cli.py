@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import argparse
 import errno
+import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import lth_fast
 from lth_fast import data, models
+from lth_fast._names import match_name
 from lth_fast.experiment.command import Interrupted, recover_command, run_command
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.environment import information
-from lth_fast.experiment.flags import FLAGS
+from lth_fast.experiment.flags import BY_NAME, FLAGS
 from lth_fast.record import Run, RunInUseError, open_run
 from lth_fast.report import figure, table
 
 USAGE_ERROR, FAILURE, INTERRUPT = 2, 1, 130
+
+# The long flags beside those of a run's settings.
+_OTHER_FLAGS = ("recover", "force", "quiet", "version", "help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,13 +42,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), USAGE_ERROR)
     except Interrupted as interrupted:
         return _interrupted(interrupted)
+    except OSError as error:
+        return _fail(str(error), FAILURE)
     except KeyboardInterrupt:
         return _fail("interrupted before anything was started", INTERRUPT)
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Refuses by a ValueError, which :func:`main` prints as it prints its own."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parser() -> Parser:
     """The parser of ``python -m lth_fast NET DATASET``. Flags that are not given are absent from its result."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="python -m lth_fast",
         usage="python -m lth_fast NET DATASET [flags] | info | report DIR",
         description="Run experiments with iterative pruning, identifying lottery tickets.",
@@ -53,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("net", nargs="?", metavar="NET", help=f"network: {', '.join(models.models)}")
     result.add_argument("dataset", nargs="?", metavar="DATASET", help=f"data set: {', '.join(data.datasets)}")
     for flag in FLAGS:
-        spellings = (*flag.short, *dict.fromkeys((f"--{flag.name}", f"--{flag.name.replace('_', '-')}")))
+        spellings = (*flag.short, f"--{flag.name}")
         if flag.parse is None:
             result.add_argument(*spellings, action="store_true", help=flag.help)
         else:
@@ -73,8 +87,24 @@ def _default(name: str) -> str:
     return f"default: {value}" + (" or the paper's for this network" if name in preset else "")
 
 
+def _canonical_flags(arguments: Sequence[str]) -> list[str]:
+    """``arguments`` with every long flag in its one spelling: any case, dashes and unambiguous beginnings are known.
+
+    argparse knows prefixes, but takes two spellings of one flag for two flags.
+    """
+    known = [f"--{name}" for name in (*BY_NAME, *_OTHER_FLAGS)]
+    canonical = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--"):
+            flag = match_name(flag, known, "flag")
+        canonical.append(flag + equals + value)
+    return canonical
+
+
 def _experiment(arguments: list[str]) -> int:
-    given: dict[str, Any] = vars(parser().parse_args(arguments))
+    # Intermixed: a flag may also stand between the network and the data set.
+    given: dict[str, Any] = vars(parser().parse_intermixed_args(_canonical_flags(arguments)))
     net, dataset = given.pop("net", None), given.pop("dataset", None)
     recover, force, quiet = given.pop("recover", None), given.pop("force", False), given.pop("quiet", False)
     if recover is not None:
@@ -89,40 +119,48 @@ def _experiment(arguments: list[str]) -> int:
         raise ValueError("--force: expected together with --recover")
     else:
         run = run_command(net, dataset, given, quiet=quiet)
-    if not quiet:
-        _print_report(run)
-    return 0
+    try:
+        return _report_on(run, quiet=quiet)
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(run, interrupt) from interrupt
 
 
 def _info(arguments: list[str]) -> int:
-    argparse.ArgumentParser(prog="python -m lth_fast info", description="Versions, build, devices.").parse_args(
-        arguments
-    )
+    Parser(prog="python -m lth_fast info", description="Versions, build, devices.").parse_args(arguments)
     print(information())
     return 0
 
 
 def _report(arguments: list[str]) -> int:
-    command = argparse.ArgumentParser(prog="python -m lth_fast report", description="Table and figure of a run.")
+    command = Parser(prog="python -m lth_fast report", description="Table and figure of a run.")
     command.add_argument("dir", metavar="DIR", help="folder of the run")
-    _print_report(open_run(command.parse_args(arguments).dir))
-    return 0
+    return _report_on(open_run(command.parse_args(arguments).dir))
 
 
 _COMMANDS = {"info": _info, "report": _report}
 
 
-def _print_report(run: Run) -> None:
-    print(table(run))
+def _report_on(run: Run, *, quiet: bool = False) -> int:
+    """Draw the figure, and print it and the table unless ``quiet``."""
+    if not quiet:
+        print(table(run))
     try:
-        print(f"figure: {figure(run)}")
+        drawn = f"figure: {figure(run)}"
     except ImportError as error:
-        print(f"no figure: {error}")
+        drawn = f"no figure: {error}"
+    except OSError as error:
+        again = f"python -m lth_fast report {shlex.quote(str(run.path))}"
+        return _fail(f"the figure cannot be written ({error}); draw it with: {again}", FAILURE)
+    if not quiet:
+        print(drawn)
+    return 0
 
 
 def _interrupted(interrupted: Interrupted) -> int:
     path, cause = interrupted.run.path, interrupted.cause
-    again = f"go on with: python -m lth_fast --recover {path}"
+    again = f"go on with: python -m lth_fast --recover {shlex.quote(str(path))}"
+    if isinstance(cause, ValueError):
+        return _fail(f"{path}: {cause}", FAILURE)
     if isinstance(cause, KeyboardInterrupt):
         return _fail(f"interrupted; {again}", INTERRUPT)
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -20,7 +20,7 @@ at::Tensor pack_mask(const at::Tensor& mask) {
 
 at::Tensor unpack_mask(const at::Tensor& bits, at::IntArrayRef shape) {
   at::Tensor mask = at::empty(shape, bits.options().dtype(at::kBool));
-  check_mask_bits("unpack_mask", bits, mask, "a mask");
+  check_mask_bits("unpack_mask", bits, mask, "a mask", "bits");
   const auto* from = bits.const_data_ptr<uint8_t>();
   auto* to = reinterpret_cast<uint8_t*>(mask.mutable_data_ptr<bool>());
   const auto& table = kernels();

@@ -38,17 +38,18 @@ at::Tensor masked_apply(const at::Tensor& input, const at::Tensor& mask_bits) {
 }
 
 void masked_apply_(const at::Tensor& self, const at::Tensor& mask_bits) {
-  check_mask_bits("masked_apply_", mask_bits, self, "self");
-  check_element_size("masked_apply_", self, "self");
+  check_mask_bits("masked_apply_", mask_bits, self, "tensor");
+  check_element_size("masked_apply_", self, "tensor");
   if (self.is_contiguous()) {
     apply_by_element_size(self, mask_bits, self);
-    if (!self.is_inference()) self.unsafeGetTensorImpl()->bump_version();
   } else {
     // Weights in channels-last order: bits stand in flat index order, so go through a contiguous copy.
     const at::Tensor dense = self.contiguous();
     apply_by_element_size(dense, mask_bits, dense);
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
     self.copy_(dense);
   }
+  if (!self.is_inference()) self.unsafeGetTensorImpl()->bump_version();
 }
 
 }  // namespace

@@ -11,14 +11,15 @@ inline Count mask_bytes(const Count& count) {
   return (count + 7) / 8;
 }
 
-inline void check_mask_bits(const char* function, const at::Tensor& bits, const at::Tensor& masked, const char* name) {
-  TORCH_CHECK(bits.scalar_type() == at::kByte, function, ": mask_bits must be uint8 (see pack_mask), got ",
+inline void check_mask_bits(const char* function, const at::Tensor& bits, const at::Tensor& masked, const char* name,
+                            const char* bits_name = "mask_bits") {
+  TORCH_CHECK(bits.scalar_type() == at::kByte, function, ": ", bits_name, " must be uint8 (see pack_mask), got ",
               bits.scalar_type());
   const auto expected = mask_bytes(masked.sym_numel());
-  TORCH_CHECK(bits.dim() == 1 && bits.sym_size(0) == expected, function, ": mask_bits must have shape [", expected,
-              "] for ", name, " of shape ", masked.sym_sizes(), ", got ", bits.sym_sizes());
-  TORCH_CHECK(bits.is_contiguous(), function, ": mask_bits must be contiguous, got strides ", bits.sym_strides());
-  TORCH_CHECK(bits.device() == masked.device(), function, ": mask_bits must be on the device of ", name, " (",
+  TORCH_CHECK(bits.dim() == 1 && bits.sym_size(0) == expected, function, ": ", bits_name, " must have shape [",
+              expected, "] for ", name, " of shape ", masked.sym_sizes(), ", got ", bits.sym_sizes());
+  TORCH_CHECK(bits.is_contiguous(), function, ": ", bits_name, " must be contiguous, got strides ", bits.sym_strides());
+  TORCH_CHECK(bits.device() == masked.device(), function, ": ", bits_name, " must be on the device of ", name, " (",
               masked.device(), "), got ", bits.device());
 }
 
@@ -27,6 +28,12 @@ inline void check_element_size(const char* function, const at::Tensor& tensor, c
   TORCH_CHECK(size == 2 || size == 4 || size == 8, function, ": ", name,
               " must have elements of 2, 4 or 8 bytes (float16, bfloat16, float32, float64), got ",
               tensor.scalar_type());
+}
+
+// The derivatives of the layers are those of real numbers.
+inline void check_real(const char* function, const at::Tensor& weight) {
+  TORCH_CHECK(weight.is_floating_point(), function, ": weight must be floating point and real, got ",
+              weight.scalar_type());
 }
 
 // The layers' weights and inputs.

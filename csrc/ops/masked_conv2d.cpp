@@ -1,4 +1,6 @@
 // Schema, checks, autocast and derivative of masked_conv2d: as masked_linear, for torch's convolution.
+#include "ops/masked_conv2d.h"
+
 #include "ops/checks.h"
 #include "ops/masked_apply.h"
 
@@ -9,6 +11,26 @@ TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
 }
 
 namespace lth_fast {
+
+void check_masked_conv2d(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                         const at::Tensor& mask_bits, const c10::SymInt& groups) {
+  TORCH_CHECK(weight.dim() == 4,
+              "masked_conv2d: weight must have 4 dimensions [out_channels, in_channels / groups, height, width], got ",
+              weight.sym_sizes());
+  TORCH_CHECK(input.dim() == 4 && input.sym_size(1) == weight.sym_size(1) * groups,
+              "masked_conv2d: input must have shape [batch, ", weight.sym_size(1) * groups,
+              ", height, width] for weight of shape ", weight.sym_sizes(), " and ", groups, " groups, got ",
+              input.sym_sizes());
+  check_real("masked_conv2d", weight);
+  check_same_type("masked_conv2d", input, "input", weight, "weight");
+  if (bias.has_value()) {
+    TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == weight.sym_size(0), "masked_conv2d: bias must have shape [",
+                weight.sym_size(0), "], got ", bias->sym_sizes());
+    check_same_type("masked_conv2d", *bias, "bias", weight, "weight");
+  }
+  check_mask_bits("masked_conv2d", mask_bits, weight, "weight");
+}
+
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
@@ -24,29 +46,11 @@ at::Tensor masked_conv2d(const at::Tensor& input, const at::Tensor& weight, cons
   return op.call(input, weight, bias, mask_bits, stride, padding, dilation, groups);
 }
 
-void check_arguments(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                     const at::Tensor& mask_bits, const c10::SymInt& groups) {
-  TORCH_CHECK(weight.dim() == 4,
-              "masked_conv2d: weight must have 4 dimensions [out_channels, in_channels / groups, height, width], got ",
-              weight.sym_sizes());
-  TORCH_CHECK(input.dim() == 4 && input.sym_size(1) == weight.sym_size(1) * groups,
-              "masked_conv2d: input must have shape [batch, ", weight.sym_size(1) * groups,
-              ", height, width] for weight of shape ", weight.sym_sizes(), " and ", groups, " groups, got ",
-              input.sym_sizes());
-  check_same_type("masked_conv2d", input, "input", weight, "weight");
-  if (bias.has_value()) {
-    TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == weight.sym_size(0), "masked_conv2d: bias must have shape [",
-                weight.sym_size(0), "], got ", bias->sym_sizes());
-    check_same_type("masked_conv2d", *bias, "bias", weight, "weight");
-  }
-  check_mask_bits("masked_conv2d", mask_bits, weight, "weight");
-}
-
 struct MaskedConv2d : torch::autograd::Function<MaskedConv2d> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& mask_bits,
                             Pair stride, Pair padding, Pair dilation, const c10::SymInt& groups) {
-    check_arguments(input, weight, bias, mask_bits, groups);
+    check_masked_conv2d(input, weight, bias, mask_bits, groups);
     context->save_for_backward({input, weight, mask_bits});
     context->saved_data["stride"] = stride;
     context->saved_data["padding"] = padding;
@@ -69,12 +73,15 @@ struct MaskedConv2d : torch::autograd::Function<MaskedConv2d> {
     const std::array<c10::SymInt, 1> bias_size = {weight.sym_size(0)};
     const bool weight_wanted = context->needs_input_grad(1);
     const bool bias_wanted = has_bias && context->needs_input_grad(2);
-    auto [grad_input, grad_weight, grad_bias] = at::convolution_backward_symint(
-        gradients[0], input, weight, c10::OptionalArrayRef<c10::SymInt>(bias_size), stride, padding, dilation,
-        /*transposed=*/false, /*output_padding=*/std::vector<c10::SymInt>(2, 0), groups,
-        {context->needs_input_grad(0), weight_wanted, bias_wanted});
+    // For a double backward, the same values from differentiable pieces; its weight gradient is masked as well.
+    const bool differentiable = at::GradMode::is_enabled();
+    auto [grad_input, grad_weight, grad_bias] =
+        at::convolution_backward_symint(gradients[0], input, differentiable ? masked_apply(weight, mask_bits) : weight,
+                                        c10::OptionalArrayRef<c10::SymInt>(bias_size), stride, padding, dilation,
+                                        /*transposed=*/false, /*output_padding=*/std::vector<c10::SymInt>(2, 0), groups,
+                                        {context->needs_input_grad(0), weight_wanted, bias_wanted});
     if (weight_wanted) {
-      if (at::GradMode::is_enabled()) {
+      if (differentiable) {
         grad_weight = masked_apply(grad_weight, mask_bits);
       } else {
         masked_apply_(grad_weight, mask_bits);

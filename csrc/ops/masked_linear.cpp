@@ -3,6 +3,8 @@
 // The weight is zero where it is pruned (the layer sees to that), so the forward is the dense product and the mask acts
 // on one thing alone: the weight gradient, in the call that computes it. No node of the graph and no tensor exists for
 // the mask.
+#include "ops/masked_linear.h"
+
 #include "ops/checks.h"
 #include "ops/masked_apply.h"
 
@@ -12,6 +14,24 @@ TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
 }
 
 namespace lth_fast {
+
+void check_masked_linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                         const at::Tensor& mask_bits) {
+  TORCH_CHECK(weight.dim() == 2, "masked_linear: weight must have 2 dimensions [out_features, in_features], got ",
+              weight.sym_sizes());
+  TORCH_CHECK(input.dim() >= 1 && input.sym_size(-1) == weight.sym_size(1),
+              "masked_linear: input must have shape [..., ", weight.sym_size(1), "] for weight of shape ",
+              weight.sym_sizes(), ", got ", input.sym_sizes());
+  check_real("masked_linear", weight);
+  check_same_type("masked_linear", input, "input", weight, "weight");
+  if (bias.has_value()) {
+    TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == weight.sym_size(0), "masked_linear: bias must have shape [",
+                weight.sym_size(0), "], got ", bias->sym_sizes());
+    check_same_type("masked_linear", *bias, "bias", weight, "weight");
+  }
+  check_mask_bits("masked_linear", mask_bits, weight, "weight");
+}
+
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
@@ -33,26 +53,10 @@ at::Tensor masked_linear_weight_grad(const at::Tensor& grad_output, const at::Te
   return op.call(grad_output, input, mask_bits);
 }
 
-void check_arguments(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                     const at::Tensor& mask_bits) {
-  TORCH_CHECK(weight.dim() == 2, "masked_linear: weight must have 2 dimensions [out_features, in_features], got ",
-              weight.sym_sizes());
-  TORCH_CHECK(input.dim() >= 1 && input.sym_size(-1) == weight.sym_size(1),
-              "masked_linear: input must have shape [..., ", weight.sym_size(1), "] for weight of shape ",
-              weight.sym_sizes(), ", got ", input.sym_sizes());
-  check_same_type("masked_linear", input, "input", weight, "weight");
-  if (bias.has_value()) {
-    TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == weight.sym_size(0), "masked_linear: bias must have shape [",
-                weight.sym_size(0), "], got ", bias->sym_sizes());
-    check_same_type("masked_linear", *bias, "bias", weight, "weight");
-  }
-  check_mask_bits("masked_linear", mask_bits, weight, "weight");
-}
-
 struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& mask_bits) {
-    check_arguments(input, weight, bias, mask_bits);
+    check_masked_linear(input, weight, bias, mask_bits);
     context->save_for_backward({input, weight, mask_bits});
     at::AutoDispatchBelowADInplaceOrView guard;
     return masked_linear(input, weight, bias, mask_bits);
@@ -64,19 +68,16 @@ struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
     const auto &input = saved[0], &weight = saved[1], &mask_bits = saved[2];
     const auto& grad_output = gradients[0];
     at::Tensor grad_input, grad_weight, grad_bias;
-    if (context->needs_input_grad(0)) grad_input = grad_output.matmul(weight);
+    // For a double backward, the same values from differentiable pieces; its weight gradient is masked as well.
+    const bool differentiable = at::GradMode::is_enabled();
+    if (context->needs_input_grad(0)) {
+      grad_input = grad_output.matmul(differentiable ? masked_apply(weight, mask_bits) : weight);
+    }
     if (context->needs_input_grad(1)) {
-      if (at::GradMode::is_enabled()) {
-        // Double backward: the same value from differentiable pieces.
-        const auto rows = grad_output.reshape_symint({-1, weight.sym_size(0)});
-        grad_weight = masked_apply(rows.t().matmul(input.reshape_symint({-1, weight.sym_size(1)})), mask_bits);
-      } else {
-        grad_weight = masked_linear_weight_grad(grad_output, input, mask_bits);
-      }
+      grad_weight = differentiable ? masked_apply(as_rows(grad_output).t().matmul(as_rows(input)), mask_bits)
+                                   : masked_linear_weight_grad(grad_output, input, mask_bits);
     }
-    if (context->needs_input_grad(2)) {
-      grad_bias = grad_output.reshape_symint({-1, weight.sym_size(0)}).sum(0);
-    }
+    if (context->needs_input_grad(2)) grad_bias = as_rows(grad_output).sum(0);
     return {grad_input, grad_weight, grad_bias, at::Tensor()};
   }
 };

@@ -11,25 +11,18 @@ from lth_fast.experiment.config import Config
 from lth_fast.experiment.experiment import Experiment, Loaders
 from lth_fast.prune import prune_all
 from lth_fast.train import OptimizerRecipe, Seeds
-from lth_fast.train.optimizers import optimizer_class
-
-# torch's one-pass implementations; the plain ones take a pass over memory per operation.
-_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
 
 
-def device_of(config: Config) -> torch.device:
-    """Where the run trains.
+def training_device(gpu: bool, called: str = "--gpu") -> torch.device:
+    """The CPU, or with ``gpu`` the current CUDA device.
 
     Raises:
-        ValueError: A GPU was asked for and there is none.
+        ValueError: There is none. The message calls the argument ``called``.
     """
-    if not config.gpu:
+    if not gpu:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError(
-            "--gpu: expected a CUDA device, found none; run on the CPU with: "
-            f"python -m lth_fast {config.net} {config.dataset}"
-        )
+        raise ValueError(f"{called}: expected a CUDA device, found none")
     return torch.device("cuda", torch.cuda.current_device())
 
 
@@ -41,7 +34,7 @@ def build_experiment(config: Config, replicate: int = 0) -> Experiment:
         ImportError: The data set or the network needs a package that is not installed.
         ValueError: The network does not fit the data set.
     """
-    device = device_of(config)
+    device = training_device(config.gpu)
     seeds = Seeds(config.seed, config.init_seed, config.order_seed)
     splits = data.load(
         config.dataset, config.data, train_batch_size=config.batch_size, split_seed=seeds.stream("split")
@@ -52,15 +45,11 @@ def build_experiment(config: Config, replicate: int = 0) -> Experiment:
         splits.train.classes,
         generator=seeds.generator("init", replicate),
     )
-    kind = optimizer_class(config.optim)
-    settings = {"lr": config.learn_rate}
-    if kind in _FUSED:
-        settings["fused"] = True
     return Experiment(
         model=model,
         loaders=Loaders(*(split if split is None else split.to(device) for split in splits)),
         criterion=torch.nn.CrossEntropyLoss(),
-        optimizer=OptimizerRecipe(kind, settings),
+        optimizer=OptimizerRecipe.named(config.optim, config.learn_rate),
         prune_net=partial(prune_all, rate=config.prune_rate),
         iterations=config.iter,
         rounds=config.rounds,

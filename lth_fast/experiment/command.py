@@ -1,17 +1,16 @@
-"""``python -m lth_fast NET DATASET``: one run from flags to table and figure."""
+"""``python -m lth_fast NET DATASET``: one run from flags to records."""
 
 from __future__ import annotations
 
-import sys
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from lth_fast.experiment.build import build_experiment, device_of
+from lth_fast.experiment.build import build_experiment, training_device
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.progress import monitor_for
-from lth_fast.experiment.session import run_in
+from lth_fast.experiment.session import RunRefusedError, run_in
 from lth_fast.record import Run, create_run, open_run
-from lth_fast.train import choose_stepper
 
 
 class Interrupted(Exception):
@@ -38,11 +37,16 @@ def run_command(net: str, dataset: str, given: Mapping[str, Any], *, quiet: bool
         quiet: Print nothing but errors.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: Nothing was started; the message says why.
+        ValueError, OSError, ImportError: Nothing was started; the message says why.
         Interrupted: It was started and ended early.
     """
     config = Config.resolve(net, dataset, given)
-    device_of(config)
+    try:
+        training_device(config.gpu)
+    except ValueError as error:
+        on_the_cpu = [net, dataset, *(f"--{name}={value}" for name, value in given.items() if name != "gpu")]
+        on_the_cpu += ["--quiet"] if quiet else []
+        raise ValueError(f"{error}; run on the CPU with: python -m lth_fast {shlex.join(on_the_cpu)}") from None
     return _run(config, None, quiet=quiet, force=False)
 
 
@@ -55,34 +59,48 @@ def recover_command(
     quiet: bool = False,
     force: bool = False,
 ) -> Run:
-    """Go on with the run in the folder ``path``; arguments as of :func:`run_command`, none may contradict the run's."""
+    """Go on with the run in the folder ``path``; arguments as of :func:`run_command`, none may contradict the run's.
+
+    A complete run is returned as it is, wherever it was made.
+
+    Raises:
+        ValueError, OSError, ImportError, RunInUseError: The run cannot go on, or not here; the message says why.
+        Interrupted: It went on and ended early.
+    """
     run = open_run(path)
     configuration = run.manifest().get("configuration")
     if configuration is None:
         raise ValueError(f"{path}: this run was stopped before it was set up; start it anew")
     if "made_by" in configuration:
         raise ValueError(f"{path} was made by {configuration['made_by']}; go on with it there: recover={str(path)!r}")
-    config = Config.from_record(configuration).recovered_with(net, dataset, given)
+    config = Config.from_record(configuration).recovered_with(net, dataset, given, force=force)
+    if all(run.replicate(0).level(number).complete for number in range(config.rounds + 1)):
+        return run
     return _run(config, run, quiet=quiet, force=force)
 
 
 def _run(config: Config, recovered: Run | None, *, quiet: bool, force: bool) -> Run:
     experiment = build_experiment(config)
-    run = recovered or create_run(config.save, config.net.replace(":", "-"), config.dataset)
-    if not quiet:
-        print(f"run:     {run.path}", file=sys.stderr)
-        print(f"stepper: {choose_stepper()}", file=sys.stderr)
-    monitor = monitor_for(quiet, config.rounds + 1)
+    run = recovered or _create(config)
     try:
         run_in(
             run,
             experiment,
             config.to_record(),
-            monitor,
+            monitor_for(quiet, config.rounds + 1),
             threads=config.threads,
             recovering=recovered is not None,
             force=force,
         )
-    except (KeyboardInterrupt, OSError) as error:
+    except RunRefusedError:
+        raise
+    except (KeyboardInterrupt, OSError, ValueError) as error:
         raise Interrupted(run, error) from error
     return run
+
+
+def _create(config: Config) -> Run:
+    try:
+        return create_run(config.save, config.net.replace(":", "-"), config.dataset)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise ValueError(f"--save: expected a folder to write to, got {config.save!r} ({error})") from error

@@ -18,9 +18,6 @@ from lth_fast.models import canonical
 
 Source = Literal["given", "preset", "default"]
 
-# May differ when a run is recovered: they say where things are, not what they are.
-PLACES = ("data", "save")
-
 
 @dataclass(frozen=True)
 class Config:
@@ -92,8 +89,12 @@ class Config:
         """Plain values for the manifest."""
         return dataclasses.asdict(self)
 
-    def recovered_with(self, net: str | None, dataset: str | None, given: Mapping[str, Any]) -> Config:
+    def recovered_with(
+        self, net: str | None, dataset: str | None, given: Mapping[str, Any], *, force: bool = False
+    ) -> Config:
         """This configuration, for going on with its run; what was given may not contradict it.
+
+        The folder of the data may have moved. With ``force`` the threads may differ, and the bits then too.
 
         Raises:
             ValueError: Something given has another value than the run's; the message names all of it.
@@ -105,7 +106,8 @@ class Config:
             wanted["net"] = canonical(net)
         if dataset is not None:
             wanted["dataset"] = match_name(dataset, datasets, "data set")
-        places = {name: wanted.pop(name) for name in PLACES if name in wanted}
+        free = ("data", "threads") if force else ("data",)
+        changed = {name: wanted.pop(name) for name in free if name in wanted}
         wrong = [
             f"{name} is {getattr(self, name)} in the run, {value} was given"
             for name, value in wanted.items()
@@ -113,16 +115,21 @@ class Config:
         ]
         if wrong:
             raise ValueError(f"--recover goes on with the run's own settings: {'; '.join(wrong)}")
-        return dataclasses.replace(self, **places)
+        return dataclasses.replace(self, **changed)
 
 
-def rewind_iteration(rewind: int | float, iterations: int) -> int:
+def rewind_iteration(rewind: int | float, iterations: int, called: str = "--rewind") -> int:
     """The iteration that ``rewind``, itself one or a share in (0, 1), means in a run of ``iterations``.
+
+    Args:
+        rewind: As :func:`~lth_fast.experiment.flags.rewind_point` gives it.
+        iterations: Length of the dense training.
+        called: What the message calls it.
 
     Raises:
         ValueError: It leaves nothing to train.
     """
     iteration = round(rewind * iterations) if isinstance(rewind, float) else rewind
     if iteration >= iterations:
-        raise ValueError(f"--rewind: expected an iteration before the last one ({iterations}), got {rewind}")
+        raise ValueError(f"{called}: expected an iteration before the last one ({iterations}), got {rewind}")
     return iteration

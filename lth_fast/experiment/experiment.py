@@ -29,7 +29,7 @@ class Experiment:
         loaders: The data.
         criterion: Mean loss of a batch from (outputs, labels).
         optimizer: Recipe; every level starts with a fresh one.
-        prune_net: Prunes a plain model further; see :class:`~lth_fast.experiment.prune_step.PruneStep`.
+        prune_net: Prunes a model further; see :class:`~lth_fast.experiment.prune_step.PruneStep`.
         iterations: Length T of the dense training, in optimizer steps.
         rounds: Number of pruned levels after the dense one.
         rewind: Iteration k whose weights the pruned levels start from; they train steps k + 1 to T.

@@ -28,8 +28,12 @@ class Flag:
     parse: Parse | None = None
     short: tuple[str, ...] = ()
 
-    def read(self, given: Any) -> Any:
+    def read(self, given: Any, called: str | None = None) -> Any:
         """The value that ``given`` stands for.
+
+        Args:
+            given: A text or a Python value.
+            called: What the message calls the setting, if not ``--name``.
 
         Raises:
             ValueError: It stands for none; the message names the flag, what is expected and what was given.
@@ -39,7 +43,7 @@ class Flag:
         try:
             return self.parse(given)
         except ValueError as error:
-            raise ValueError(f"--{self.name}: expected {error}, got {given!r}") from None
+            raise ValueError(f"{called or f'--{self.name}'}: expected {error}, got {given!r}") from None
 
 
 def integer(minimum: int, also: tuple[int, ...] = ()) -> Parse:
@@ -103,7 +107,10 @@ def text(given: Any) -> str:
 
 def optimizer_name(given: Any) -> str:
     """Name of a ``torch.optim`` class, in lower case."""
-    return optimizer_class(str(given)).__name__.lower()
+    try:
+        return optimizer_class(str(given)).__name__.lower()
+    except ValueError as error:
+        raise ValueError(f"an optimizer of torch.optim ({error})") from None
 
 
 FLAGS: tuple[Flag, ...] = (

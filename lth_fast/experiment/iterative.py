@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lth_fast.experiment.build import training_device
 from lth_fast.experiment.config import rewind_iteration
 from lth_fast.experiment.experiment import Experiment, Loaders
 from lth_fast.experiment.flags import BY_NAME
+from lth_fast.experiment.level import stored
 from lth_fast.experiment.progress import monitor_for
 from lth_fast.experiment.session import run_in
 from lth_fast.nn import set_masks
 from lth_fast.record import Run, create_run, open_run
 from lth_fast.train import OptimizerRecipe, Seeds
-from lth_fast.train.optimizers import optimizer_class
 
 
 class LevelResult(SimpleNamespace):
@@ -86,8 +88,9 @@ def iterative_pruning(
             iterable of (inputs, labels) with a length, a ``DataLoader`` for instance.
         iterations: Optimizer steps of the dense network, exactly.
         rounds: Pruned levels after the dense one.
-        prune_net: Function of a plain dense model; prunes it further, in place or as its result, with the functions of
-            ``lth_fast.prune`` or of ``torch.nn.utils.prune``. Its masks are taken over.
+        prune_net: Prunes the model it is given further, in place or as its result, with the functions of
+            ``lth_fast.prune`` or of ``torch.nn.utils.prune``. Its masks are taken over. It should depend on that model
+            alone, and on torch's global generator, which is seeded: going on with a run may call it once more.
         validation: Validation loader, if ``data`` is a training loader.
         test: Test loader, likewise.
         optim: Optimizer over the model's parameters, or the name of a ``torch.optim`` class; default ``model.optim``.
@@ -105,7 +108,7 @@ def iterative_pruning(
         threads: CPU threads; ``None`` leaves torch's setting.
         checkpoint_seconds: Least time between checkpoints.
         gpu: Train on the CUDA device.
-        quiet: Print nothing.
+        quiet: Print nothing. Otherwise the folder of the run and its progress go to stderr.
 
     Returns:
         The last network, the folder of the records and the results of every level.
@@ -114,30 +117,31 @@ def iterative_pruning(
         ValueError, TypeError: An argument is wrong; the message names it. Exceptions of the training reach the caller.
     """
     options: dict[str, Any] = {
-        "iter": iterations,
-        "rounds": rounds,
-        "step": step,
-        "rewind": rewind,
-        "checkpoint_seconds": checkpoint_seconds,
+        "iter": BY_NAME["iter"].read(iterations, "iterations"),
+        "rounds": BY_NAME["rounds"].read(rounds, "rounds"),
+        "step": BY_NAME["step"].read(step, "step"),
+        "rewind": BY_NAME["rewind"].read(rewind, "rewind"),
+        "checkpoint_seconds": BY_NAME["checkpoint_seconds"].read(checkpoint_seconds, "checkpoint_seconds"),
     }
-    options = {name: BY_NAME[name].read(value) for name, value in options.items()}
     for name, value in {"seed": seed, "init_seed": init_seed, "order_seed": order_seed, "threads": threads}.items():
-        options[name] = None if value is None else BY_NAME[name].read(value)
-    options["rewind"] = rewind_iteration(options["rewind"], options["iter"])
+        options[name] = None if value is None else BY_NAME[name].read(value, name)
+    options["rewind"] = rewind_iteration(options["rewind"], options["iter"], "rewind")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     if not callable(prune_net):
         raise TypeError(f"prune_net: expected a function of the model, got {type(prune_net).__name__}")
     run = None if recover is None else open_run(recover)
     if run is not None:
         options = _recovered(run, options)
     elif options["seed"] is None:
-        options["seed"] = int(torch.randint(2**31, (), generator=_unseeded()))
-    device = _device(gpu)
+        options["seed"] = secrets.randbits(31)
+    device = training_device(gpu, called="gpu")
     loaders = _loaders(data, validation, test, device)
     plain = copy.deepcopy(model)
     experiment = Experiment(
         model=plain,
         loaders=loaders,
-        criterion=_criterion(model, criterion),
+        criterion=_criterion(model, criterion, device),
         optimizer=_recipe(model, optim, learn_rate),
         prune_net=prune_net,
         iterations=options["iter"],
@@ -163,12 +167,6 @@ def iterative_pruning(
     return Result(_final_model(plain, run, options["rounds"], device), run.path, [LevelResult(**s) for s in summaries])
 
 
-def _unseeded() -> torch.Generator:
-    generator = torch.Generator()
-    generator.seed()
-    return generator
-
-
 def _recovered(run: Run, options: dict[str, Any]) -> dict[str, Any]:
     recorded = run.manifest().get("configuration")
     if recorded is None or "made_by" not in recorded:
@@ -181,14 +179,6 @@ def _recovered(run: Run, options: dict[str, Any]) -> dict[str, Any]:
     if wrong:
         raise ValueError(f"recover: the run's own settings go on: {'; '.join(wrong)}")
     return {name: value for name, value in recorded.items() if name != "made_by"}
-
-
-def _device(gpu: bool) -> torch.device:
-    if not gpu:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ValueError("gpu: expected a CUDA device, found none; leave gpu=True out to run on the CPU")
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _loaders(data: Any, validation: Any, test: Any, device: torch.device) -> Loaders:
@@ -205,11 +195,14 @@ def _loaders(data: Any, validation: Any, test: Any, device: torch.device) -> Loa
     return Loaders(*resident)
 
 
-def _criterion(model: nn.Module, criterion: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
+def _criterion(
+    model: nn.Module, criterion: Callable[..., Tensor] | None, device: torch.device
+) -> Callable[..., Tensor]:
     chosen = getattr(model, "criterion", None) if criterion is None else criterion
     if not callable(chosen):
         raise ValueError("criterion: expected a loss function here or as model.criterion, got none")
-    return chosen
+    # Class weights and the like: on the training device, the caller's where they were.
+    return copy.deepcopy(chosen).to(device) if isinstance(chosen, nn.Module) else chosen
 
 
 def _recipe(model: nn.Module, optim: Optimizer | str | None, learn_rate: float | None) -> OptimizerRecipe:
@@ -219,8 +212,8 @@ def _recipe(model: nn.Module, optim: Optimizer | str | None, learn_rate: float |
             raise ValueError("learn_rate: expected with a name in optim, got it with an optimizer, which has its own")
         return OptimizerRecipe.from_optimizer(chosen, model)
     if isinstance(chosen, str):
-        settings = {} if learn_rate is None else {"lr": BY_NAME["learn_rate"].read(learn_rate)}
-        return OptimizerRecipe(optimizer_class(chosen), settings)
+        rate = None if learn_rate is None else BY_NAME["learn_rate"].read(learn_rate, "learn_rate")
+        return OptimizerRecipe.named(BY_NAME["optim"].read(chosen, "optim"), rate)
     raise ValueError(
         f"optim: expected a torch optimizer or the name of one, here or as model.optim, got {type(chosen).__name__}"
     )
@@ -234,5 +227,6 @@ def _data_name(train: Any) -> str:
 def _final_model(model: nn.Module, run: Run, last: int, device: torch.device) -> nn.Module:
     level = run.replicate(0).level(last)
     model = model.to(device)
-    model.load_state_dict(level.weights("end") or {})
-    return set_masks(model, {name: mask for name, mask in (level.masks() or {}).items() if not bool(mask.all())})
+    model.load_state_dict(stored(level.weights("end"), level))
+    masks = stored(level.masks(), level)
+    return set_masks(model, {name: mask for name, mask in masks.items() if not bool(mask.all())})

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.progress import Monitor
 from lth_fast.nn import masked_layers, set_masks
 from lth_fast.record import Level, Replicate
-from lth_fast.train import EagerStepper, Evaluation, evaluate
+from lth_fast.train import EagerStepper, Evaluation, evaluate, own_random_state, seed_loader
 
 # Steps are taken in chunks of about this many seconds: short for a lively progress bar and prompt checkpoints, long
 # enough that the loop around them costs nothing. The size of the chunks changes no result.
@@ -77,6 +77,7 @@ class _Training:
         total = sum(mask.numel() for mask in masks.values())
         self.density = sum(int(mask.sum()) for mask in masks.values()) / total if total else 1.0
         self.first = experiment.rewind if level.number > 0 else 0
+        self.noise_seed = experiment.seeds.stream("noise", experiment.replicate, level.number)
 
         self.model = copy.deepcopy(experiment.model).to(experiment.device)
         self.model.load_state_dict(start)
@@ -100,7 +101,7 @@ class _Training:
         if checkpoint is None:
             iteration = self.first
             self.level.log.truncate(0)
-            torch.manual_seed(self.experiment.seeds.stream("noise", self.experiment.replicate, self.level.number))
+            torch.manual_seed(self.noise_seed)
             self.batches.start(iteration)
         else:
             iteration = checkpoint["iteration"]
@@ -152,17 +153,22 @@ class _Training:
         return min(stops)
 
     def _evaluate(self) -> None:
-        loaders, criterion = self.experiment.loaders, self.experiment.criterion
-        validation = (
-            NOT_EVALUATED if loaders.validation is None else evaluate(self.model, criterion, loaders.validation)
-        )
-        test = NOT_EVALUATED if loaders.test is None else evaluate(self.model, criterion, loaders.test)
+        validation = self._measure(self.experiment.loaders.validation)
+        test = self._measure(self.experiment.loaders.test)
         self.last_validation, self.last_test = validation, test
         self.evaluations[self.iteration] = (validation.loss, validation.accuracy, test.loss, test.accuracy)
         if validation.loss < self.best.validation.loss or (
             self.best.iteration is None and not math.isnan(validation.loss)
         ):
             self.best = _Best(self.iteration, validation, test, self._state())
+
+    def _measure(self, loader: Any) -> Evaluation:
+        if loader is None:
+            return NOT_EVALUATED
+        # A DataLoader draws random numbers even in a fixed order. How often one looks must not change the training.
+        with own_random_state(self.experiment.device):
+            seed_loader(loader, self.noise_seed)
+            return evaluate(self.model, self.experiment.criterion, loader)
 
     def _state(self) -> dict[str, Tensor]:
         """The plain state dict, a copy on the CPU, pruned weights zero whatever the optimizer did."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.level import stored, train_level
 from lth_fast.experiment.progress import Monitor
-from lth_fast.experiment.prune_step import prune_further
+from lth_fast.experiment.prune_step import PruneStep
 from lth_fast.prune import prunable
 from lth_fast.record import Replicate
 
@@ -31,19 +31,20 @@ def run_replicate(experiment: Experiment, record: Replicate, monitor: Monitor) -
     """
     if record.initial() is None:
         record.save_initial(experiment.model.state_dict())
+    prune = PruneStep(experiment.prune_net)
     summaries: list[dict[str, Any]] = []
     for number in range(experiment.rounds + 1):
         level = record.level(number)
         if not level.complete:
             if level.masks() is None:
-                level.save_masks(_masks_of(experiment, record, number))
+                level.save_masks(_masks_of(experiment, record, number, prune))
             train_level(experiment, record, level, monitor)
         summaries.append(stored(level.summary(), level))
         monitor.level_complete(summaries[-1])
     return summaries
 
 
-def _masks_of(experiment: Experiment, record: Replicate, number: int) -> dict[str, Tensor]:
+def _masks_of(experiment: Experiment, record: Replicate, number: int, prune: PruneStep) -> dict[str, Tensor]:
     """The masks of level ``number``: everything at level 0, later what pruning the end of the previous level leaves."""
     if number == 0:
         return {
@@ -51,10 +52,9 @@ def _masks_of(experiment: Experiment, record: Replicate, number: int) -> dict[st
             for name, layer in prunable(experiment.model).items()
         }
     previous = record.level(number - 1)
-    return prune_further(
+    return prune(
         experiment.model,
         stored(previous.weights("end"), previous),
         stored(previous.masks(), previous),
-        experiment.prune_net,
         experiment.seeds.stream("mask", experiment.replicate, number),
     )

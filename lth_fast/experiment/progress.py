@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
 from torch import Tensor
 from tqdm import tqdm
 
-from lth_fast.train import Evaluation
+from lth_fast.train import Evaluation, StepperChoice
 
 
 class Monitor:
     """Told of the progress of a run; this one says nothing."""
+
+    def run_begins(self, path: Path, stepper: StepperChoice) -> None:
+        """The run in the folder ``path`` begins or goes on."""
 
     def level_begins(self, level: int, first: int, iteration: int, last: int, density: float, per_epoch: int) -> None:
         """Level ``level`` trains steps ``first + 1`` to ``last``, and stands at ``iteration``."""
@@ -31,11 +35,16 @@ class Monitor:
         """The run ends, by itself or not."""
 
 
-class LogLines(Monitor):
-    """One line per epoch, as the reference project prints it."""
-
+class _Printing(Monitor):
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
+
+    def run_begins(self, path: Path, stepper: StepperChoice) -> None:
+        print(f"run:     {path}\nstepper: {stepper}", file=self._stream, flush=True)
+
+
+class LogLines(_Printing):
+    """One line per epoch, as the reference project prints it."""
 
     def level_begins(self, level: int, first: int, iteration: int, last: int, density: float, per_epoch: int) -> None:
         self._level, self._density, self._per_epoch = level, density, per_epoch
@@ -59,12 +68,12 @@ class LogLines(Monitor):
         self._loss_sum, self._loss_count, self._began = 0.0, 0, now
 
 
-class ProgressBar(Monitor):
+class ProgressBar(_Printing):
     """A bar per level with iterations per second and the time left, and a line for each complete level."""
 
     def __init__(self, levels: int, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
         self._levels = levels
-        self._stream = stream or sys.stderr
         self._bar: Any = None
 
     def level_begins(self, level: int, first: int, iteration: int, last: int, density: float, per_epoch: int) -> None:

@@ -13,65 +13,74 @@ from lth_fast.nn import masks as model_masks
 from lth_fast.nn import set_masks
 
 
-def prune_further(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
-    prune_net: Callable[[nn.Module], nn.Module | None],
-    seed: int,
-) -> dict[str, Tensor]:
-    """Let ``prune_net`` prune a dense-form model once more and take over its masks.
+class PruneStep:
+    """Lets a pruning function prune a dense-form model once more, and takes over its masks.
 
-    The model it sees holds the weights of ``state`` and, from the second time on, the history it needs to prune among
-    survivors: the buffers and hooks of ``torch.nn.utils.prune`` if it uses those functions, else masked layers. Which
-    of them it uses is found by one trial on a plain copy, so that nothing has to be remembered over a restart.
+    The model that the function sees holds the weights at the end of the level and, from the second time on, the history
+    it needs to prune among survivors: the buffers and hooks of ``torch.nn.utils.prune`` if it uses those functions,
+    else masked layers. Which of them it uses shows the first time. Where that was before a restart, a trial on a plain
+    copy tells.
 
     Args:
-        model: Plain module; a copy of it is pruned.
-        state: State dict at the end of the level.
-        masks: Masks so far, by parameter name; those that prune nothing may be missing.
         prune_net: Prunes in place or returns a pruned model.
-        seed: For torch's global generator, which random pruning draws from.
-
-    Returns:
-        The masks by parameter name.
-
-    Raises:
-        ValueError: ``prune_net`` set no mask.
-        TypeError: It returned something that is not a module.
     """
-    history = {name: mask for name, mask in masks.items() if not bool(mask.all())}
-    candidate = _with_weights(model, state)
-    if history and _stock_masks(_pruned(prune_net, _with_weights(model, state))):
-        for name, mask in history.items():
-            layer, _, parameter = name.rpartition(".")
-            stock.custom_from_mask(candidate.get_submodule(layer), parameter, mask)
-    else:
-        set_masks(candidate, history)
-    torch.manual_seed(seed)
-    pruned = _pruned(prune_net, candidate)
-    ours, theirs = model_masks(pruned), _stock_masks(pruned)
-    if not ours and not theirs:
-        raise ValueError(
-            "prune_net set no mask: prune with lth_fast.prune or torch.nn.utils.prune (writing zeros into weights is "
-            "not pruning, the next training would revive them)"
-        )
-    shared = {name: ours[name] & theirs[name] for name in ours.keys() & theirs.keys()}
-    return {**ours, **theirs, **shared}
+
+    def __init__(self, prune_net: Callable[[nn.Module], nn.Module | None]) -> None:
+        self._prune_net = prune_net
+        self._uses_stock: bool | None = None
+
+    def __call__(
+        self, model: nn.Module, state: Mapping[str, Tensor], masks: Mapping[str, Tensor], seed: int
+    ) -> dict[str, Tensor]:
+        """Prune a copy of ``model`` further.
+
+        Args:
+            model: Plain module; a copy of it is pruned.
+            state: State dict at the end of the level.
+            masks: Masks so far, by parameter name.
+            seed: For torch's global generator, which random pruning draws from.
+
+        Returns:
+            The new masks by parameter name; those of parameters that were not pruned stay.
+
+        Raises:
+            ValueError: ``prune_net`` set no mask.
+            TypeError: It returned something that is not a module.
+        """
+        history = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+        candidate = _with_weights(model, state)
+        if history and self._uses_stock is None:
+            self._uses_stock = bool(_stock_masks(self._prune(_with_weights(model, state), seed)))
+        if self._uses_stock:
+            for name, mask in history.items():
+                layer, _, parameter = name.rpartition(".")
+                stock.custom_from_mask(candidate.get_submodule(layer), parameter, mask)
+        else:
+            set_masks(candidate, history)
+        pruned = self._prune(candidate, seed)
+        ours, theirs = model_masks(pruned), _stock_masks(pruned)
+        if not ours and not theirs:
+            raise ValueError(
+                "prune_net set no mask: prune with lth_fast.prune or torch.nn.utils.prune (writing zeros into weights "
+                "is not pruning, the next training would revive them)"
+            )
+        self._uses_stock = bool(theirs)
+        shared = {name: ours[name] & theirs[name] for name in ours.keys() & theirs.keys()}
+        return {**masks, **ours, **theirs, **shared}
+
+    def _prune(self, candidate: nn.Module, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        result = self._prune_net(candidate)
+        pruned = candidate if result is None else result
+        if not isinstance(pruned, nn.Module):
+            raise TypeError(f"prune_net: expected it to return the pruned model or None, got {type(pruned).__name__}")
+        return pruned
 
 
 def _with_weights(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     candidate = copy.deepcopy(model)
     candidate.load_state_dict(state)
     return candidate
-
-
-def _pruned(prune_net: Callable[[nn.Module], nn.Module | None], candidate: nn.Module) -> nn.Module:
-    result = prune_net(candidate)
-    pruned = candidate if result is None else result
-    if not isinstance(pruned, nn.Module):
-        raise TypeError(f"prune_net must return the pruned model or None, got {type(pruned).__name__}")
-    return pruned
 
 
 def _stock_masks(model: nn.Module) -> dict[str, Tensor]:

@@ -14,7 +14,11 @@ from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.lottery import run_replicate
 from lth_fast.experiment.progress import Monitor
 from lth_fast.record import Run
-from lth_fast.train import choose_stepper
+from lth_fast.train import choose_stepper, own_random_state
+
+
+class RunRefusedError(ValueError):
+    """Going on with the run here would make something else of it. Nothing was changed."""
 
 
 def run_in(
@@ -42,36 +46,44 @@ def run_in(
         The summary of every level.
 
     Raises:
-        ValueError: Recovering in another environment without ``force``.
+        RunRefusedError: Recovering with other data or another optimizer, or in another environment without ``force``.
         RunInUseError: Another process is at work in the folder.
     """
-    with run.lock(), _threads(threads), _own_random_state(experiment.device):
-        found = describe(experiment.device)
+    with run.lock(), _threads(threads), own_random_state(experiment.device):
+        manifest = _manifest(experiment, configuration)
         if recovering:
-            changed = differences(run.manifest()["environment"], found)
-            if changed and not force:
-                raise ValueError(
-                    f"{run.path}: going on here may not give the same bits ({'; '.join(changed)}); "
-                    "use --force to go on all the same"
-                )
-            if changed:
-                manifest = run.manifest()
-                manifest.setdefault("recovered_in", []).append(found)
-                run.save_manifest(manifest)
-        else:
-            run.save_manifest(_manifest(experiment, configuration, found))
+            manifest = _continued(run, manifest, force)
+        run.save_manifest(manifest)
+        monitor.run_begins(run.path, choose_stepper())
         try:
             return run_replicate(experiment, run.replicate(experiment.replicate), monitor)
         finally:
             monitor.close()
 
 
-def _manifest(experiment: Experiment, configuration: Mapping[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+def _continued(run: Run, found: Mapping[str, Any], force: bool) -> dict[str, Any]:
+    """The manifest of ``run``, which goes on in an environment and with things as ``found``."""
+    manifest = run.manifest()
+    for key in ("optimizer", "examples"):
+        if manifest[key] != found[key]:
+            raise RunRefusedError(f"{run.path}: {key}: expected the run's own, {manifest[key]}, got {found[key]}")
+    changed = differences(manifest["environment"], found["environment"])
+    if changed and not force:
+        raise RunRefusedError(
+            f"{run.path}: going on here may not give the same bits ({'; '.join(changed)}); "
+            "use --force to go on all the same"
+        )
+    if changed:
+        manifest.setdefault("recovered_in", []).append(found["environment"])
+    return manifest
+
+
+def _manifest(experiment: Experiment, configuration: Mapping[str, Any]) -> dict[str, Any]:
     choice = choose_stepper()
     sizes = {name: _size(loader) for name, loader in experiment.loaders._asdict().items() if loader is not None}
     return {
         "configuration": dict(configuration),
-        "environment": environment,
+        "environment": describe(experiment.device),
         "stepper": {"name": choice.name, "refused": choice.refused},
         "optimizer": experiment.optimizer.describe(),
         "model": repr(experiment.model),
@@ -96,10 +108,3 @@ def _threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _own_random_state(device: torch.device) -> Iterator[None]:
-    """Leave the caller's global generators as they were: the run seeds them for itself."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.ops import masked_apply, masked_apply_, pack_mask, unpack_mask
 
-# Layers whose mask was set and whose weight an optimizer may already carry moments for: lth_fast.optim clears those
-# before the optimizer's next step.
-recently_masked: weakref.WeakSet[MaskedLayer] = weakref.WeakSet()
-every_masked_layer: weakref.WeakSet[MaskedLayer] = weakref.WeakSet()
+MASKABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class MaskedLayer(nn.Module):
@@ -39,24 +37,24 @@ class MaskedLayer(nn.Module):
     @mask.setter
     def mask(self, mask: Tensor | None) -> None:
         weight = self.weight
+        survivors: int | None = None  # counted when asked for
         if mask is None:
             mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"mask must be a bool tensor of shape {list(weight.shape)}, got {given}")
-        if mask.shape != weight.shape:
-            raise ValueError(f"mask must have the weight's shape {list(weight.shape)}, got {list(mask.shape)}")
-        bits = pack_mask(mask.detach().to(weight.device))
+            survivors = weight.numel()
+        else:
+            check_mask(mask, weight, "mask")
+        # Made in inference mode, the bits could not be saved for the backward of a later training step.
+        with torch.inference_mode(False):
+            bits = pack_mask(mask.detach().to(weight.device))
         if "mask_bits" in self._buffers:
             self.mask_bits = bits
         else:
             self.register_buffer("mask_bits", bits, persistent=False)
-        self._survivors: int | None = None
+        self._survivors = survivors
         self.apply_mask()
         if weight.grad is not None:
             masked_apply_(weight.grad, bits)
-        every_masked_layer.add(self)
-        recently_masked.add(self)
+        mask_changes.note(self)
 
     def apply_mask(self) -> None:
         """Zero the pruned weights now."""
@@ -76,7 +74,7 @@ class MaskedLayer(nn.Module):
         if torch.compiler.is_compiling():
             # A graph cannot look at version counters: it always applies the mask, as a differentiable copy.
             return masked_apply(self.weight, self.mask_bits)
-        if self._seen_masked != _identity(self.weight):
+        if self._seen_masked is None or self._seen_masked != _identity(self.weight):
             self.apply_mask()
         return self.weight
 
@@ -99,26 +97,25 @@ class MaskedLayer(nn.Module):
         Args:
             layer: The plain layer; it is left as it is, but its weight is zeroed where ``mask`` prunes.
             mask: Bool tensor of the weight's shape; ``None`` keeps every weight.
-        """
-        twin = cls.plain_class.__new__(cls)
-        nn.Module.__init__(twin)
-        twin.__dict__.update({key: value for key, value in layer.__dict__.items() if not key.startswith("_")})
-        for table in ("_parameters", "_buffers"):
-            getattr(twin, table).update(getattr(layer, table))
-        twin._copy_private(layer)
-        mask_layer(twin, mask, cls)
-        return twin
 
-    def _copy_private(self, layer: Any) -> None:
-        """Copy the underscore attributes that ``layer``'s class keeps for itself, as Conv2d does for its padding."""
+        Raises:
+            TypeError: ``layer`` is of another class, or its weight is computed (by ``torch.nn.utils.prune`` or a
+                parametrization) instead of being a parameter; or ``mask`` is not bool.
+            ValueError: ``mask`` has another shape than the weight.
+        """
+        if not (type(layer) is cls.plain_class or isinstance(layer, cls)) or "weight" not in layer._parameters:
+            raise TypeError(
+                f"layer must be an nn.{cls.plain_class.__name__} (no subclass) whose weight is a parameter, "
+                f"got {type(layer).__name__} with parameters {list(layer._parameters)}"
+            )
+        twin = _copy_as(cls, layer)
+        twin.mask = mask
+        return twin
 
     def to_dense(self) -> nn.Module:
         """The plain layer with the same parameters (shared), zeros where the mask prunes."""
-        plain = self.plain_class.__new__(self.plain_class)
         self.apply_mask()
-        plain.__dict__.update(self.__dict__)
-        for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-            plain.__dict__[table] = self.__dict__[table].copy()
+        plain = _copy_as(self.plain_class, self)
         _forget_mask(plain)
         return plain
 
@@ -130,25 +127,54 @@ class MaskedLayer(nn.Module):
         # The copy's version counter starts anew, so what was noted about the original says nothing about it; and an
         # optimizer may have been copied along.
         self._seen_masked = None
-        every_masked_layer.add(self)
-        recently_masked.add(self)
+        mask_changes.note(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        bits = self.mask_bits
+        super()._apply(fn, recurse)
+        if bits.is_meta or self.weight.is_meta:  # no values there: every weight is kept, as in a new layer
+            self.mask = None
+        else:  # fn may convert (type()) or hand out uninitialised memory (to_empty); the mask only moves
+            self.mask_bits = bits.to(self.weight.device)
+        return self
+
+
+def check_mask(mask: Any, weight: Tensor, name: str) -> None:
+    """Raise TypeError or ValueError, calling the mask ``name``, unless ``mask`` can be a mask of ``weight``."""
+    shape = list(weight.shape)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{name} must be a bool tensor of shape {shape}, got {given}")
+    if list(mask.shape) != shape:
+        raise ValueError(f"{name} must have the weight's shape {shape}, got {list(mask.shape)}")
+    if weight.dtype not in MASKABLE:
+        expected = ", ".join(map(str, MASKABLE))
+        raise TypeError(f"{name}: expected a weight of one of {expected}, got {weight.dtype}")
+    if weight.is_meta:
+        raise ValueError(f"{name}: expected a weight with values, got one on the meta device; move it with to_empty()")
 
 
 def _identity(weight: Tensor) -> tuple[int, int, int] | None:
-    if weight.is_inference():
+    if weight.is_inference():  # counts no writes
         return None
     return (id(weight), weight.data_ptr() if weight.device.type != "meta" else 0, weight._version)
 
 
-def mask_layer(layer: nn.Module, mask: Tensor | None, cls: type[MaskedLayer]) -> None:
-    """Turn a plain ``layer`` into its masked twin in place, so that whoever holds the layer sees the mask."""
-    previous = layer.__class__
+def _copy_as(cls: type[nn.Module], layer: nn.Module) -> Any:
+    """A ``cls`` with the parameters, buffers and hooks of ``layer``; the tables that hold them are its own."""
+    copy = cls.__new__(cls)
+    for key, value in layer.__dict__.items():
+        copy.__dict__[key] = value.copy() if key.startswith("_") and isinstance(value, (dict, set)) else value
+    return copy
+
+
+def mask_layer(layer: nn.Module, mask: Tensor, cls: type[MaskedLayer]) -> None:
+    """Turn a plain ``layer`` into its masked twin in place, so that whoever holds the layer sees the mask.
+
+    The mask has been checked: nothing puts the class back if it cannot be set.
+    """
     layer.__class__ = cls
-    try:
-        layer.mask = mask  # type: ignore[assignment]
-    except BaseException:
-        layer.__class__ = previous
-        raise
+    layer.mask = mask
 
 
 def unmask_layer(layer: MaskedLayer) -> None:
@@ -158,7 +184,8 @@ def unmask_layer(layer: MaskedLayer) -> None:
     _forget_mask(layer)
 
 
-def _forget_mask(layer: nn.Module) -> None:
+def _forget_mask(layer: Any) -> None:
+    mask_changes.forget(layer)
     layer._buffers.pop("mask_bits", None)
     layer._non_persistent_buffers_set.discard("mask_bits")
     for name in ("_seen_masked", "_survivors"):

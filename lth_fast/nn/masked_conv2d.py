@@ -25,12 +25,10 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         nn.Conv2d.__init__(self, *args, **kwargs)
         self.mask = None
 
-    def _copy_private(self, layer: Any) -> None:
-        self._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
-
     def forward(self, input: Tensor) -> Tensor:
         padding = self.padding
-        batched = input if input.dim() == 4 else input.unsqueeze(0)
+        unbatched = input.dim() == 3
+        batched = input.unsqueeze(0) if unbatched else input
         if self.padding_mode != "zeros" or isinstance(padding, str):
             # torch keeps, for these cases, the four border widths that "same" or the mode stands for.
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
@@ -40,4 +38,4 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         output = masked_conv2d(
             batched, weight, self.bias, self.mask_bits, self.stride, padding, self.dilation, self.groups
         )
-        return output if input.dim() == 4 else output.squeeze(0)
+        return output.squeeze(0) if unbatched else output

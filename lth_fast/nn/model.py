@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lth_fast.nn.masked import MaskedLayer, mask_layer, unmask_layer
+from lth_fast.nn.masked import MaskedLayer, check_mask, mask_layer, unmask_layer
 from lth_fast.nn.masked_conv2d import MaskedConv2d
 from lth_fast.nn.masked_linear import MaskedLinear
 
@@ -39,27 +39,26 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
     Raises:
         KeyError: A name is not a parameter of ``model``.
-        TypeError: A mask is not bool, or the parameter is not the weight of an exact ``nn.Linear`` or ``nn.Conv2d``.
-        ValueError: A mask has another shape than its parameter.
+        TypeError: A mask is not bool, or the parameter is not the floating-point weight of one exact ``nn.Linear`` or
+            ``nn.Conv2d`` (a weight that several modules share cannot carry a mask).
+        ValueError: A mask has another shape than its parameter, or the parameter is on the meta device.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     layers: dict[str, nn.Module] = {}
     for name, mask in masks.items():
         if name not in parameters:
             raise KeyError(f"masks: the model has no parameter {name!r}; it has: {', '.join(parameters)}")
-        shape = list(parameters[name].shape)
-        if not isinstance(mask, Tensor) or str(mask.dtype) != "torch.bool":
-            given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"masks[{name!r}] must be a bool tensor of shape {shape}, got {given}")
-        if list(mask.shape) != shape:
-            raise ValueError(f"masks[{name!r}] must have the parameter's shape {shape}, got {list(mask.shape)}")
-        owner, _, attribute = name.rpartition(".")
-        layer = model.get_submodule(owner)
+        layer, attribute = _owner(model, name)
         if attribute != "weight" or not (isinstance(layer, MaskedLayer) or type(layer) in _TWINS):
             raise TypeError(
                 f"masks[{name!r}]: only the weight of an nn.Linear or nn.Conv2d (no subclass) can carry a mask, "
                 f"this is {attribute!r} of {type(layer).__name__}"
             )
+        check_mask(mask, parameters[name], f"masks[{name!r}]")
+        for other, parameter in parameters.items():
+            # The other module would read, and hand out gradients of, weights that the mask prunes.
+            if parameter is parameters[name] and _owner(model, other)[0] is not layer:
+                raise TypeError(f"masks[{name!r}]: expected a weight of one module, got one shared with {other!r}")
         layers[name] = layer
     for name, layer in layers.items():
         if isinstance(layer, MaskedLayer):
@@ -78,6 +77,11 @@ def restore(model: nn.Module) -> nn.Module:
     for layer in list(masked_layers(model).values()):
         unmask_layer(layer)
     return model
+
+
+def _owner(model: nn.Module, parameter_name: str) -> tuple[nn.Module, str]:
+    layer_name, _, attribute = parameter_name.rpartition(".")
+    return model.get_submodule(layer_name), attribute
 
 
 def _weight_name(layer_name: str) -> str:

@@ -37,8 +37,8 @@ def reference(input: Tensor, weight: Tensor, bias: Tensor | None, mask_bits: Ten
 
 def weight_grad_reference(grad_output: Tensor, input: Tensor, mask_bits: Tensor) -> Tensor:
     """Definition of the weight gradient ``[out_features, in_features]``, 0 where pruned."""
-    rows = grad_output.reshape(-1, grad_output.shape[-1])
-    return masked_apply_reference(rows.t() @ input.reshape(-1, input.shape[-1]), mask_bits)
+    rows, inputs = torch.atleast_2d(grad_output).flatten(0, -2), torch.atleast_2d(input).flatten(0, -2)
+    return masked_apply_reference(rows.t() @ inputs, mask_bits)
 
 
 def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, mask_bits: Tensor) -> Tensor:

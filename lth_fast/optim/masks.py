@@ -2,12 +2,13 @@
 
 A masked layer hands out zero gradients at pruned places, so an optimizer that starts at zero state stays there. One
 that is already at work when a mask is set carries momentum and moments that would move pruned weights for many steps.
-A hook that torch runs before every optimizer step clears them once after a mask was set; otherwise it costs one
-emptiness test.
+A hook that torch runs before every optimizer step clears them in the first one after a mask was set; in all others it
+compares two numbers.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,8 +16,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lth_fast.nn.masked import MaskedLayer, every_masked_layer, recently_masked
+from lth_fast.nn.mask_changes import mask_changes
+from lth_fast.nn.masked import MaskedLayer
 from lth_fast.ops import masked_apply_
+
+# The newest change of masks that each optimizer has followed. A copy of an optimizer is not in here: it follows anew.
+_followed: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
 
 
 def apply_masks(optimizer: Optimizer) -> None:
@@ -26,15 +31,14 @@ def apply_masks(optimizer: Optimizer) -> None:
     to when a mask is set), or after loading an optimizer state from elsewhere.
 
     Args:
-        optimizer: Any optimizer with ``param_groups`` and a ``state`` per parameter. Every state tensor that has the
-            parameter's shape is masked.
+        optimizer: Any optimizer with ``param_groups`` and a ``state`` per parameter. Every floating-point state tensor
+            that has the parameter's shape is masked.
     """
-    _apply(optimizer, list(every_masked_layer))
+    _apply(optimizer, mask_changes.since(0))
 
 
-def _apply(optimizer: Optimizer, layers: Iterable[MaskedLayer]) -> set[MaskedLayer]:
+def _apply(optimizer: Optimizer, layers: Iterable[MaskedLayer]) -> None:
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    cleared = set()
     for layer in layers:
         weight = layer.weight
         if id(weight) not in held:
@@ -43,16 +47,16 @@ def _apply(optimizer: Optimizer, layers: Iterable[MaskedLayer]) -> set[MaskedLay
         if weight.grad is not None:
             masked_apply_(weight.grad, layer.mask_bits)
         for value in optimizer.state.get(weight, {}).values():
-            if isinstance(value, Tensor) and value.shape == weight.shape and value.dim() > 0:
+            # Other types are codes of a quantised state, whose zero need not be the number 0.
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.is_floating_point():
                 masked_apply_(value, layer.mask_bits)
-        cleared.add(layer)
-    return cleared
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if recently_masked:
-        for layer in _apply(optimizer, list(recently_masked)):
-            recently_masked.discard(layer)
+    newest, followed = mask_changes.newest, _followed.get(optimizer, 0)
+    if followed != newest:
+        _apply(optimizer, mask_changes.since(followed))
+        _followed[optimizer] = newest
 
 
 register_optimizer_step_pre_hook(_before_step)

@@ -1,9 +1,9 @@
 """Training: seeded batches, steppers that advance a model, evaluation. Knows nothing of levels or files."""
 
-from lth_fast.train.batches import Batches, LoaderBatches, ResidentBatches
+from lth_fast.train.batches import Batches, LoaderBatches, ResidentBatches, seed_loader
 from lth_fast.train.evaluate import Evaluation, evaluate
 from lth_fast.train.optimizers import OptimizerRecipe
-from lth_fast.train.seeds import Seeds
+from lth_fast.train.seeds import Seeds, own_random_state
 from lth_fast.train.stepper import EagerStepper, Stepper, StepperChoice, choose_stepper
 
 __all__ = [
@@ -18,4 +18,6 @@ __all__ = [
     "StepperChoice",
     "choose_stepper",
     "evaluate",
+    "own_random_state",
+    "seed_loader",
 ]

@@ -65,8 +65,8 @@ class ResidentBatches:
 class LoaderBatches:
     """Batches of any re-iterable data loader, a ``torch.utils.data.DataLoader`` for instance.
 
-    Torch's global generator is seeded at the start of every epoch, so the loader's order (and whatever transforms and
-    dropout draw in that epoch) follows from the seed. Starting inside an epoch skips its first batches by drawing them.
+    Its generators are seeded at the start of every epoch, so the loader's order (and whatever transforms and dropout
+    draw in that epoch) follows from the seed. Starting inside an epoch skips its first batches by drawing them.
 
     Args:
         loader: Iterable of (inputs, labels) with a length.
@@ -85,30 +85,48 @@ class LoaderBatches:
             raise ValueError("data: the training loader has no batches")
         self._order_seed = order_seed
         self._device = device
-        self._iterator: Iterator[Any] | None = None
-        self._epoch = 0
-        self._index = 0
+        self.start(0)
 
     def start(self, iteration: int) -> None:
-        self._epoch, self._index = divmod(iteration, self.per_epoch)
-        self._enter_epoch()
-        for _ in range(self._index):
-            next(self._iterator)  # type: ignore[arg-type]
+        self._epoch, skipped = divmod(iteration, self.per_epoch)
+        self._index = 0
+        # The epoch is entered, and its generators seeded, by its first batch: where training goes on between two
+        # epochs, the random state of a checkpoint may be put back after this call.
+        self._iterator: Iterator[Any] | None = None
+        for _ in range(skipped):
+            self._draw()
 
     def next(self) -> tuple[Any, Tensor]:
-        if self._iterator is None:
-            self._enter_epoch()
-        elif self._index == self.per_epoch:
-            self._epoch, self._index = self._epoch + 1, 0
-            self._enter_epoch()
-        inputs, labels = next(self._iterator)  # type: ignore[arg-type]
-        self._index += 1
+        if self._index == self.per_epoch:
+            self._epoch, self._index, self._iterator = self._epoch + 1, 0, None
+        inputs, labels = self._draw()
         return inputs.to(self._device), labels.to(self._device)
 
-    def _enter_epoch(self) -> None:
-        seed = self._order_seed(self._epoch)
-        torch.manual_seed(seed)
-        own = getattr(self.loader, "generator", None)
-        if isinstance(own, torch.Generator):
-            own.manual_seed(seed)
-        self._iterator = iter(self.loader)
+    def _draw(self) -> Any:
+        if self._iterator is None:
+            seed_loader(self.loader, self._order_seed(self._epoch))
+            self._iterator = iter(self.loader)
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            raise ValueError(
+                f"data: expected {self.per_epoch} batches in every pass over the training loader, as its length says, "
+                f"got {self._index} in epoch {self._epoch + 1}"
+            ) from None
+        self._index += 1
+        return batch
+
+
+def seed_loader(loader: Any, seed: int) -> None:
+    """Make the next pass over ``loader`` a function of ``seed``.
+
+    Seeds torch's global generator, from which a ``DataLoader`` draws by default, and the generators that were handed to
+    the loader or to its samplers.
+    """
+    torch.manual_seed(seed)
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    for owner in (loader, *samplers):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)

@@ -12,14 +12,20 @@ from torch.optim import Optimizer
 
 from lth_fast._names import match_name
 
+# Not to be had by name: the base class, one whose step needs a closure, one for sparse gradients, one for matrices.
+_UNFIT = (Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam, getattr(torch.optim, "Muon", Optimizer))
+
 _CLASSES: dict[str, type[Optimizer]] = {
     name.lower(): value
     for name, value in vars(torch.optim).items()
-    if inspect.isclass(value) and issubclass(value, Optimizer) and value is not Optimizer
+    if inspect.isclass(value) and issubclass(value, Optimizer) and value not in _UNFIT
 }
 
 # These move nothing where the gradient has always been zero, so pruned weights stay zero through their step.
 KEEP_ZEROS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.RMSprop)
+
+# Those with a one-pass implementation; the plain ones take a pass over memory per operation.
+_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
@@ -44,6 +50,17 @@ class OptimizerRecipe:
     kind: type[Optimizer]
     settings: dict[str, Any] = field(default_factory=dict)
     groups: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = ()
+
+    @classmethod
+    def named(cls, name: str, learn_rate: float | None = None) -> OptimizerRecipe:
+        """The fastest implementation of the optimizer called ``name``; without a ``learn_rate`` its class's own.
+
+        Raises:
+            ValueError: As :func:`optimizer_class`.
+        """
+        kind = optimizer_class(name)
+        settings: dict[str, Any] = {} if learn_rate is None else {"lr": learn_rate}
+        return cls(kind, {**settings, "fused": True} if kind in _FUSED else settings)
 
     @classmethod
     def from_optimizer(cls, optimizer: Optimizer, model: nn.Module) -> OptimizerRecipe:
@@ -76,5 +93,17 @@ class OptimizerRecipe:
         return self.kind(groups, **self.settings)
 
     def describe(self) -> dict[str, Any]:
-        """Name and settings, for records."""
-        return {"name": self.kind.__name__, **self.settings}
+        """Name, settings and groups as JSON can hold them, for records."""
+        described = {"name": self.kind.__name__, **_plain(self.settings)}
+        if self.groups:
+            described["groups"] = [{"parameters": list(names), **_plain(own)} for names, own in self.groups]
+        return described
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can hold it; a user's own optimizer may have settings of any kind, tensors for instance."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

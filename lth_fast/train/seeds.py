@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,3 +43,14 @@ class Seeds:
     def generator(self, purpose: Purpose, replicate: int = 0, level: int = 0, part: int = 0) -> torch.Generator:
         """A CPU generator at the start of that stream."""
         return torch.Generator().manual_seed(self.stream(purpose, replicate, level, part))
+
+
+@contextlib.contextmanager
+def own_random_state(device: torch.device) -> Iterator[None]:
+    """Whatever the ``with`` block draws or seeds, torch's global generators are as before when it ends.
+
+    Args:
+        device: Where the block computes; the CPU's generator is always among them.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

@@ -7,11 +7,14 @@
 namespace lth_fast::LTH_FAST_ISA {
 namespace {
 
-// The multiplication gathers the lowest bit of each of the eight bytes into the highest byte, in order, without a
-// carry between them; it relies on every byte being 0 or 1, which torch guarantees for bool tensors.
 inline uint8_t pack_eight(const uint8_t* mask) {
   uint64_t bytes;
   std::memcpy(&bytes, mask, sizeof(bytes));
+  // Any byte but 0 is true in torch (a uint8 tensor viewed as bool keeps its bytes): make it 1. The addition carries
+  // a set bit of the lower seven into the eighth and never out of its byte.
+  constexpr uint64_t lower_seven = UINT64_C(0x7f7f7f7f7f7f7f7f);
+  bytes = ((((bytes & lower_seven) + lower_seven) | bytes) & ~lower_seven) >> 7;
+  // The multiplication gathers the lowest bits of the eight bytes in the highest byte, in order.
   return static_cast<uint8_t>((bytes * UINT64_C(0x0102040810204080)) >> 56);
 }
 

@@ -10,7 +10,7 @@
 namespace lth_fast {
 
 struct KernelTable {
-  // mask_packing: `mask` holds 0 or 1 per byte; weight i is bit i % 8 of byte i / 8 of `bits`.
+  // mask_packing: `mask` holds a bool per byte, any value but 0 is true; weight i is bit i % 8 of byte i / 8 of `bits`.
   // Bits behind `count` in the last byte are written as 0.
   void (*pack_mask)(const uint8_t* mask, uint8_t* bits, size_t count);
   void (*unpack_mask)(const uint8_t* bits, uint8_t* mask, size_t count);

@@ -1,0 +1,335 @@
+"""Every flag of the command line: what it does to a run, and what it refuses. A flag without a row fails a test."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from lth_fast import __version__
+from lth_fast.cli import main, parser
+from lth_fast.experiment.flags import FLAGS
+from lth_fast.record import Level, open_run
+
+BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "1", "--seed", "1")
+WHOLE_NUMBERS = ("0.5", "2.0", "many", "", "nan", "1e3")
+
+
+class Row(NamedTuple):
+    """A way to give a flag, and what is to be seen of it in the run ``BASE`` with it."""
+
+    given: str
+    seen: Callable[..., object]
+
+
+def equal(found, expected):
+    assert found == expected
+
+
+def evaluated(outcome, level=0):
+    log = outcome.level(level).log.read()
+    return log["iteration"][~(log["valid_loss"] != log["valid_loss"])].tolist()
+
+
+def kept(outcome, level=1):
+    return {name: float(mask.float().mean()) for name, mask in outcome.level(level).masks().items()}
+
+
+def sees_the_data_folder(outcome):
+    equal(outcome.run.manifest()["examples"], {"train": 100, "validation": 5000, "test": 60})
+
+
+def sees_the_batch_size(outcome):
+    equal([len(step.labels) for step in outcome.steps[:6]], [500, 500, 297, 500, 500, 297])
+
+
+def sees_the_optimizer(outcome):
+    equal({type(step.optimizer) for step in outcome.steps}, {torch.optim.RMSprop})
+    equal(outcome.run.manifest()["optimizer"]["name"], "RMSprop")
+
+
+def sees_the_learning_rate(outcome):
+    equal({rate for step in outcome.steps for rate in step.rates}, {0.025})
+
+
+def sees_the_iterations(outcome):
+    equal([step.iteration for step in outcome.steps], [*range(1, 18)] * 2)
+    for number in (0, 1):
+        equal(outcome.level(number).log.read()["iteration"].tolist(), [*range(1, 18)])
+        equal(outcome.level(number).summary()["iterations"], 17)
+
+
+def sees_the_rounds(outcome):
+    equal([level.number for level in outcome.run.replicate(0).levels()], [0, 1, 2, 3])
+    assert all(outcome.level(number).complete for number in range(4))
+
+
+def sees_no_rounds(outcome):
+    equal([level.number for level in outcome.run.replicate(0).levels()], [0])
+
+
+def sees_evaluations_every_four_iterations(outcome):
+    equal(evaluated(outcome), [4, 6])
+    equal(evaluated(outcome, level=1), [4, 6])
+
+
+def sees_the_rewound_level(outcome):
+    equal([step.iteration for step in outcome.steps], [1, 2, 3, 4, 5, 6, 5, 6])
+    after_four = outcome.steps[3].state
+    for number in (0, 1):
+        for name, value in outcome.level(number).weights("rewind").items():
+            assert torch.equal(value, after_four[name])
+    equal(outcome.configuration["rewind"], 4)
+
+
+def sees_the_prune_rate(outcome):
+    equal(kept(outcome), {"classifier.fc1.weight": pytest.approx(0.5), "classifier.fc2.weight": pytest.approx(0.75)})
+
+
+def sees_no_pruning(outcome):
+    equal(set(kept(outcome).values()), {1.0})
+
+
+def sees_the_seed(outcome):
+    equal(outcome.configuration["seed"], 0)
+    equal(outcome.configuration["sources"]["seed"], "given")
+
+
+def sees_the_threads(outcome):
+    equal({step.threads for step in outcome.steps}, {2})
+    equal(outcome.run.manifest()["environment"]["threads"], 2)
+
+
+ROWS = [
+    Row("--data {data} mnist", sees_the_data_folder),
+    Row("-p {data} mnist", sees_the_data_folder),
+    Row("--batch_size 500", sees_the_batch_size),
+    Row("--optim RMSprop", sees_the_optimizer),
+    Row("-o rms", sees_the_optimizer),
+    Row("--learn_rate 0.025", sees_the_learning_rate),
+    Row("-lr 2.5e-2", sees_the_learning_rate),
+    Row("--iter 17", sees_the_iterations),
+    Row("-i 17", sees_the_iterations),
+    Row("--rounds 3", sees_the_rounds),
+    Row("-r 3", sees_the_rounds),
+    Row("--rounds 0", sees_no_rounds),
+    Row("--step 4", sees_evaluations_every_four_iterations),
+    Row("-es 4", sees_evaluations_every_four_iterations),
+    Row("--step -1 --batch_size 500 --iter 7", lambda outcome: equal(evaluated(outcome), [3, 6, 7])),
+    Row("--step 100 --iter 201", lambda outcome: equal(evaluated(outcome), [100, 200, 201])),
+    Row("--iter 201", lambda outcome: equal(evaluated(outcome), [100, 200, 201])),
+    Row("--step 1000", lambda outcome: equal(evaluated(outcome), [6])),
+    Row("--rewind 4", sees_the_rewound_level),
+    Row("-rw 4", sees_the_rewound_level),
+    Row("--rewind 0.6667", sees_the_rewound_level),
+    Row("--prune_rate 0.5", sees_the_prune_rate),
+    Row("-pr .5", sees_the_prune_rate),
+    Row("--prune_rate 0", sees_no_pruning),
+    Row("--save {save}", lambda outcome: equal(outcome.run.path.parent, outcome.save)),
+    Row("-s {save}", lambda outcome: equal(outcome.run.path.parent, outcome.save)),
+    Row("--seed 0", sees_the_seed),
+    Row("-rs 0", sees_the_seed),
+    Row("--init_seed 0", lambda outcome: equal(outcome.configuration["init_seed"], 0)),
+    Row("--order_seed 0", lambda outcome: equal(outcome.configuration["order_seed"], 0)),
+    Row("--threads 2", sees_the_threads),
+    Row("--checkpoint_seconds 0", lambda outcome: equal(outcome.configuration["checkpoint_seconds"], 0.0)),
+]
+
+# Flags whose effect is not one on a finished run; their tests are below and in the files named.
+ELSEWHERE = {
+    "gpu": "here",
+    "version": "here",
+    "help": "here",
+    "recover": "test_recover.py",
+    "force": "test_recover.py",
+    "quiet": "test_output.py",
+}
+
+WRONG = {
+    "batch_size": ("a whole number >= 1", ("0", "-1", *WHOLE_NUMBERS)),
+    "optim": ("an optimizer of torch.optim", ("adm", "ada", "lbfgs", "")),
+    "learn_rate": ("a number > 0", ("0", "-0.1", "nan", "inf", "fast", "")),
+    "iter": ("a whole number >= 1", ("0", "-1", *WHOLE_NUMBERS)),
+    "rounds": ("a whole number >= 0", ("-1", *WHOLE_NUMBERS)),
+    "step": ("a whole number >= 1 or -1", ("0", "-2", *WHOLE_NUMBERS)),
+    "rewind": ("an iteration", ("-1", "1.5", "-0.5", "nan", "inf", "start", "", "6", "7", "0.99")),
+    "prune_rate": ("a number >= 0 and <= 0.99", ("-0.1", "1", "0.991", "20%", "nan", "")),
+    "seed": ("a whole number >= 0", ("-1", *WHOLE_NUMBERS)),
+    "init_seed": ("a whole number >= 0", ("-1", *WHOLE_NUMBERS)),
+    "order_seed": ("a whole number >= 0", ("-1", *WHOLE_NUMBERS)),
+    "threads": ("a whole number >= 1", ("0", "-1", *WHOLE_NUMBERS)),
+    "checkpoint_seconds": ("a number >= 0", ("-1", "nan", "inf", "often", "")),
+    "data": ("a text that is not empty", ("",)),
+    "save": ("a text that is not empty", ("",)),
+}
+# Flags without a value to be wrong, and --recover, whose value is the folder of a run (test_recover.py).
+NO_VALUE = {"gpu", "version", "help", "recover", "force", "quiet"}
+
+
+def long_flags():
+    return {text[2:] for action in parser()._actions for text in action.option_strings if text.startswith("--")}
+
+
+def spellings():
+    return {text for action in parser()._actions for text in action.option_strings if text != "-h"}
+
+
+def test_every_flag_of_the_parser_has_rows_in_both_tables():
+    rows = {word for row in ROWS for word in row.given.split() if word.startswith("-") and not word[1:].isdigit()}
+    assert rows | {f"--{name}" for name in ELSEWHERE} == spellings()
+    assert set(WRONG) | NO_VALUE == long_flags()
+
+
+def test_the_settings_of_a_run_are_flags_of_the_parser():
+    assert {flag.name for flag in FLAGS} | {"recover", "force", "quiet", "version", "help"} == long_flags()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.given for row in ROWS])
+def test_a_flag_has_its_effect_on_the_run(row, command, spied_steps, tmp_path, fake_mnist):
+    save = tmp_path / "here"
+    words = [word.format(data=fake_mnist, save=save) for word in row.given.split()]
+    base = list(BASE)
+    if words[-1] == "mnist":
+        base[1] = words.pop()
+    outcome = command(*base, *words, save=str(save) not in words)
+    if str(save) in words:
+        outcome.save = save
+    assert outcome.code == 0, outcome.err
+    row.seen(outcome)
+
+
+@pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, (_, values) in WRONG.items() for value in values])
+def test_a_wrong_value_is_refused_by_name_and_nothing_is_created(flag, value, command, tmp_path):
+    given = (f"--{flag}={value}",) if value.startswith("-") else (f"--{flag}", value)
+    outcome = command(*BASE, *given, save=flag != "save")
+    assert outcome.code == 2
+    assert outcome.out == ""
+    (line,) = outcome.err.splitlines()
+    assert line.startswith(f"error: --{flag}: expected {WRONG[flag][0]}")
+    assert line.endswith((f", got {value!r}", f", got {value}"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flag", sorted(set(WRONG) | {"recover"}))
+def test_a_flag_without_its_value_is_refused_by_name(flag, command, tmp_path):
+    outcome = command(*BASE, f"--{flag}", save=False)
+    assert outcome.code == 2
+    assert f"--{flag}: expected one argument" in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_refused(command, tmp_path):
+    (tmp_path / "file").touch()
+    outcome = command(*BASE, "--save", str(tmp_path / "file" / "runs"), save=False)
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].startswith("error: --save: expected a folder to write to, got")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_seeds_decide_their_part_of_the_randomness_and_no_other(command, spied_steps):
+    def drawn(*flags):
+        outcome = command(*BASE, *flags)
+        initial = outcome.run.replicate(0).initial()
+        return {
+            "init": initial["classifier.fc1.weight"].tolist(),
+            "order": [step.labels.tolist() for step in outcome.steps],
+        }
+
+    base = drawn()
+    assert drawn("--seed", "1") == base
+    other = drawn("--seed", "0")
+    assert other["init"] != base["init"]
+    assert other["order"] != base["order"]
+    other_init = drawn("--init_seed", "0")
+    assert other_init["init"] == other["init"]
+    assert other_init["order"] == base["order"]
+    other_order = drawn("--order_seed", "0")
+    assert other_order["init"] == base["init"]
+    assert other_order["order"] != base["order"]
+    assert drawn("--init_seed", "1", "--order_seed", "1") == base
+
+
+def test_without_a_seed_one_is_drawn_that_repeats_the_run(command, bits):
+    seedless = BASE[:-2]
+    first, second = command(*seedless), command(*seedless)
+    assert first.configuration["sources"]["seed"] == "default"
+    assert first.configuration["seed"] != second.configuration["seed"]
+    again = command(*seedless, "--seed", str(first.configuration["seed"]))
+    assert bits(again.run) == bits(first.run) != bits(second.run)
+
+
+def test_checkpoints_are_as_far_apart_as_asked(command, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Level, "save_checkpoint", lambda level, checkpoint: saved.append(checkpoint["iteration"]))
+    command(*BASE, "--checkpoint_seconds", "0")
+    assert saved
+    saved.clear()
+    command(*BASE, "--checkpoint_seconds", "1000")
+    assert not saved
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_without_a_gpu_the_command_that_works_here_is_named(command, tmp_path, bits):
+    outcome = command(*BASE, "--gpu", "-lr", "0.1", "--quiet")
+    assert outcome.code == 2
+    assert not list(tmp_path.iterdir())
+    message, _, named = outcome.err.strip().partition("; run on the CPU with: ")
+    assert message == "error: --gpu: expected a CUDA device, found none"
+    words = shlex.split(named)
+    assert words[:3] == ["python", "-m", "lth_fast"]
+    outcome.code = command(*words[3:], save=False).code
+    assert outcome.code == 0
+    assert bits(outcome.run) == bits(command(*BASE, "-lr", "0.1").run)
+
+
+@pytest.mark.gpu
+def test_with_a_gpu_the_run_is_there_and_repeats_bit_for_bit(command, bits):
+    first, second = command(*BASE, "--gpu"), command(*BASE, "--gpu")
+    assert first.run.manifest()["environment"]["device"] == torch.cuda.get_device_name()
+    assert bits(first.run) == bits(second.run)
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--version"])
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == f"lth_fast {__version__}\n"
+
+
+def test_the_help_names_every_flag_network_and_data_set(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    for word in (*spellings(), "lenet", "resnet20", "digits", "mnist"):
+        assert word in text
+
+
+def test_the_manifest_says_where_every_value_came_from(command):
+    configuration = command(*BASE, "--learn_rate", "0.5").configuration
+    sources = configuration["sources"]
+    assert set(sources) == {flag.name for flag in FLAGS} == set(configuration) - {"net", "dataset", "sources"}
+    assert sources["learn_rate"] == sources["iter"] == sources["save"] == "given"
+    assert sources["optim"] == sources["batch_size"] == "preset"
+    assert sources["order_seed"] == sources["gpu"] == "default"
+    assert configuration["optim"] == "adam"
+    assert configuration["batch_size"] == 60
+
+
+def test_the_manifest_says_what_ran_where(command):
+    run = command(*BASE).run
+    manifest = json.loads((run.path / "meta.json").read_text())
+    assert manifest == open_run(run.path).manifest()
+    environment = manifest["environment"]
+    assert {"torch", "numpy", "python", "cpu", "isa", "device", "threads", "lth_fast"} <= set(environment)
+    assert environment["torch"] == torch.__version__
+    assert environment["device"] == "cpu"
+    assert environment["threads"] == 1
+    assert manifest["stepper"] == {"name": "eager", "refused": {}}
+    assert manifest["net"] == "lenet-8"
+    assert manifest["configuration"]["net"] == "lenet:8"
+    assert manifest["configuration"]["dataset"] == manifest["dataset"] == "digits"

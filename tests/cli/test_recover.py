@@ -1,0 +1,245 @@
+"""``--recover DIR``: what goes on, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from lth_fast.experiment.environment import BITS_DEPEND_ON
+from lth_fast.experiment.flags import FLAGS
+from lth_fast.record import create_run
+
+BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "1", "--seed", "1")
+
+# For every setting another value than the one of a run BASE.
+OTHER = {
+    "batch_size": "61",
+    "optim": "sgd",
+    "learn_rate": "0.5",
+    "iter": "7",
+    "rounds": "2",
+    "step": "-1",
+    "rewind": "3",
+    "prune_rate": "0.3",
+    "save": "elsewhere",
+    "seed": "0",
+    "init_seed": "1",
+    "order_seed": "1",
+    "threads": "2",
+    "checkpoint_seconds": "1.0",
+    "gpu": None,
+}
+MAY_DIFFER = {"data"}
+
+
+def given(flag, value):
+    return [f"--{flag}"] if value is None else [f"--{flag}", value]
+
+
+def interrupted(outcome):
+    """``outcome`` as if its process had died at the end of level 1."""
+    outcome.level(1).path.joinpath("summary.json").unlink()
+    return outcome.run
+
+
+def change_manifest(run, change):
+    path = run.path / "meta.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def stopped(command):
+    return interrupted(command(*BASE))
+
+
+def test_an_unfinished_level_is_trained_again_to_the_same_bits(command, spied_steps, bits):
+    outcome = command(*BASE)
+    expected = bits(outcome.run)
+    run = interrupted(outcome)
+    recovered = command("--recover", str(run.path), save=False)
+    assert recovered.code == 0, recovered.err
+    assert [(step.level, step.iteration) for step in recovered.steps] == [(0, i) for i in range(1, 7)]
+    assert bits(run) == expected
+
+
+def test_a_complete_run_prints_its_report_again_wherever_it_was_made(command, spied_steps, bits):
+    outcome = command(*BASE)
+    before = bits(outcome.run)
+    change_manifest(outcome.run, lambda manifest: manifest["environment"].update(torch="1.0", isa="none"))
+    again = command("--recover", str(outcome.run.path), save=False)
+    assert (again.code, again.out, again.err) == (0, outcome.out, "")
+    assert not again.steps
+    assert bits(outcome.run) == before
+
+
+def test_its_own_settings_may_be_repeated(command, stopped):
+    configuration = stopped.manifest()["configuration"]
+    assert configuration["save"]
+    same = [
+        word
+        for flag in FLAGS
+        if flag.parse and configuration[flag.name] is not None
+        for word in (f"--{flag.name}", str(configuration[flag.name]))
+    ]
+    outcome = command("LENET:8", "digits", "--recover", str(stopped.path), *same, save=False)
+    assert outcome.code == 0, outcome.err
+
+
+def test_every_setting_has_a_value_that_contradicts():
+    assert OTHER.keys() | MAY_DIFFER == {flag.name for flag in FLAGS}
+
+
+@pytest.mark.parametrize("flag", OTHER)
+def test_a_contradicting_flag_is_refused_by_name(flag, command, stopped, bits):
+    before = bits(stopped)
+    outcome = command("--recover", str(stopped.path), *given(flag, OTHER[flag]), save=False)
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: --recover goes on with the run's own settings: ")
+    assert f" {flag} is {stopped.manifest()['configuration'][flag]} in the run, " in line
+    assert line.endswith(f"{OTHER[flag] or True} was given")
+    assert bits(stopped) == before
+
+
+def test_another_network_or_data_set_is_refused(command, stopped):
+    outcome = command("lenet:9", "mnist", "--recover", str(stopped.path), save=False)
+    assert outcome.code == 2
+    assert "net is lenet:8 in the run, lenet:9 was given" in outcome.err
+    assert "dataset is digits in the run, mnist was given" in outcome.err
+
+
+def test_all_contradictions_are_named_at_once(command, stopped):
+    outcome = command("--recover", str(stopped.path), "--iter", "9", "--seed", "3", save=False)
+    assert "seed is 1 in the run, 3 was given" in outcome.err
+    assert "iter is 6 in the run, 9 was given" in outcome.err
+
+
+def test_a_wrong_value_is_refused_before_it_contradicts(command, stopped):
+    outcome = command("--recover", str(stopped.path), "--iter", "many", save=False)
+    assert outcome.err == "error: --iter: expected a whole number >= 1, got 'many'\n"
+
+
+@pytest.mark.parametrize("what", BITS_DEPEND_ON)
+def test_another_environment_is_refused_by_name_and_forced_on_record(what, command, spied_steps, stopped):
+    change_manifest(stopped, lambda manifest: manifest["environment"].update({what: "another"}))
+    outcome = command("--recover", str(stopped.path), save=False)
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert f"going on here may not give the same bits ({what}: the run had another, here is " in line
+    assert line.endswith("use --force to go on all the same")
+    assert not outcome.steps
+    assert "recovered_in" not in stopped.manifest()
+
+    forced = command("--recover", str(stopped.path), "--force", save=False)
+    assert forced.code == 0, forced.err
+    assert forced.steps
+    (found,) = stopped.manifest()["recovered_in"]
+    assert found[what] != "another"
+    assert stopped.manifest()["environment"][what] == "another"
+
+
+def test_other_threads_can_be_forced(command, spied_steps, stopped):
+    outcome = command("--recover", str(stopped.path), "--threads", "2", "--force", save=False)
+    assert outcome.code == 0, outcome.err
+    assert {step.threads for step in outcome.steps} == {2}
+    assert stopped.manifest()["recovered_in"][0]["threads"] == 2
+
+
+def test_force_without_recover_is_refused(command):
+    outcome = command(*BASE, "--force")
+    assert outcome.code == 2
+    assert outcome.err == "error: --force: expected together with --recover\n"
+
+
+def test_the_data_may_have_moved(command, fake_mnist, tmp_path, bits):
+    outcome = command("lenet:8", "mnist", "--data", str(fake_mnist), *BASE[2:])
+    expected = bits(outcome.run)
+    run = interrupted(outcome)
+    moved = tmp_path / "moved"
+    shutil.copytree(fake_mnist, moved)
+    recovered = command("--recover", str(run.path), "--data", str(moved), save=False)
+    assert recovered.code == 0, recovered.err
+    assert bits(run) == expected
+
+
+def test_other_data_is_refused(command, spied_steps, stopped):
+    change_manifest(stopped, lambda manifest: manifest["examples"].update(train=1300))
+    outcome = command("--recover", str(stopped.path), save=False)
+    assert outcome.code == 2
+    assert "examples: expected the run's own, {'test': 250, 'train': 1300, " in outcome.err
+    assert not outcome.steps
+
+
+def test_a_second_process_on_the_same_folder_is_refused(command, stopped, bits):
+    before = bits(stopped)
+    with stopped.lock():
+        outcome = command("--recover", str(stopped.path), save=False)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: run {stopped.path} is being written by process ")
+    assert bits(stopped) == before
+    assert command("--recover", str(stopped.path), save=False).code == 0
+
+
+def missing(path):
+    return "there is no such folder"
+
+
+def empty(path):
+    path.mkdir()
+    return "the folder of a run is named"
+
+
+def no_folder(path):
+    path.touch()
+    return "there is no such folder"
+
+
+def damaged(path):
+    path.mkdir()
+    (path / "meta.json").write_text('{"format": 1, "net"')
+    return "is not a whole JSON document"
+
+
+def of_a_newer_lth_fast(path):
+    path.mkdir()
+    (path / "meta.json").write_text('{"format": 999, "net": "lenet", "dataset": "digits"}')
+    return "a newer lth_fast wrote it"
+
+
+def stopped_at_its_very_start(path):
+    create_run(path.parent / "new", "lenet", "digits").path.rename(path)
+    return "this run was stopped before it was set up; start it anew"
+
+
+def made_in_python(path):
+    run = create_run(path.parent / "new", "Sequential", "TensorDataset")
+    run.save_manifest({"configuration": {"made_by": "lth_fast.iterative_pruning"}})
+    run.path.rename(path)
+    return "was made by lth_fast.iterative_pruning; go on with it there: recover='"
+
+
+@pytest.mark.parametrize(
+    "make", [missing, empty, no_folder, damaged, of_a_newer_lth_fast, stopped_at_its_very_start, made_in_python]
+)
+def test_what_is_no_run_of_the_command_line_is_refused(make, command, tmp_path):
+    path = tmp_path / "run"
+    expected = make(path)
+    outcome = command("--recover", str(path), save=False)
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: ")
+    assert str(path) in line
+    assert expected in line
+
+
+def test_a_damaged_checkpoint_is_named_and_not_papered_over(command, stopped):
+    path = stopped.replicate(0).level(1).path / "checkpoint.pt"
+    path.write_bytes(b"PK\x03\x04")
+    outcome = command("--recover", str(stopped.path), save=False)
+    assert outcome.code == 1
+    assert f"{path} is not a whole checkpoint" in outcome.err
+    assert not stopped.replicate(0).level(1).complete

@@ -1,0 +1,268 @@
+"""The mask of a layer, and the zeros it keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lth_fast.nn import MaskedConv2d, MaskedLinear
+
+
+def pruned_weights_are_zero(layer: Any) -> bool:
+    pruned = layer.weight.detach()[~layer.mask]
+    return torch.equal(pruned, torch.zeros_like(pruned)) and not pruned.signbit().any()
+
+
+class OwnOperators(TorchDispatchMode):
+    """Notes the names of our operators as they are dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "lth_fast":
+            self.calls.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def own_operators_of(work: Callable[[], Any]) -> list[str]:
+    with OwnOperators() as mode:
+        work()
+    return mode.calls
+
+
+def test_a_new_layer_keeps_every_weight(kind: Any) -> None:
+    layer = kind.masked(*kind.arguments)
+    assert layer.mask.dtype == torch.bool
+    assert layer.mask.shape == layer.weight.shape
+    assert layer.mask.all()
+    assert (layer.survivors, layer.density) == (layer.weight.numel(), 1.0)
+
+
+def test_setting_a_mask_zeroes_the_pruned_weights_and_their_gradient_at_once(kind: Any) -> None:
+    layer = kind.masked(*kind.arguments)
+    layer.weight.grad = torch.randn_like(layer.weight)
+    weight, gradient, mask = layer.weight.detach().clone(), layer.weight.grad.clone(), kind.mask()
+    layer.mask = mask
+    assert torch.equal(layer.weight, weight * mask)
+    assert torch.equal(layer.weight.grad, gradient * mask)
+    assert pruned_weights_are_zero(layer)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_setting_a_mask_prunes_nan_and_infinity_too(kind: Any, value: float) -> None:
+    layer = kind.masked(*kind.arguments)
+    nn.init.constant_(layer.weight, value)
+    layer.mask = torch.zeros_like(layer.weight, dtype=torch.bool)
+    assert pruned_weights_are_zero(layer)
+
+
+def test_the_mask_is_read_and_written_as_a_copy(kind: Any) -> None:
+    layer, mask = kind.masked(*kind.arguments), kind.mask()
+    layer.mask = mask
+    expected = mask.clone()
+    mask.fill_(True)
+    layer.mask.fill_(False)
+    assert torch.equal(layer.mask, expected)
+
+
+def test_a_mask_may_lie_in_memory_in_any_order() -> None:
+    mask = torch.rand(5, 3) > 0.5
+    layer = MaskedLinear(5, 3)
+    layer.mask = mask.t()
+    assert torch.equal(layer.mask, mask.t())
+    convolution, mask = MaskedConv2d(2, 3, 3), torch.rand(3, 2, 3, 3) > 0.5
+    convolution.mask = mask.to(memory_format=torch.channels_last)
+    assert torch.equal(convolution.mask, mask)
+
+
+def test_a_mask_takes_one_bit_per_weight_and_nothing_else_is_stored(kind: Any) -> None:
+    layer, dense = kind.layer(), kind.dense()
+    extra = [tensor for tensor in vars(layer).values() if isinstance(tensor, Tensor)]
+    buffers = list(layer.buffers())
+    assert [name for name, _ in layer.named_parameters()] == [name for name, _ in dense.named_parameters()]
+    assert sum(tensor.nbytes for tensor in [*extra, *buffers]) == math.ceil(layer.weight.numel() / 8)
+
+
+def test_survivors_and_density_follow_the_mask(kind: Any) -> None:
+    layer = kind.layer()
+    for mask in (kind.mask(), torch.ones_like(layer.mask), torch.zeros_like(layer.mask), kind.mask()):
+        layer.mask = mask
+        assert layer.survivors == int(mask.sum())
+        assert layer.density == int(mask.sum()) / mask.numel()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op")
+def test_a_layer_without_weights_has_density_one() -> None:
+    assert MaskedLinear(0, 3).density == 1.0
+
+
+def test_a_survivor_that_equals_zero_stays_a_survivor(kind: Any) -> None:
+    layer = kind.layer()
+    mask = layer.mask
+    nn.init.zeros_(layer.weight)
+    layer(kind.inputs())
+    assert torch.equal(layer.mask, mask)
+    assert layer.survivors == int(mask.sum())
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer(kind.inputs()).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(layer.weight != 0, mask)
+
+
+def test_without_a_mask_again_every_weight_survives_and_starts_from_zero(kind: Any) -> None:
+    layer = kind.layer()
+    weight, pruned = layer.weight.detach().clone(), ~layer.mask
+    layer.mask = None
+    assert layer.mask.all()
+    assert layer.density == 1.0
+    assert torch.equal(layer.weight, weight)
+    layer(kind.inputs()).square().sum().backward()
+    assert layer.weight.grad[pruned].count_nonzero() == pruned.sum()
+
+
+def test_a_write_from_outside_is_masked_at_the_next_forward(
+    kind: Any, write_from_outside: Callable[[Any], None]
+) -> None:
+    layer, inputs = kind.layer(), kind.inputs()
+    mask = layer.mask
+    layer(inputs)
+    write_from_outside(layer)
+    assert not pruned_weights_are_zero(layer)
+    expected = layer.to_dense()
+    with torch.no_grad():
+        expected.weight = nn.Parameter(layer.weight * mask)
+    assert torch.equal(layer(inputs), expected(inputs))
+    assert pruned_weights_are_zero(layer)
+    assert torch.equal(layer.mask, mask)
+
+
+def test_a_new_parameter_in_the_old_memory_is_masked(kind: Any) -> None:
+    layer = kind.layer()
+    parameter = nn.Parameter(layer.weight.data)  # counts its writes anew
+    for _ in range(layer.weight._version):
+        nn.init.ones_(parameter)
+    assert (parameter.data_ptr(), parameter._version) == (layer.weight.data_ptr(), layer.weight._version)
+    layer.weight = parameter
+    layer(kind.inputs())
+    assert torch.equal(layer.weight, layer.mask.float())
+
+
+def test_a_write_that_torch_does_not_count_is_masked_on_request(kind: Any) -> None:
+    layer = kind.layer()
+    layer.weight.data.fill_(1.0)
+    layer.apply_mask()
+    assert torch.equal(layer.weight != 0, layer.mask)
+
+
+def test_a_clean_forward_is_one_operator_and_touches_no_mask(kind: Any) -> None:
+    layer, inputs = kind.layer(), kind.inputs()
+    operator = {MaskedLinear: "masked_linear", MaskedConv2d: "masked_conv2d"}[kind.masked]
+    assert own_operators_of(lambda: layer(inputs)) == [operator]
+    nn.init.normal_(layer.weight)
+    assert own_operators_of(lambda: layer(inputs)) == ["masked_apply_", operator]
+    assert own_operators_of(lambda: layer(inputs)) == [operator]
+    layer.double()
+    assert own_operators_of(lambda: layer(inputs.double())) == ["masked_apply_", operator]
+    assert own_operators_of(lambda: layer(inputs.double())) == [operator]
+
+
+def test_a_clean_forward_leaves_the_version_of_the_weight_alone(kind: Any) -> None:
+    layer = kind.layer()
+    version = layer.weight._version
+    first = layer(kind.inputs())
+    second = layer(kind.inputs())
+    assert layer.weight._version == version
+    (first.sum() + second.sum()).backward()
+
+
+def test_a_weight_that_is_vouched_for_is_not_masked_again(kind: Any) -> None:
+    layer, inputs = kind.layer(), kind.inputs()
+    with torch.no_grad():
+        layer.weight.mul_(2.0)
+    layer.trust_weight()
+    assert "masked_apply_" not in own_operators_of(lambda: layer(inputs))
+
+
+def test_training_goes_on_with_a_mask_that_was_set_in_inference_mode(kind: Any) -> None:
+    layer = kind.masked(*kind.arguments)
+    with torch.inference_mode():
+        layer.mask = mask = kind.mask()
+        layer(kind.inputs())
+    layer(kind.inputs()).sum().backward()
+    assert torch.equal(layer.weight.grad != 0, mask)
+
+
+def test_a_layer_made_in_inference_mode_masks_what_is_written_to_it(kind: Any) -> None:
+    with torch.inference_mode():
+        layer = kind.layer()
+        for _ in range(2):
+            layer.weight.fill_(1.0)
+            layer(kind.inputs())
+            assert torch.equal(layer.weight, layer.mask.float())
+    with torch.no_grad():
+        assert layer(kind.inputs()).isfinite().all()
+
+
+def test_weights_in_channels_last_order_are_masked_where_the_mask_says() -> None:
+    layer: Any = MaskedConv2d(2, 3, 3)
+    layer.mask = mask = torch.rand(3, 2, 3, 3) > 0.5
+    layer.to(memory_format=torch.channels_last)
+    nn.init.ones_(layer.weight)
+    layer(torch.randn(2, 2, 6, 6))
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layer.weight, mask.float())
+    layer(torch.randn(2, 2, 6, 6)).square().sum().backward()
+    assert torch.equal(layer.weight.grad != 0, mask)
+
+
+def test_the_representation_shows_the_density() -> None:
+    layer: Any = MaskedLinear(4, 2)
+    layer.mask = torch.tensor([[True, False, False, False], [True, True, False, False]])
+    assert repr(layer) == "MaskedLinear(in_features=4, out_features=2, bias=True, density=0.375)"
+    assert repr(MaskedConv2d(1, 2, 3)) == "MaskedConv2d(1, 2, kernel_size=(3, 3), stride=(1, 1), density=1)"
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "complaint"),
+    [
+        ([True] * 15, TypeError, r"mask must be a bool tensor of shape \[3, 5\], got list"),
+        (torch.ones(3, 5), TypeError, r"mask must be a bool tensor of shape \[3, 5\], got torch\.float32"),
+        (torch.ones(5, 3) > 0, ValueError, r"mask must have the weight's shape \[3, 5\], got \[5, 3\]"),
+    ],
+    ids=["no tensor", "dtype", "shape"],
+)
+def test_a_mask_that_does_not_fit_is_refused_and_changes_nothing(
+    mask: Any, error: type[Exception], complaint: str
+) -> None:
+    layer: Any = MaskedLinear(5, 3)
+    layer.mask = before = torch.rand(3, 5) > 0.5
+    weight = layer.weight.detach().clone()
+    with pytest.raises(error, match=complaint):
+        layer.mask = mask
+    assert torch.equal(layer.mask, before)
+    assert torch.equal(layer.weight, weight)
+    assert layer.survivors == int(before.sum())
+
+
+def test_weights_that_are_not_real_floating_point_cannot_be_masked(kind: Any) -> None:
+    layer = kind.dense(dtype=torch.complex64)
+    with pytest.raises(TypeError, match=r"mask: expected a weight of one of torch\.float16.*, got torch\.complex64"):
+        kind.masked.from_dense(layer, kind.mask())
+    assert type(layer) is kind.plain
+    assert not list(layer.buffers())
+
+
+def test_a_layer_without_values_takes_no_mask_but_says_what_it_is(kind: Any) -> None:
+    layer = kind.masked(*kind.arguments, device="meta")
+    assert "density=1" in repr(layer)
+    with pytest.raises(ValueError, match="mask: expected a weight with values, got one on the meta device"):
+        layer.mask = kind.mask()
+    assert layer(kind.inputs().to("meta")).shape == kind.dense()(kind.inputs()).shape

@@ -1,0 +1,210 @@
+"""The masks of a whole model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lth_fast.nn import MaskedConv2d, MaskedLinear, masked_layers, masks, restore, set_masks
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Sequential(nn.Linear(2 * 4 * 4, 5), nn.Linear(5, 3))
+    )
+
+
+NAMES = ["0.weight", "3.0.weight", "3.1.weight"]
+
+
+def random_masks(model: nn.Module, names: list[str] = NAMES) -> dict[str, Tensor]:
+    return {name: torch.rand(model.get_parameter(name).shape) > 0.5 for name in names}
+
+
+def assert_equal_masks(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(found) == list(expected)
+    for name, mask in expected.items():
+        assert torch.equal(found[name], mask)
+
+
+def test_masks_are_set_and_read_by_parameter_name() -> None:
+    model = network()
+    chosen = random_masks(model)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    assert set_masks(model, chosen) is model
+    assert_equal_masks(masks(model), chosen)
+    for name, mask in chosen.items():
+        assert torch.equal(model.get_parameter(name), weights[name] * mask)
+
+
+def test_layers_become_their_masked_twins_in_place() -> None:
+    model = network()
+    layers, parameters = list(model.modules()), list(model.parameters())
+    set_masks(model, random_masks(model))
+    assert all(after is before for after, before in zip(model.modules(), layers, strict=True))
+    assert all(after is before for after, before in zip(model.parameters(), parameters, strict=True))
+    assert [type(layer) for layer in masked_layers(model).values()] == [MaskedConv2d, MaskedLinear, MaskedLinear]
+    assert list(masked_layers(model)) == NAMES
+    assert list(model.state_dict()) == list(network().state_dict())
+
+
+def test_layers_that_are_not_named_keep_what_they_have() -> None:
+    model = network()
+    first = random_masks(model, ["3.0.weight"])
+    set_masks(model, first)
+    assert_equal_masks(masks(model), first)
+    assert type(model[0]) is nn.Conv2d
+    second = random_masks(model, ["0.weight"])
+    set_masks(model, second)
+    assert_equal_masks(masks(model), {**second, **first})
+
+
+def test_a_layer_alone_is_a_model_whose_parameter_is_called_weight() -> None:
+    layer = nn.Linear(4, 3)
+    mask = torch.rand(3, 4) > 0.5
+    set_masks(layer, {"weight": mask})
+    assert type(layer) is MaskedLinear
+    assert_equal_masks(masks(layer), {"weight": mask})
+    assert type(restore(layer)) is nn.Linear
+
+
+def test_no_masks_change_nothing() -> None:
+    model = network()
+    set_masks(model, {})
+    assert masks(model) == {}
+    assert restore(model) is model
+
+
+def test_restore_gives_back_the_plain_model_with_zeros() -> None:
+    model, inputs = network().eval(), torch.randn(2, 1, 6, 6)
+    parameters, keys = list(model.parameters()), vars(model[0]).keys()
+    chosen = random_masks(model)
+    out = set_masks(model, chosen)(inputs)
+    nn.init.constant_(model[3][1].weight, 1.0)
+    assert restore(model) is model
+    assert masks(model) == {}
+    assert [type(layer) for layer in model.modules()] == [type(layer) for layer in network().modules()]
+    assert all(after is before for after, before in zip(model.parameters(), parameters, strict=True))
+    assert vars(model[0]).keys() == keys
+    assert not [name for name, _ in model.named_buffers() if "mask" in name]
+    assert torch.equal(model[3][1].weight, chosen["3.1.weight"].float())
+    assert out.shape == model(inputs).shape
+
+
+def test_a_restored_model_trains_all_of_its_weights() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    set_masks(model, random_masks(model))
+    restore(model)
+    model(torch.randn(2, 1, 6, 6)).square().sum().backward()
+    optimizer.step()
+    assert model[0].weight.count_nonzero() == model[0].weight.numel()
+
+
+def test_a_copied_model_has_masks_of_its_own() -> None:
+    model = network()
+    chosen = random_masks(model)
+    set_masks(model, chosen)
+    twin = copy.deepcopy(model)
+    set_masks(twin, {name: torch.zeros_like(mask) for name, mask in chosen.items()})
+    assert_equal_masks(masks(model), chosen)
+
+
+def test_a_layer_registered_twice_is_masked_once() -> None:
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, layer)
+    mask = torch.rand(4, 4) > 0.5
+    set_masks(model, {"1.weight": mask})
+    assert_equal_masks(masks(model), {"0.weight": mask})
+
+
+def shared_weight() -> nn.Module:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+    model[1].weight = model[0].weight
+    return model
+
+
+class Subclass(nn.Linear):
+    pass
+
+
+WRONG: dict[str, tuple[nn.Module, dict[str, Any], type[Exception], str]] = {
+    "unknown name": (
+        nn.Sequential(nn.Linear(4, 5)),
+        {"weight": torch.ones(5, 4) > 0},
+        KeyError,
+        r"masks: the model has no parameter 'weight'; it has: 0\.weight, 0\.bias",
+    ),
+    "no tensor": (
+        nn.Sequential(nn.Linear(4, 5)),
+        {"0.weight": [[True]]},
+        TypeError,
+        r"masks\['0\.weight'\] must be a bool tensor of shape \[5, 4\], got list",
+    ),
+    "dtype": (
+        nn.Sequential(nn.Linear(4, 5)),
+        {"0.weight": torch.ones(5, 4)},
+        TypeError,
+        r"masks\['0\.weight'\] must be a bool tensor of shape \[5, 4\], got torch\.float32",
+    ),
+    "shape": (
+        nn.Sequential(nn.Linear(4, 5)),
+        {"0.weight": torch.ones(4, 5) > 0},
+        ValueError,
+        r"masks\['0\.weight'\] must have the weight's shape \[5, 4\], got \[4, 5\]",
+    ),
+    "bias": (
+        nn.Sequential(nn.Linear(4, 5)),
+        {"0.bias": torch.ones(5) > 0},
+        TypeError,
+        r"masks\['0\.bias'\]: only the weight of an nn\.Linear or nn\.Conv2d .* 'bias' of Linear",
+    ),
+    "normalisation": (
+        nn.Sequential(nn.BatchNorm1d(5)),
+        {"0.weight": torch.ones(5) > 0},
+        TypeError,
+        r"masks\['0\.weight'\]: only the weight of an nn\.Linear or nn\.Conv2d .* 'weight' of BatchNorm1d",
+    ),
+    "subclass": (
+        nn.Sequential(Subclass(4, 5)),
+        {"0.weight": torch.ones(5, 4) > 0},
+        TypeError,
+        r"\(no subclass\) can carry a mask, this is 'weight' of Subclass",
+    ),
+    "weight not floating point": (
+        nn.Sequential(nn.Linear(4, 5, dtype=torch.complex128)),
+        {"0.weight": torch.ones(5, 4) > 0},
+        TypeError,
+        r"masks\['0\.weight'\]: expected a weight of one of torch\.float16, .*, got torch\.complex128",
+    ),
+    "weight without values": (
+        nn.Sequential(nn.Linear(4, 5, device="meta")),
+        {"0.weight": torch.ones(5, 4) > 0},
+        ValueError,
+        r"masks\['0\.weight'\]: expected a weight with values, got one on the meta device",
+    ),
+    "weight of two modules": (
+        shared_weight(),
+        {"1.weight": torch.ones(5, 4) > 0},
+        TypeError,
+        r"masks\['1\.weight'\]: expected a weight of one module, got one shared with '0\.weight'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_all_masks_are_checked_before_the_first_is_set(case: str) -> None:
+    wrong, chosen, error, complaint = WRONG[case]
+    model = nn.Sequential(*wrong, nn.Linear(5, 5))
+    name = f"{len(wrong)}.weight"
+    plain = model[len(wrong)]
+    before = plain.weight.detach().clone()
+    with pytest.raises(error, match=complaint):
+        set_masks(model, {name: torch.zeros(5, 5, dtype=torch.bool), **chosen})
+    assert type(plain) is nn.Linear
+    assert torch.equal(plain.weight, before)
+    assert masks(model) == {}

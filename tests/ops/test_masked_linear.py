@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from lth_fast.ops import masked_apply, masked_linear, pack_mask
+from lth_fast.ops.masked_linear import _forward, reference, weight_grad_reference
+
+Distance = Callable[[Tensor, Tensor], float]
+FEATURES = [(1, 16), (7, 3), (33, 20), (257, 130), (0, 3), (3, 0)]
+BATCHES = [(), (1,), (5,), (0,), (2, 3), (2, 0, 3)]
+
+
+def random_layer(
+    in_features: int, out_features: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A weight that is zero where it is pruned, a bias, and the mask."""
+    mask = torch.rand(out_features, in_features) > 0.5
+    weight = torch.randn(out_features, in_features, dtype=dtype) * mask
+    return weight, torch.randn(out_features, dtype=dtype), mask
+
+
+def as_leaves(*tensors: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
+    return [tensor.detach().clone().to(dtype or tensor.dtype).requires_grad_() for tensor in tensors]
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("features", FEATURES, ids=str)
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+def test_output_and_gradients_are_those_of_the_reference(
+    features: tuple[int, int], batch: tuple[int, ...], distance: Distance
+) -> None:
+    weight, bias, mask = random_layer(*features)
+    tensors = (torch.randn(*batch, features[0]), weight, bias)
+    bits = pack_mask(mask)
+    single, double = as_leaves(*tensors), as_leaves(*tensors, dtype=torch.float64)
+    out, expected = masked_linear(*single, bits), reference(*double, bits)
+    assert distance(out, expected) <= 1e-6
+    gradient = torch.randn(out.shape)
+    out.backward(gradient)
+    expected.backward(gradient.double())
+    for tensor, like in zip(single, double, strict=True):
+        assert tensor.grad is not None
+        assert like.grad is not None
+        assert distance(tensor.grad, like.grad) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_forward_is_bit_for_bit_the_dense_one(dtype: torch.dtype) -> None:
+    weight, bias, mask = random_layer(33, 20, dtype)
+    inputs = torch.randn(5, 33, dtype=dtype)
+    assert torch.equal(masked_linear(inputs, weight, bias, pack_mask(mask)), linear(inputs, weight, bias))
+    assert torch.equal(masked_linear(inputs, weight, None, pack_mask(mask)), linear(inputs, weight))
+
+
+def test_without_a_bias_the_other_gradients_stay_what_they_are(distance: Distance) -> None:
+    weight, _, mask = random_layer(7, 3)
+    inputs, weight = as_leaves(torch.randn(5, 7), weight)
+    masked_linear(inputs, weight, None, pack_mask(mask)).sum().backward()
+    assert inputs.grad is not None
+    assert weight.grad is not None
+    assert distance(inputs.grad, weight.detach().sum(0).expand(5, 7)) <= 1e-6
+    assert distance(weight.grad, inputs.detach().sum(0).expand(3, 7) * mask) <= 1e-6
+
+
+@pytest.mark.parametrize("wanted", range(3), ids=["input", "weight", "bias"])
+def test_a_single_gradient_can_be_asked_for(wanted: int, distance: Distance) -> None:
+    weight, bias, mask = random_layer(7, 3)
+    tensors = [torch.randn(5, 7), weight, bias]
+    expected = as_leaves(*tensors, dtype=torch.float64)
+    reference(*expected, pack_mask(mask)).square().sum().backward()
+    tensors[wanted].requires_grad_()
+    masked_linear(*tensors, pack_mask(mask)).square().sum().backward()
+    assert [tensor.grad is not None for tensor in tensors] == [index == wanted for index in range(3)]
+    found, like = tensors[wanted].grad, expected[wanted].grad
+    assert found is not None
+    assert like is not None
+    assert distance(found, like) <= 1e-6
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_weight_gradient_is_exactly_zero_where_pruned_whatever_arrives(value: float) -> None:
+    weight, bias, mask = random_layer(33, 20)
+    (weight,) = as_leaves(weight)
+    masked_linear(torch.ones(5, 33), weight, bias, pack_mask(mask)).backward(torch.full((5, 20), value))
+    assert weight.grad is not None
+    assert not weight.grad[mask].isfinite().any()
+    assert weight.grad[~mask].view(torch.int32).unique().tolist() == [0]
+
+
+def test_inputs_and_gradients_may_lie_in_memory_in_any_order(distance: Distance) -> None:
+    weight, bias, mask = random_layer(7, 3)
+    bits = pack_mask(mask)
+    inputs = torch.randn(7, 4, 5).permute(2, 1, 0)
+    gradient = torch.randn(3, 4, 5).permute(2, 1, 0)
+    for grad_output in (gradient, torch.randn(()).expand(5, 4, 3)):
+        single, double = as_leaves(weight.t().contiguous().t(), bias), as_leaves(weight, bias, dtype=torch.float64)
+        masked_linear(inputs, *single, bits).backward(grad_output)
+        reference(inputs.double(), *double, bits).backward(grad_output.double())
+        for tensor, like in zip(single, double, strict=True):
+            assert tensor.grad is not None
+            assert like.grad is not None
+            assert distance(tensor.grad, like.grad) <= 1e-6
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("batch", [(), (2,), (2, 2)], ids=str)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_first_and_second_derivatives_agree_with_finite_differences(batch: tuple[int, ...], with_bias: bool) -> None:
+    weight, bias, mask = random_layer(4, 3, torch.float64)
+    bits = pack_mask(mask)
+    tensors = as_leaves(torch.randn(*batch, 4, dtype=torch.float64), weight, *([bias] if with_bias else []))
+
+    def masked(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        # A difference quotient moves pruned weights too, which the operator takes for zero.
+        return masked_linear(inputs, masked_apply(weight, bits), bias, bits).sin()
+
+    assert torch.autograd.gradcheck(masked, tensors)
+    assert torch.autograd.gradgradcheck(masked, tensors)
+
+
+def test_second_derivatives_are_those_of_the_reference_and_zero_where_pruned(distance: Distance) -> None:
+    weight, bias, mask = random_layer(7, 3)
+    bits = pack_mask(mask)
+
+    def penalty(op: Callable[..., Tensor], dtype: torch.dtype) -> Tensor:
+        inputs, leaf = as_leaves(inputs_, weight, dtype=dtype)
+        gradients = torch.autograd.grad(
+            op(inputs, leaf, bias.to(dtype), bits).tanh().sum(), (inputs, leaf), create_graph=True
+        )
+        torch.stack([gradient.square().sum() for gradient in gradients]).sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    inputs_ = torch.randn(5, 7)
+    found = penalty(masked_linear, torch.float32)
+    assert distance(found, penalty(reference, torch.float64)) <= 1e-5
+    assert found[~mask].tolist() == [0.0] * int((~mask).sum())
+
+
+def test_the_bits_do_not_depend_on_the_number_of_threads(
+    on_threads: Callable[[int, Callable[[], Tensor]], Tensor],
+) -> None:
+    # Small whole numbers: their sums are exact in any order, so a difference would come from the mask alone.
+    mask = torch.rand(512, 521) > 0.5
+    weight = torch.randint(-3, 4, (512, 521)) * mask.float()
+    inputs, gradient = torch.randint(-3, 4, (6, 521)).float(), torch.randint(-3, 4, (6, 512)).float()
+
+    def weight_gradient() -> Tensor:
+        (leaf,) = as_leaves(weight)
+        masked_linear(inputs, leaf, None, pack_mask(mask)).backward(gradient)
+        assert leaf.grad is not None
+        return leaf.grad
+
+    expected = (gradient.t() @ inputs) * mask
+    assert torch.equal(on_threads(1, weight_gradient), expected)
+    assert torch.equal(on_threads(2, weight_gradient), expected)
+
+
+def test_autocast_casts_as_for_a_dense_layer() -> None:
+    weight, bias, mask = random_layer(33, 20)
+    bits = pack_mask(mask)
+    inputs = torch.randn(5, 33)
+    ours, dense = as_leaves(inputs, weight, bias), as_leaves(inputs, weight, bias)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, expected = masked_linear(*ours, bits), linear(*dense)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, expected)
+    out.float().square().sum().backward()
+    expected.float().square().sum().backward()
+    for (tensor, like), pruning in zip(zip(ours, dense, strict=True), (True, mask, True), strict=True):
+        assert tensor.grad is not None
+        assert like.grad is not None
+        assert tensor.grad.dtype == torch.float32
+        assert torch.equal(tensor.grad, like.grad * pruning)
+
+
+def test_what_serves_devices_without_a_kernel_agrees_with_the_kernel(distance: Distance) -> None:
+    weight, bias, mask = random_layer(33, 20)
+    bits = pack_mask(mask)
+    inputs, gradient = torch.randn(2, 3, 33), torch.randn(2, 3, 20)
+    assert torch.equal(_forward(inputs, weight, bias, bits), masked_linear(inputs, weight, bias, bits))
+    native = torch.ops.lth_fast.masked_linear_weight_grad(gradient, inputs, bits)
+    assert distance(weight_grad_reference(gradient, inputs, bits), native) <= 1e-6
+    one = torch.ops.lth_fast.masked_linear_weight_grad(gradient[0, 0], inputs[0, 0], bits)
+    assert distance(weight_grad_reference(gradient[0, 0], inputs[0, 0], bits), one) <= 1e-6
+
+
+# torch's own check looks at the gradient of a tensor that is no leaf.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_the_registrations_are_consistent() -> None:
+    weight, bias, mask = random_layer(7, 3)
+    bits = pack_mask(mask)
+    inputs, weight, bias = as_leaves(torch.randn(2, 5, 7), weight, bias)
+    torch.library.opcheck(torch.ops.lth_fast.masked_linear, (inputs, weight, bias, bits))
+    gradient = torch.randn(2, 5, 3)
+    torch.library.opcheck(torch.ops.lth_fast.masked_linear_weight_grad, (gradient, inputs.detach(), bits))
+
+
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_the_registrations_agree_on_shapes_and_memory_layout(batch: tuple[int, ...], with_bias: bool) -> None:
+    weight, bias, mask = random_layer(7, 3)
+    bits, tests = pack_mask(mask), ("test_schema", "test_faketensor")
+    for inputs in (torch.randn(*batch, 7), torch.randn(7, *batch[::-1]).permute(*range(len(batch), -1, -1))):
+        torch.library.opcheck(
+            torch.ops.lth_fast.masked_linear, (inputs, weight, bias if with_bias else None, bits), test_utils=tests
+        )
+        torch.library.opcheck(
+            torch.ops.lth_fast.masked_linear_weight_grad, (torch.randn(*batch, 3), inputs, bits), test_utils=tests
+        )
+
+
+BITS = torch.zeros(2, dtype=torch.uint8)
+WRONG: dict[str, tuple[tuple[Tensor | None, ...], str]] = {
+    "weight of one dimension": (
+        (torch.ones(4), torch.ones(4), None, BITS),
+        r"weight must have 2 dimensions \[out_features, in_features\], got \[4\]",
+    ),
+    "input of other features": (
+        (torch.ones(2, 5), torch.ones(3, 4), None, BITS),
+        r"input must have shape \[..., 4\] for weight of shape \[3, 4\], got \[2, 5\]",
+    ),
+    "input without dimensions": (
+        (torch.ones(()), torch.ones(3, 4), None, BITS),
+        r"input must have shape \[..., 4\] for weight of shape \[3, 4\], got \[\]",
+    ),
+    "input of another dtype": (
+        (torch.ones(2, 4).double(), torch.ones(3, 4), None, BITS),
+        r"input must have the dtype of weight \(Float\), got Double",
+    ),
+    "complex weight": (
+        (torch.ones(2, 4) + 1j, torch.ones(3, 4) + 1j, None, BITS),
+        r"weight must be floating point and real, got ComplexFloat",
+    ),
+    "bias of another length": (
+        (torch.ones(2, 4), torch.ones(3, 4), torch.ones(4), BITS),
+        r"bias must have shape \[3\], got \[4\]",
+    ),
+    "bias of another dtype": (
+        (torch.ones(2, 4), torch.ones(3, 4), torch.ones(3).half(), BITS),
+        r"bias must have the dtype of weight \(Float\), got Half",
+    ),
+    "bits of another dtype": (
+        (torch.ones(2, 4), torch.ones(3, 4), None, BITS.int()),
+        r"mask_bits must be uint8 \(see pack_mask\), got Int",
+    ),
+    "bits of another length": (
+        (torch.ones(2, 4), torch.ones(3, 4), None, BITS[:1]),
+        r"mask_bits must have shape \[2\] for weight of shape \[3, 4\], got \[1\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_are_refused_by_name(case: str, mode: Callable[[], contextlib.AbstractContextManager]) -> None:
+    arguments, complaint = WRONG[case]
+    with mode(), pytest.raises(RuntimeError, match=f"masked_linear: {complaint}"):
+        masked_linear(*arguments)
+
+
+def test_tensors_on_different_devices_are_refused() -> None:
+    weight, bits = torch.ones(3, 4), BITS
+    with pytest.raises(RuntimeError, match=r"input must be on the device of weight \(cpu\), got meta"):
+        masked_linear(torch.ones(2, 4, device="meta"), weight, None, bits)
+    with pytest.raises(RuntimeError, match=r"mask_bits must be on the device of weight \(cpu\), got meta"):
+        masked_linear(torch.ones(2, 4), weight, None, bits.to("meta"))

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as stock
+
+from lth_fast.nn import MaskedConv2d, MaskedLinear
+from lth_fast.prune import l1_unstructured
+
+
+def distinct(shape: torch.Size) -> Tensor:
+    """Random numbers of either sign, no two of the same magnitude."""
+    magnitudes = (torch.randperm(shape.numel()) + 1.0).reshape(shape) / shape.numel()
+    return magnitudes * torch.where(torch.rand(shape) > 0.5, 1.0, -1.0)
+
+
+def random_layer() -> nn.Module:
+    if torch.rand(()) > 0.5:
+        return nn.Linear(*torch.randint(1, 30, (2,)).tolist())
+    return nn.Conv2d(*torch.randint(1, 9, (3,)).tolist())
+
+
+def random_amount(survivors: int) -> float:
+    return torch.rand(()).item() if torch.rand(()) > 0.5 else int(torch.randint(0, survivors + 1, ()))
+
+
+def test_masks_are_those_of_the_stock_function_over_repeated_rounds() -> None:
+    for _ in range(200):
+        ours: Any = random_layer()
+        theirs: Any = copy.deepcopy(ours)
+        for _ in range(3):
+            amount = random_amount(int(theirs.weight.count_nonzero()))
+            weight = distinct(ours.weight.shape)
+            for parameter in (ours.weight, getattr(theirs, "weight_orig", theirs.weight)):
+                with torch.no_grad():
+                    parameter.copy_(weight)
+            for hook in theirs._forward_pre_hooks.values():
+                hook(theirs, None)  # stock ranks the weight of the last forward
+            assert l1_unstructured(ours, "weight", amount) is ours
+            stock.l1_unstructured(theirs, "weight", amount)
+            assert torch.equal(ours.mask, theirs.weight_mask.bool()), amount
+            assert torch.equal(ours.weight, theirs.weight)
+
+
+@pytest.mark.parametrize(("layer", "twin"), [(nn.Linear(5, 4), MaskedLinear), (nn.Conv2d(2, 3, 3), MaskedConv2d)])
+def test_the_layer_becomes_masked_in_place_and_keeps_its_parameter(layer: Any, twin: type) -> None:
+    weight = layer.weight
+    l1_unstructured(layer, name="weight", amount=0.5)
+    assert type(layer) is twin
+    assert layer.weight is weight
+    assert layer.density == 0.5
+
+
+def test_the_smallest_magnitudes_go_whatever_their_sign() -> None:
+    layer: Any = nn.Linear(4, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[-3.0, 0.5, 2.0, -1.0]]))
+    l1_unstructured(layer, "weight", 2)
+    assert layer.weight.tolist() == [[-3.0, 0.0, 2.0, 0.0]]
+
+
+def test_a_share_is_one_of_the_survivors_rounded_to_the_nearest_count_and_halves_to_even() -> None:
+    layer: Any = nn.Linear(10, 1)
+    counts = []
+    for amount in (0.25, 0.5, 0.0, 0.25, 1.0):  # of 10: 2.5; of 8: 4; of 4: 0; of 4: 1; of 3: 3
+        l1_unstructured(layer, "weight", amount)
+        counts.append(layer.survivors)
+    assert counts == [8, 4, 4, 3, 0]
+
+
+def test_a_count_is_taken_as_it_is() -> None:
+    layer: Any = nn.Linear(10, 1)
+    l1_unstructured(layer, "weight", 1)
+    assert layer.survivors == 9
+    l1_unstructured(layer, "weight", 9)
+    assert layer.survivors == 0
+
+
+def test_other_scores_can_rank_the_weights() -> None:
+    layer: Any = nn.Linear(3, 1)
+    l1_unstructured(layer, "weight", 1, importance_scores=torch.tensor([[2.0, 3.0, 1.0]]))
+    assert layer.mask.tolist() == [[True, True, False]]
+
+
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "share above one": ({"amount": 1.1}, ValueError, r"amount must be a share in \[0, 1\] .*, got 1\.1"),
+    "negative share": ({"amount": -0.1}, ValueError, r"amount must be a share in \[0, 1\] .*, got -0\.1"),
+    "NaN": ({"amount": float("nan")}, ValueError, "amount must be a share .*, got nan"),
+    "more than there are": ({"amount": 13}, ValueError, "amount must be between 0 and the 12 survivors, got 13"),
+    "negative count": ({"amount": -1}, ValueError, "amount must be between 0 and the 12 survivors, got -1"),
+    "truth": ({"amount": True}, TypeError, "amount must be a share .*, got True"),
+    "text": ({"amount": "half"}, TypeError, "amount must be a share .*, got 'half'"),
+    "bias": ({"name": "bias", "amount": 1}, TypeError, "only the weight of an nn.Linear or nn.Conv2d"),
+    "scores of another shape": (
+        {"amount": 1, "importance_scores": torch.rand(4, 3)},
+        ValueError,
+        r"importance_scores must have .*shape \[3, 4\], got \[4, 3\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_are_refused_and_change_nothing(case: str) -> None:
+    arguments, error, complaint = WRONG[case]
+    layer = nn.Linear(4, 3)
+    weight = layer.weight.detach().clone()
+    with pytest.raises(error, match=complaint):
+        l1_unstructured(layer, **{"name": "weight", **arguments})
+    assert type(layer) is nn.Linear
+    assert torch.equal(layer.weight, weight)
+
+
+def test_a_diverged_weight_is_refused() -> None:
+    layer = nn.Linear(4, 3)
+    nn.init.constant_(layer.weight, torch.nan)
+    with pytest.raises(ValueError, match="NaN"):
+        l1_unstructured(layer, "weight", 1)
+
+
+def test_a_layer_that_carries_stock_hooks_is_refused() -> None:
+    layer = nn.Linear(4, 3)
+    stock.l1_unstructured(layer, "weight", 1)
+    with pytest.raises(ValueError, match=r"module: this Linear is pruned by torch\.nn\.utils\.prune"):
+        l1_unstructured(layer, "weight", 1)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune as stock
+
+from lth_fast import models
+from lth_fast.nn import masks
+from lth_fast.prune import prune_all, sparsity
+
+# Frankle & Carbin 2019 (arXiv 1803.03635), LeNet-300-100: percent of the weights that remain, by level.
+PAPER = {0: "100.0", 3: "51.3", 7: "21.1", 9: "13.5", 12: "7.0", 15: "3.6", 18: "1.9", 26: "0.33"}
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 5, 2), nn.Flatten(), nn.Linear(20, 10), nn.BatchNorm1d(10), nn.Linear(10, 4))
+
+
+def survivors(model: nn.Module) -> list[int]:
+    return [int(mask.sum()) for mask in masks(model).values()]
+
+
+def test_every_layer_is_pruned_by_the_rate_and_the_output_layer_by_half_of_it() -> None:
+    model = network()
+    assert prune_all(model, 0.2) is model
+    assert survivors(model) == [16, 160, 36]
+    prune_all(model, 0.5)
+    assert survivors(model) == [8, 80, 27]
+    assert sparsity(model) == pytest.approx(100 * (1 - (8 + 80 + 27) / 260))
+
+
+def test_each_layer_loses_its_own_smallest_weights() -> None:
+    model = network()
+    for scale, index in ((1.0, 0), (1000.0, 2), (1e-3, 4)):
+        with torch.no_grad():
+            model[index].weight.mul_(scale)
+    weights = {name: model.get_parameter(name).detach().abs().clone() for name in ("0.weight", "2.weight", "4.weight")}
+    prune_all(model, 0.2)
+    for name, mask in masks(model).items():
+        assert weights[name][~mask].max() <= weights[name][mask].min()
+
+
+def test_biases_and_normalisation_layers_stay_as_they_are() -> None:
+    model = network()
+    others = {name: value.clone() for name, value in model.state_dict().items() if name not in masks(network())}
+    prune_all(model, 1.0)
+    for name, value in others.items():
+        if name not in masks(model):
+            assert torch.equal(model.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("rate", [0, 0.0, 1, 1.0])
+def test_the_ends_of_the_range_of_rates_are_shares_too(rate: float) -> None:
+    model = network()
+    prune_all(model, rate)
+    assert survivors(model) == ([20, 200, 40] if rate == 0 else [0, 0, 20])
+
+
+def test_lenet_has_the_densities_of_the_paper_at_every_level() -> None:
+    model = models.build("lenet")
+    layers = [784 * 300, 300 * 100, 100 * 10]
+    total = sum(layers)
+    for level in range(27):
+        if level > 0:
+            prune_all(model, 0.2)
+            layers = [size - round(size * rate) for size, rate in zip(layers, (0.2, 0.2, 0.1), strict=True)]
+            assert survivors(model) == layers
+        density = 100 - sparsity(model)
+        assert density == pytest.approx(100 * sum(layers) / total)
+        if level in PAPER:
+            decimals = len(PAPER[level].partition(".")[2])
+            assert f"{density:.{decimals}f}" == PAPER[level], level
+
+
+def test_another_method_is_called_as_the_stock_functions_are() -> None:
+    calls: list[tuple[Any, str, float]] = []
+    model = network()
+    prune_all(model, 0.2, lambda layer, name, amount: calls.append((layer, name, amount)))
+    assert calls == [(model[0], "weight", 0.2), (model[2], "weight", 0.2), (model[4], "weight", 0.1)]
+
+
+def test_the_stock_functions_are_such_methods() -> None:
+    model = network()
+    prune_all(model, 0.2, stock.random_unstructured)
+    assert sparsity(model) == pytest.approx(100 * (4 + 40 + 4) / 260)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
+def test_a_rate_out_of_range_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match=f"rate must be between 0 and 1, got {rate}"):
+        prune_all(network(), rate)
+
+
+def test_a_model_without_prunable_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model: BatchNorm1d has no nn\.Linear or nn\.Conv2d to prune"):
+        prune_all(nn.BatchNorm1d(3), 0.2)
