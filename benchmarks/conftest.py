@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from lth_fast.experiment.environment import describe
 
 

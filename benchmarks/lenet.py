@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as stock
+
 from lth_fast import data, models
 from lth_fast.data import DataSplits, ResidentLoader
 from lth_fast.nn import set_masks
 from lth_fast.prune import prunable
 from lth_fast.train import EagerStepper, ResidentBatches
-from torch import Tensor, nn
-from torch.nn.utils import prune as stock
 
 
 def mnist() -> tuple[DataSplits, str]:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from lth_fast.experiment.experiment import Experiment, Loaders
 from lth_fast.experiment.level import train_level
 from lth_fast.experiment.progress import Monitor
 from lth_fast.prune import prune_all
 from lth_fast.record import create_run
 from lth_fast.train import OptimizerRecipe, Seeds, evaluate
-from torch import nn
 
 from .alternation import alternate
 from .lenet import Setting, mnist, stepper

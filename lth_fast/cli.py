@@ -16,6 +16,7 @@ from lth_fast.experiment.command import Interrupted, recover_command, run_comman
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.environment import information
 from lth_fast.experiment.flags import BY_NAME, FLAGS
+from lth_fast.experiment.presets import every_setting
 from lth_fast.record import Run, RunInUseError, open_run
 from lth_fast.report import figure, table
 
@@ -70,6 +71,9 @@ def parser() -> Parser:
         spellings = (*flag.short, f"--{flag.name}")
         if flag.parse is None:
             result.add_argument(*spellings, action="store_true", help=flag.help)
+            if flag.negatable:
+                off = f"switch off --{flag.name} where a preset has it on"
+                result.add_argument(f"--no_{flag.name}", dest=flag.name, action="store_false", help=off)
         else:
             result.add_argument(*spellings, metavar="", help=f"{flag.help} ({_default(flag.name)})")
     result.add_argument("--recover", metavar="DIR", help="go on with the run in this folder, with its own settings")
@@ -80,11 +84,19 @@ def parser() -> Parser:
 
 
 def _default(name: str) -> str:
-    if name in ("seed", "init_seed", "order_seed", "threads"):
-        return "default: see the text" if name == "threads" else "default: none"
-    value = getattr(Config, name)
-    preset = {"batch_size", "optim", "learn_rate", "iter"}
-    return f"default: {value}" + (" or the paper's for this network" if name in preset else "")
+    words = {
+        "seed": "none",
+        "init_seed": "none",
+        "order_seed": "none",
+        "fc_rate": "none",
+        "whole": "none",
+        "keep": "none",
+        "milestones": "none",
+        "threads": "1 for lenet, else all",
+        "init": "glorot for lenet and conv, else kaiming",
+    }
+    value = words.get(name, getattr(Config, name, None))
+    return f"default: {value}" + (", or the preset's" if any(name in preset for preset in every_setting()) else "")
 
 
 def _canonical_flags(arguments: Sequence[str]) -> list[str]:
@@ -92,7 +104,8 @@ def _canonical_flags(arguments: Sequence[str]) -> list[str]:
 
     argparse knows prefixes, but takes two spellings of one flag for two flags.
     """
-    known = [f"--{name}" for name in (*BY_NAME, *_OTHER_FLAGS)]
+    negations = (f"no_{flag.name}" for flag in FLAGS if flag.negatable)
+    known = [f"--{name}" for name in (*BY_NAME, *negations, *_OTHER_FLAGS)]
     canonical = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")

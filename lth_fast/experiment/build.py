@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
+from torch import nn
 
 from lth_fast import data, models
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.experiment import Experiment, Loaders
-from lth_fast.prune import prune_all
+from lth_fast.experiment.pruning import pruning_function
+from lth_fast.record import Run
 from lth_fast.train import OptimizerRecipe, Seeds
+from lth_fast.train.schedule import StepSchedule
 
 
 def training_device(gpu: bool, called: str = "--gpu") -> torch.device:
@@ -26,8 +27,13 @@ def training_device(gpu: bool, called: str = "--gpu") -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def build_experiment(config: Config, replicate: int = 0) -> Experiment:
+def build_experiment(config: Config, replicate: int = 0, ticket: Run | None = None) -> Experiment:
     """Load the data, draw the initial weights and put the experiment together.
+
+    Args:
+        config: The settings.
+        replicate: Number of the repetition.
+        ticket: For a control arm, the finished ticket run.
 
     Raises:
         FileNotFoundError: The data set is neither there nor to be had.
@@ -37,20 +43,37 @@ def build_experiment(config: Config, replicate: int = 0) -> Experiment:
     device = training_device(config.gpu)
     seeds = Seeds(config.seed, config.init_seed, config.order_seed)
     splits = data.load(
-        config.dataset, config.data, train_batch_size=config.batch_size, split_seed=seeds.stream("split")
+        config.dataset,
+        config.data,
+        train_batch_size=config.batch_size,
+        augment=config.augment,
+        split_seed=seeds.stream("split"),
     )
-    model = models.build(
-        config.net,
-        splits.train.input_shape,
-        splits.train.classes,
-        generator=seeds.generator("init", replicate),
-    )
+
+    def draw(seed: int) -> nn.Module:
+        return models.build(
+            config.net,
+            splits.train.input_shape,
+            splits.train.classes,
+            dropout=config.dropout,
+            init=config.init,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    model = draw(seeds.stream("init", replicate))
+    scheduled = bool(config.warmup or config.milestones)
     return Experiment(
         model=model,
         loaders=Loaders(*(split if split is None else split.to(device) for split in splits)),
         criterion=torch.nn.CrossEntropyLoss(),
-        optimizer=OptimizerRecipe.named(config.optim, config.learn_rate),
-        prune_net=partial(prune_all, rate=config.prune_rate),
+        optimizer=OptimizerRecipe.named(
+            config.optim,
+            config.learn_rate,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        ),
+        prune_net=pruning_function(config.scope, config.prune_rate, config.fc_rate, config.whole, config.prune_bias),
         iterations=config.iter,
         rounds=config.rounds,
         rewind=config.rewind,
@@ -59,4 +82,12 @@ def build_experiment(config: Config, replicate: int = 0) -> Experiment:
         replicate=replicate,
         device=device,
         checkpoint_seconds=config.checkpoint_seconds,
+        schedule=StepSchedule(config.warmup, config.milestones) if scheduled else None,
+        precision=config.precision,
+        keep=config.keep,
+        keep_optimizer=config.keep_optimizer,
+        prune_bias=config.prune_bias,
+        branch=config.branch,
+        ticket=None if ticket is None else ticket.replicate(replicate),
+        redraw=lambda seed: draw(seed).state_dict(),
     )

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lth_fast.experiment.build import build_experiment, training_device
 from lth_fast.experiment.config import Config
+from lth_fast.experiment.presets import shown_to_fail
 from lth_fast.experiment.progress import monitor_for
 from lth_fast.experiment.session import RunRefusedError, run_in
 from lth_fast.record import Run, create_run, open_run
+
+# In these a control arm and its ticket run may differ.
+_NOT_COMPARED = ("branch", "data", "save", "checkpoint_seconds", "gpu", "threads", "ticket", "keep")
 
 
 class Interrupted(Exception):
@@ -47,6 +54,11 @@ def run_command(net: str, dataset: str, given: Mapping[str, Any], *, quiet: bool
         on_the_cpu = [net, dataset, *(f"--{name}={value}" for name, value in given.items() if name != "gpu")]
         on_the_cpu += ["--quiet"] if quiet else []
         raise ValueError(f"{error}; run on the CPU with: python -m lth_fast {shlex.join(on_the_cpu)}") from None
+    warning = shown_to_fail(config.net, config.rewind, config.learn_rate, config.optim)
+    if warning and not quiet:
+        print(f"WARNING  {warning}", file=sys.stderr)
+    if config.branch != "ticket":
+        config = _after_its_ticket(config, quiet)
     return _run(config, None, quiet=quiet, force=False)
 
 
@@ -74,13 +86,50 @@ def recover_command(
     if "made_by" in configuration:
         raise ValueError(f"{path} was made by {configuration['made_by']}; go on with it there: recover={str(path)!r}")
     config = Config.from_record(configuration).recovered_with(net, dataset, given, force=force)
-    if all(run.replicate(0).level(number).complete for number in range(config.rounds + 1)):
+    if _complete(run, config):
         return run
     return _run(config, run, quiet=quiet, force=force)
 
 
+def _after_its_ticket(config: Config, quiet: bool) -> Config:
+    """``config`` of a control arm with the ticket run it is compared with, which is run first where there is none."""
+    ticket = find_ticket(config)
+    if ticket is None:
+        if not quiet:
+            print(f"no finished ticket run of these settings in {config.save}: running it first", file=sys.stderr)
+        ticket = _run(dataclasses.replace(config, branch="ticket"), None, quiet=quiet, force=False)
+    elif not quiet:
+        print(f"masks of the ticket run {ticket.path}", file=sys.stderr)
+    seed = ticket.manifest()["configuration"]["seed"]
+    return dataclasses.replace(config, seed=seed, ticket=str(ticket.path))
+
+
+def find_ticket(config: Config) -> Run | None:
+    """The newest finished ticket run in the save folder whose settings are those of the control arm ``config``.
+
+    A seed that was not given may be any. Where and on how many threads it ran does not matter.
+    """
+    folder = Path(config.save)
+    for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
+        try:
+            run = open_run(path)
+            other = Config.from_record(run.manifest()["configuration"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        same = {name: getattr(config, name) for name in _NOT_COMPARED}
+        if config.sources.get("seed") != "given":
+            same["seed"] = config.seed
+        if other.branch == "ticket" and dataclasses.replace(other, **same) == config and _complete(run, config):
+            return run
+    return None
+
+
+def _complete(run: Run, config: Config) -> bool:
+    return all(run.replicate(0).level(number).complete for number in range(config.rounds + 1))
+
+
 def _run(config: Config, recovered: Run | None, *, quiet: bool, force: bool) -> Run:
-    experiment = build_experiment(config)
+    experiment = build_experiment(config, ticket=None if config.ticket is None else open_run(config.ticket))
     run = recovered or _create(config)
     try:
         run_in(
@@ -101,6 +150,12 @@ def _run(config: Config, recovered: Run | None, *, quiet: bool, force: bool) -> 
 
 def _create(config: Config) -> Run:
     try:
-        return create_run(config.save, config.net.replace(":", "-"), config.dataset)
+        return create_run(
+            config.save, _folder_name(config.net), config.dataset, "" if config.branch == "ticket" else config.branch
+        )
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise ValueError(f"--save: expected a folder to write to, got {config.save!r} ({error})") from error
+
+
+def _folder_name(net: str) -> str:
+    return net.replace(":", "-").replace("/", "-")

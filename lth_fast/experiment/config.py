@@ -13,7 +13,7 @@ import torch
 from lth_fast._names import match_name
 from lth_fast.data import datasets
 from lth_fast.experiment.flags import BY_NAME
-from lth_fast.experiment.presets import paper_preset
+from lth_fast.experiment.presets import preset as preset_settings
 from lth_fast.models import canonical
 
 Source = Literal["given", "preset", "default"]
@@ -23,7 +23,8 @@ Source = Literal["given", "preset", "default"]
 class Config:
     """A run's settings. Names and meanings are those of the flags (:data:`lth_fast.experiment.flags.FLAGS`).
 
-    Made by :meth:`resolve`, which checks every value; ``rewind`` is an iteration then, ``seed`` is a number.
+    Made by :meth:`resolve`, which checks every value; ``rewind`` is an iteration then, ``seed`` is a number. ``ticket``
+    is no flag: the folder of the ticket run that a control arm takes its masks from.
     """
 
     net: str
@@ -37,6 +38,23 @@ class Config:
     step: int = 100
     rewind: int = 0
     prune_rate: float = 0.2
+    fc_rate: float | None = None
+    scope: str = "layerwise"
+    whole: tuple[str, ...] = ()
+    prune_bias: bool = False
+    branch: str = "ticket"
+    init: str | None = None
+    keep_optimizer: bool = False
+    keep: tuple[int, ...] = ()
+    dropout: float = 0.0
+    augment: bool = False
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    milestones: tuple[int, ...] = ()
+    warmup: int = 0
+    precision: str = "float32"
+    preset: str = "paper"
     save: str = "./experiments/"
     seed: int = 0
     init_seed: int | None = None
@@ -44,6 +62,7 @@ class Config:
     threads: int = 1
     checkpoint_seconds: float = 10.0
     gpu: bool = False
+    ticket: str | None = None
     sources: Mapping[str, Source] = field(default_factory=dict, compare=False)
 
     @classmethod
@@ -59,7 +78,9 @@ class Config:
             ValueError: A name or a value is wrong; the message names the flag, what is expected and what was given.
         """
         net, dataset = canonical(net), match_name(dataset, datasets, "data set")
-        preset = paper_preset(net, dataset)
+        given = expanded(given)
+        preset_name = BY_NAME["preset"].read(given.get("preset", cls.preset))
+        preset = preset_settings(preset_name, net, dataset)
         family = net.split(":")[0]
         values: dict[str, Any] = {
             "seed": secrets.randbits(31),
@@ -67,14 +88,43 @@ class Config:
         }
         sources: dict[str, Source] = {}
         for name, flag in BY_NAME.items():
+            if flag.stands_for is not None:
+                continue
             if name in given:
                 values[name], sources[name] = flag.read(given[name]), "given"
             elif name in preset:
                 values[name], sources[name] = preset[name], "preset"
             else:
                 sources[name] = "default"
+        if sources["fc_rate"] == "preset" and "given" in (sources["prune_rate"], sources["scope"]):
+            # Alone, --prune_rate sets every layer; --scope global means one threshold.
+            values["fc_rate"], sources["fc_rate"] = None, "default"
+        if sources["optim"] == "given" and values["optim"] != preset.get("optim"):
+            # The preset's settings belong to its own optimizer.
+            for name in ("learn_rate", "momentum", "weight_decay"):
+                if sources[name] == "preset":
+                    values[name], sources[name] = getattr(cls, name), "default"
+        if sources["rewind"] == "preset" and values["rewind"] >= values.get("iter", cls.iter):
+            values["rewind"] = max(1, values["rewind"] * values["iter"] // preset["iter"])
         config = cls(net, dataset, **values, sources=sources)
-        return dataclasses.replace(config, rewind=rewind_iteration(config.rewind, config.iter))
+        config = dataclasses.replace(config, rewind=rewind_iteration(config.rewind, config.iter))
+        config._check_together()
+        return config
+
+    def _check_together(self) -> None:
+        if self.keep and self.keep[-1] > self.iter:
+            raise ValueError(f"--keep: expected iterations up to --iter {self.iter}, got {self.keep[-1]}")
+        if self.nesterov and not self.momentum:
+            raise ValueError("--nesterov: expected with a --momentum > 0, got momentum 0")
+        if self.precision == "tf32" and not self.gpu:
+            raise ValueError("--precision: expected float32 or bf16 without --gpu, got 'tf32'")
+        if (
+            self.scope == "layerwise"
+            and self.prune_rate == 0
+            and not self.fc_rate
+            and self.sources.get("fc_rate") == "given"
+        ):
+            raise ValueError("--fc_rate: expected a rate > 0 beside --prune_rate 0, got 0")
 
     @classmethod
     def from_record(cls, recorded: Mapping[str, Any]) -> Config:
@@ -83,7 +133,8 @@ class Config:
         unknown = sorted(set(recorded) - known)
         if unknown:
             raise ValueError(f"the record holds settings that this lth_fast does not know: {', '.join(unknown)}")
-        return cls(**recorded)
+        tuples = {name: tuple(value) for name, value in recorded.items() if isinstance(value, list)}
+        return cls(**{**recorded, **tuples})
 
     def to_record(self) -> dict[str, Any]:
         """Plain values for the manifest."""
@@ -99,7 +150,7 @@ class Config:
         Raises:
             ValueError: Something given has another value than the run's; the message names all of it.
         """
-        wanted: dict[str, Any] = {name: BY_NAME[name].read(value) for name, value in given.items()}
+        wanted: dict[str, Any] = {name: BY_NAME[name].read(value) for name, value in expanded(given).items()}
         if "rewind" in wanted:
             wanted["rewind"] = rewind_iteration(wanted["rewind"], self.iter)
         if net is not None:
@@ -116,6 +167,25 @@ class Config:
         if wrong:
             raise ValueError(f"--recover goes on with the run's own settings: {'; '.join(wrong)}")
         return dataclasses.replace(self, **changed)
+
+
+def expanded(given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with the switches that only stand for a value of another setting replaced by it.
+
+    Raises:
+        ValueError: Both were given and differ.
+    """
+    result = dict(given)
+    for name, value in given.items():
+        target = BY_NAME[name].stands_for
+        if target is None or not value:
+            continue
+        setting, meaning = target
+        if setting in given and BY_NAME[setting].read(given[setting]) != meaning:
+            raise ValueError(f"--{name}: means --{setting} {meaning}, got it with --{setting} {given[setting]}")
+        del result[name]
+        result[setting] = meaning
+    return result
 
 
 def rewind_iteration(rewind: int | float, iterations: int, called: str = "--rewind") -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lth_fast.record import Replicate
 from lth_fast.train import Batches, LoaderBatches, OptimizerRecipe, ResidentBatches, Seeds
+from lth_fast.train.stepper import Schedule
 
 
 class Loaders(NamedTuple):
@@ -38,6 +40,14 @@ class Experiment:
         replicate: Number of this repetition.
         device: Where training happens.
         checkpoint_seconds: Least time between checkpoints.
+        schedule: Factor on the learning rate by iteration.
+        precision: Arithmetic, one of :data:`lth_fast.train.precision.PRECISIONS`.
+        keep: Iterations of the dense network whose weights are kept.
+        keep_optimizer: Whether a level goes on with the optimizer's state at the end of the previous one.
+        prune_bias: Whether biases count among what is pruned.
+        branch: ``ticket``, or a control arm (:mod:`lth_fast.experiment.branch`), which needs the next two.
+        ticket: The finished ticket run's replicate.
+        redraw: New initial weights, a state dict, from a seed.
     """
 
     model: nn.Module
@@ -53,6 +63,14 @@ class Experiment:
     replicate: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
     checkpoint_seconds: float = 10.0
+    schedule: Schedule | None = None
+    precision: str = "float32"
+    keep: tuple[int, ...] = ()
+    keep_optimizer: bool = False
+    prune_bias: bool = False
+    branch: str = "ticket"
+    ticket: Replicate | None = None
+    redraw: Callable[[int], Mapping[str, Tensor]] | None = None
 
     def batches(self, level: int) -> Batches:
         """The training batches of ``level``, in the order its seed gives."""

@@ -7,7 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lth_fast._names import match_name
+from lth_fast.experiment.branch import BRANCHES
+from lth_fast.experiment.presets import presets
+from lth_fast.experiment.pruning import ROLES, SCOPES
 from lth_fast.train.optimizers import optimizer_class
+from lth_fast.train.precision import PRECISIONS
 
 Parse = Callable[[Any], Any]
 
@@ -21,12 +26,16 @@ class Flag:
         help: One line.
         parse: From a string or a Python value to the value; ValueError says what is expected. ``None``: a switch.
         short: The reference project's short forms.
+        negatable: Whether a switch has a ``--no_...`` form, because a preset may turn it on.
+        stands_for: Another setting and its value, which is all that this switch sets.
     """
 
     name: str
     help: str
     parse: Parse | None = None
     short: tuple[str, ...] = ()
+    negatable: bool = False
+    stands_for: tuple[str, Any] | None = None
 
     def read(self, given: Any, called: str | None = None) -> Any:
         """The value that ``given`` stands for.
@@ -113,7 +122,61 @@ def optimizer_name(given: Any) -> str:
         raise ValueError(f"an optimizer of torch.optim ({error})") from None
 
 
+def one_of(*names: str) -> Parse:
+    """One of ``names``, in any case, or an unambiguous prefix."""
+
+    def parse(given: Any) -> str:
+        try:
+            return match_name(str(given), names, "choice")
+        except ValueError:
+            raise ValueError(f"one of {', '.join(names)}") from None
+
+    return parse
+
+
+def several_of(*names: str) -> Parse:
+    """Names of ``names`` with commas between them, or ``none``; a tuple."""
+
+    def parse(given: Any) -> tuple[str, ...]:
+        parts = [part.strip() for part in given.split(",")] if isinstance(given, str) else list(given)
+        if parts == ["none"]:
+            parts = []
+        if not all(part in names for part in parts):
+            raise ValueError(f"some of {', '.join(names)} with commas between them, or none")
+        return tuple(name for name in names if name in parts)
+
+    return parse
+
+
+def iterations(given: Any) -> tuple[int, ...]:
+    """Iterations (whole numbers >= 0) with commas between them, in ascending order; a tuple."""
+    expected = "iterations in ascending order with commas between them"
+    read = integer(0)
+    try:
+        parts = [part.strip() for part in given.split(",")] if isinstance(given, str) else list(given)
+        values = tuple(read(part) for part in parts)
+    except (TypeError, ValueError):
+        raise ValueError(expected) from None
+    if list(values) != sorted(set(values)):
+        raise ValueError(expected)
+    return values
+
+
+def initialiser(given: Any) -> str:
+    """A scheme of :func:`lth_fast.models.initialise`."""
+    name, colon, sigma = str(given).lower().partition(":")
+    try:
+        if name in ("glorot", "kaiming", "orthogonal") and not colon:
+            return name
+        if name == "normal" and number(0, above=True)(sigma):
+            return f"normal:{sigma}"
+    except ValueError:
+        pass
+    raise ValueError("glorot, kaiming, orthogonal or normal:SIGMA with SIGMA > 0")
+
+
 FLAGS: tuple[Flag, ...] = (
+    Flag("preset", "published settings that hold wherever a flag is not given", one_of(*presets)),
     Flag("data", "root folder of the data sets", text, ("-p",)),
     Flag("batch_size", "training images per step", integer(1)),
     Flag("optim", "optimizer, a class of torch.optim", optimizer_name, ("-o",)),
@@ -134,10 +197,33 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "prune_rate",
-        "share of a layer's remaining weights pruned per level, 0 to 0.99; half of it in the output layer",
+        "share of the remaining weights pruned per level, 0 to 0.99; layer-wise, half of it in the output layer",
         number(0, 0.99),
         ("-pr",),
     ),
+    Flag("fc_rate", "the same for Linear layers, instead of --prune_rate", number(0, 0.99), ("-fc",)),
+    Flag("scope", "layerwise, or global: one threshold over all weights, the output layer left whole", one_of(*SCOPES)),
+    Flag("prune_global", "the same as --scope global", stands_for=("scope", "global")),
+    Flag("whole", "layers that are not pruned: output, shortcuts, both with a comma, or none", several_of(*ROLES)),
+    Flag("prune_bias", "prune the biases of the pruned layers too (the reference project did)"),
+    Flag(
+        "branch",
+        "ticket; or a control for a finished ticket run of the same settings: reinit (its masks, new weights), "
+        "random_mask (its densities layer by layer, random places, its weights)",
+        one_of(*BRANCHES),
+    ),
+    Flag("random", "the paper's control, the same as --branch reinit", stands_for=("branch", "reinit")),
+    Flag("init", "initial weights: glorot, kaiming, orthogonal or normal:SIGMA", initialiser),
+    Flag("keep_optimizer", "go on with the optimizer's state from level to level (the reference project did)"),
+    Flag("keep", "iterations of the dense network whose weights are kept, e.g. 0,100,500", iterations),
+    Flag("dropout", "share of activations dropped in networks that have dropout, 0 to 0.99", number(0, 0.99)),
+    Flag("augment", "flip and crop the training images at random", negatable=True),
+    Flag("momentum", "momentum of SGD or RMSprop, 0 to 0.999", number(0, 0.999)),
+    Flag("nesterov", "Nesterov momentum"),
+    Flag("weight_decay", "weight decay (L2) of the optimizer", number(0)),
+    Flag("milestones", "iterations after which the learning rate drops to a tenth, e.g. 20000,25000", iterations),
+    Flag("warmup", "iterations over which the learning rate rises linearly from 0", integer(0)),
+    Flag("precision", "float32, tf32 (GPU) or bf16 (autocast) in forward and backward", one_of(*PRECISIONS)),
     Flag("save", "folder for the runs; each gets a folder of its own in it", text, ("-s",)),
     Flag("seed", "seed of everything random; drawn and recorded if not given", integer(0), ("-rs",)),
     Flag("init_seed", "seed of the initial weights, instead of --seed", integer(0)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from lth_fast.experiment.session import run_in
 from lth_fast.nn import set_masks
 from lth_fast.record import Run, create_run, open_run
 from lth_fast.train import OptimizerRecipe, Seeds
+from lth_fast.train.schedule import StepSchedule
 
 
 class LevelResult(SimpleNamespace):
@@ -77,6 +78,11 @@ def iterative_pruning(
     force: bool = False,
     threads: int | None = None,
     checkpoint_seconds: float = 10.0,
+    keep: Sequence[int] = (),
+    keep_optimizer: bool = False,
+    milestones: Sequence[int] = (),
+    warmup: int = 0,
+    precision: str = "float32",
     gpu: bool = False,
     quiet: bool = False,
 ) -> Result:
@@ -107,6 +113,11 @@ def iterative_pruning(
         force: Recover also where another torch, CPU or thread count may change the bits.
         threads: CPU threads; ``None`` leaves torch's setting.
         checkpoint_seconds: Least time between checkpoints.
+        keep: Iterations of the dense network whose weights are kept (``lth_fast.load_run(path).kept(iteration)``).
+        keep_optimizer: Go on with the optimizer's state from level to level instead of a fresh one.
+        milestones: Iterations after which the learning rate drops to a tenth, in ascending order.
+        warmup: Iterations over which the learning rate rises linearly from 0.
+        precision: ``float32``, ``tf32`` (GPU) or ``bf16`` (autocast).
         gpu: Train on the CUDA device.
         quiet: Print nothing. Otherwise the folder of the run and its progress go to stderr.
 
@@ -123,6 +134,14 @@ def iterative_pruning(
         "rewind": BY_NAME["rewind"].read(rewind, "rewind"),
         "checkpoint_seconds": BY_NAME["checkpoint_seconds"].read(checkpoint_seconds, "checkpoint_seconds"),
     }
+    for name, value in {
+        "keep": keep,
+        "keep_optimizer": keep_optimizer,
+        "milestones": milestones,
+        "warmup": warmup,
+        "precision": precision,
+    }.items():
+        options[name] = BY_NAME[name].read(value, name)
     for name, value in {"seed": seed, "init_seed": init_seed, "order_seed": order_seed, "threads": threads}.items():
         options[name] = None if value is None else BY_NAME[name].read(value, name)
     options["rewind"] = rewind_iteration(options["rewind"], options["iter"], "rewind")
@@ -151,7 +170,12 @@ def iterative_pruning(
         seeds=Seeds(options["seed"], options["init_seed"], options["order_seed"]),
         device=device,
         checkpoint_seconds=options["checkpoint_seconds"],
+        schedule=StepSchedule(options["warmup"], options["milestones"]) if options["warmup"] or milestones else None,
+        precision=options["precision"],
+        keep=options["keep"],
+        keep_optimizer=options["keep_optimizer"],
     )
+    experiment.batches(0)  # refuses data that cannot be trained on, before anything is created
     if run is None:
         run = create_run(save, type(model).__name__, _data_name(loaders.train))
     configuration = {"made_by": "lth_fast.iterative_pruning", **options}
@@ -169,6 +193,8 @@ def iterative_pruning(
 
 def _recovered(run: Run, options: dict[str, Any]) -> dict[str, Any]:
     recorded = run.manifest().get("configuration")
+    if recorded is not None:
+        recorded = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
     if recorded is None or "made_by" not in recorded:
         raise ValueError(f"recover: {run.path} was made by the command line; go on with it there: --recover {run.path}")
     wrong = [

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.progress import Monitor
-from lth_fast.nn import masked_layers, set_masks
+from lth_fast.nn import dense_state, set_masks
 from lth_fast.record import Level, Replicate
 from lth_fast.train import EagerStepper, Evaluation, evaluate, own_random_state, seed_loader
+from lth_fast.train.precision import forward_precision
 
 # Steps are taken in chunks of about this many seconds: short for a lively progress bar and prompt checkpoints, long
 # enough that the loop around them costs nothing. The size of the chunks changes no result.
@@ -38,17 +39,33 @@ def train_level(experiment: Experiment, record: Replicate, level: Level, monitor
     """Train ``level`` and store its results; its masks are stored already.
 
     Level 0 starts from the initial weights and trains steps 1 to T. Every other level starts from the weights after
-    step k of level 0, masked, with a fresh optimizer, and trains steps k + 1 to T of its own order.
+    step k of level 0, masked, with a fresh optimizer, and trains steps k + 1 to T of its own order; with new weights
+    (branch ``reinit``) it trains all of them.
     """
     masks = stored(level.masks(), level)
-    if level.number == 0 and experiment.rewind == 0:
-        level.link_weights("rewind", record.initial_file)
-    elif level.number > 0:
-        level.link_weights("rewind", record.level(0))
-    start = record.initial() if level.number == 0 else level.weights("rewind")
-    training = _Training(experiment, level, masks, stored(start, level), monitor)
+    start, first = _start(experiment, record, level)
+    training = _Training(experiment, level, masks, start, first, monitor)
+    if training.checkpoint is None and experiment.keep_optimizer and level.number > 0:
+        previous = record.level(level.number - 1)
+        training.optimizer.load_state_dict(stored(previous.optimizer(), previous))
     training.run()
     training.finish()
+
+
+def _start(experiment: Experiment, record: Replicate, level: Level) -> tuple[dict[str, Tensor], int]:
+    """The weights that ``level`` starts from, which it stores, and the iteration they stand for."""
+    if level.number == 0:
+        if experiment.rewind == 0:
+            level.link_weights("rewind", record.initial_file)
+        return stored(record.initial(), level), 0
+    if experiment.branch == "reinit":
+        assert experiment.redraw is not None
+        if level.weights("rewind") is None:
+            seed = experiment.seeds.stream("init", experiment.replicate, level.number, part=1)
+            level.save_weights("rewind", experiment.redraw(seed))
+        return stored(level.weights("rewind"), level), 0
+    level.link_weights("rewind", record.level(0))
+    return stored(level.weights("rewind"), level), experiment.rewind
 
 
 @dataclass
@@ -68,6 +85,7 @@ class _Training:
         level: Level,
         masks: Mapping[str, Tensor],
         start: Mapping[str, Tensor],
+        first: int,
         monitor: Monitor,
     ) -> None:
         self.experiment = experiment
@@ -76,16 +94,25 @@ class _Training:
         self.masks = masks
         total = sum(mask.numel() for mask in masks.values())
         self.density = sum(int(mask.sum()) for mask in masks.values()) / total if total else 1.0
-        self.first = experiment.rewind if level.number > 0 else 0
+        self.first = first
         self.noise_seed = experiment.seeds.stream("noise", experiment.replicate, level.number)
 
         self.model = copy.deepcopy(experiment.model).to(experiment.device)
-        self.model.load_state_dict(start)
-        set_masks(self.model, {name: mask for name, mask in masks.items() if not bool(mask.all())})
+        self.checkpoint = level.checkpoint()
+        # Plain while it is filled and its optimizer made: a mask on a bias changes the parameter's name.
+        self.model.load_state_dict(start if self.checkpoint is None else self.checkpoint["model"])
         self.optimizer = experiment.optimizer.build(self.model)
+        set_masks(self.model, {name: mask for name, mask in masks.items() if not bool(mask.all())})
         self.batches = experiment.batches(level.number)
         self.interval = experiment.evaluation_interval(self.batches.per_epoch)
-        self.stepper = EagerStepper(self.model, self.optimizer, experiment.criterion, self.batches)
+        self.stepper = EagerStepper(
+            self.model,
+            self.optimizer,
+            experiment.criterion,
+            self.batches,
+            schedule=experiment.schedule,
+            precision=experiment.precision,
+        )
 
         self.best = _Best()
         self.last_validation, self.last_test = NOT_EVALUATED, NOT_EVALUATED
@@ -97,7 +124,7 @@ class _Training:
         self._resume_or_begin()
 
     def _resume_or_begin(self) -> None:
-        checkpoint = self.level.checkpoint()
+        checkpoint = self.checkpoint
         if checkpoint is None:
             iteration = self.first
             self.level.log.truncate(0)
@@ -106,7 +133,6 @@ class _Training:
         else:
             iteration = checkpoint["iteration"]
             self.level.log.truncate(checkpoint["log_size"])
-            self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             best = checkpoint["best"]
             self.best = _Best(
@@ -124,6 +150,8 @@ class _Training:
     def run(self) -> None:
         last = self.experiment.iterations
         chunk = 1
+        if self.iteration == 0:
+            self._keep()
         while self.iteration < last:
             steps = min(chunk, self._next_stop() - self.iteration)
             began = time.perf_counter()
@@ -136,6 +164,7 @@ class _Training:
 
             if self.level.number == 0 and self.iteration == self.experiment.rewind:
                 self.level.save_weights("rewind", self._state())
+            self._keep()
             if self.iteration % self.interval == 0 or self.iteration == last:
                 self._evaluate()
             if self.iteration % self.batches.per_epoch == 0 or self.iteration == last:
@@ -148,9 +177,14 @@ class _Training:
         stops = [self.experiment.iterations]
         for interval in (self.interval, self.batches.per_epoch):
             stops.append((self.iteration // interval + 1) * interval)
-        if self.level.number == 0 and self.iteration < self.experiment.rewind:
-            stops.append(self.experiment.rewind)
+        if self.level.number == 0:
+            points = (self.experiment.rewind, *self.experiment.keep)
+            stops.extend(point for point in points if point > self.iteration)
         return min(stops)
+
+    def _keep(self) -> None:
+        if self.level.number == 0 and self.iteration in self.experiment.keep:
+            self.level.save_kept(self.iteration, self._state())
 
     def _evaluate(self) -> None:
         validation = self._measure(self.experiment.loaders.validation)
@@ -168,13 +202,12 @@ class _Training:
         # A DataLoader draws random numbers even in a fixed order. How often one looks must not change the training.
         with own_random_state(self.experiment.device):
             seed_loader(loader, self.noise_seed)
-            return evaluate(self.model, self.experiment.criterion, loader)
+            with forward_precision(self.experiment.precision, self.experiment.device):
+                return evaluate(self.model, self.experiment.criterion, loader)
 
     def _state(self) -> dict[str, Tensor]:
         """The plain state dict, a copy on the CPU, pruned weights zero whatever the optimizer did."""
-        for layer in masked_layers(self.model).values():
-            layer.masked_weight()
-        return {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
+        return {name: value.detach().to("cpu", copy=True) for name, value in dense_state(self.model).items()}
 
     def _write_log(self) -> int:
         if self.losses:
@@ -214,6 +247,8 @@ class _Training:
         self.level.save_weights("end", self._state())
         if self.best.iteration is not None:
             self.level.save_weights("early_stop", self.best.state)
+        if self.experiment.keep_optimizer:
+            self.level.save_optimizer(self.optimizer.state_dict())
         self.level.save_summary(
             {
                 "level": self.level.number,

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lth_fast.experiment.branch import branch_masks
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.level import stored, train_level
 from lth_fast.experiment.progress import Monitor
 from lth_fast.experiment.prune_step import PruneStep
-from lth_fast.prune import prunable
+from lth_fast.prune.layers import prunable_names
 from lth_fast.record import Replicate
 
 
@@ -47,14 +48,18 @@ def run_replicate(experiment: Experiment, record: Replicate, monitor: Monitor) -
 def _masks_of(experiment: Experiment, record: Replicate, number: int, prune: PruneStep) -> dict[str, Tensor]:
     """The masks of level ``number``: everything at level 0, later what pruning the end of the previous level leaves."""
     if number == 0:
+        parameters = dict(experiment.model.named_parameters())
         return {
-            name: torch.ones_like(layer.get_parameter("weight"), dtype=torch.bool, device="cpu")
-            for name, layer in prunable(experiment.model).items()
+            name: torch.ones_like(parameters[name], dtype=torch.bool, device="cpu")
+            for name in prunable_names(experiment.model, bias=experiment.prune_bias)
         }
+    if experiment.ticket is not None:
+        ticket = experiment.ticket.level(number)
+        generator = experiment.seeds.generator("mask", experiment.replicate, number)
+        return branch_masks(experiment.branch, stored(ticket.masks(), ticket), generator)
     previous = record.level(number - 1)
-    return prune(
-        experiment.model,
-        stored(previous.weights("end"), previous),
-        stored(previous.masks(), previous),
-        experiment.seeds.stream("mask", experiment.replicate, number),
-    )
+    masks = stored(previous.masks(), previous)
+    state = stored(previous.weights("end"), previous)
+    seed = experiment.seeds.stream("mask", experiment.replicate, number)
+    # Layers that are kept whole stay in the count.
+    return {**masks, **prune(experiment.model, state, masks, seed)}

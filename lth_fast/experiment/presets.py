@@ -19,8 +19,8 @@ _LMC_RESNET: Settings = {**_LMC, "rewind": 2000, "whole": ("output", "shortcuts"
 _LMC_VGG: Settings = {**_LMC, "rewind": 1000, "whole": ("output",)}
 
 # The Lottery Ticket Hypothesis (1803.03635v5), figure 2 and appendices G to I; rewind points of the two deep networks
-# from Stabilizing the Lottery Ticket Hypothesis (1903.01611v3). The output layer is pruned at half the rate of the other
-# Linear layers, which is the 10 % of figure 2.
+# from Stabilizing the Lottery Ticket Hypothesis (1903.01611v3). The output layer is pruned at half the rate of the
+# other Linear layers, which is the 10 % of figure 2.
 _PAPER: Mapping[str, Settings] = {
     "lenet": {"batch_size": 60, "iter": 50_000, "optim": "adam", "learn_rate": 1.2e-3, "prune_rate": 0.2, "rewind": 0},
     "conv2": {
@@ -129,13 +129,21 @@ def preset(name: str, net: str, dataset: str) -> dict[str, Any]:
     settings = dict(_PRESETS[chosen].get(family, {}))
     if family == "torchvision":
         settings = dict(_LMC_VGG if "vgg" in net else _LMC_RESNET)
-    if chosen == "paper":
-        settings.update(_DATASETS.get(dataset, {}))
-        if dataset in _DATASETS:
-            settings.pop("milestones", None)
-    if dataset in ("mnist", "digits", "svhn"):
+    if chosen == "paper" and dataset in _DATASETS:
+        shorter = _DATASETS[dataset]["iter"]
+        if "milestones" in settings:
+            settings["milestones"] = tuple(m * shorter // settings["iter"] for m in settings["milestones"])
+        if settings.get("rewind"):
+            settings["rewind"] = max(1, settings["rewind"] * shorter // settings["iter"])
+        settings.update(_DATASETS[dataset])
+    if "augment" in settings and dataset in ("mnist", "digits", "svhn"):
         settings["augment"] = False  # a mirrored digit is another sign
     return settings
+
+
+def every_setting() -> list[Settings]:
+    """All settings of all presets, to see which flags they set."""
+    return [settings for networks in _PRESETS.values() for settings in networks.values()]
 
 
 def shown_to_fail(net: str, rewind: int, learn_rate: float, optim: str) -> str | None:
@@ -146,8 +154,3 @@ def shown_to_fail(net: str, rewind: int, learn_rate: float, optim: str) -> str |
             "1903.01611): consider --rewind 500"
         )
     return None
-
-
-def paper_preset(net: str, dataset: str) -> dict[str, Any]:
-    """:func:`preset` ``paper``."""
-    return preset("paper", net, dataset)

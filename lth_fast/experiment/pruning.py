@@ -9,9 +9,11 @@ from torch import nn
 from torch.nn.utils import prune as stock
 
 from lth_fast.models import output_layer, shortcut_layers
-from lth_fast.prune import fetch_layers, global_unstructured, l1_unstructured, prunable
+from lth_fast.prune import global_unstructured, l1_unstructured
+from lth_fast.prune.layers import prunable
 
 ROLES = ("output", "shortcuts")
+SCOPES = ("layerwise", "global")
 
 
 def pruning_function(
@@ -55,12 +57,13 @@ def prune_globally(
 ) -> nn.Module:
     """Prune by one threshold over all layers but the output layer; with two rates, one over each kind of layer."""
     layers = _pruned_layers(model, {*whole, "output"})
-    linear = [layer for layer in layers.values() if isinstance(layer, nn.Linear)]
+    linear: list[nn.Module] = [layer for layer in layers.values() if isinstance(layer, nn.Linear)]
     others = [layer for layer in layers.values() if not isinstance(layer, nn.Linear)]
-    groups = [(linear + others, prune_rate)] if prune_rate == fc_rate else [(linear, fc_rate), (others, prune_rate)]
+    groups: list[tuple[list[nn.Module], float]] = [(list(layers.values()), prune_rate)]
+    if fc_rate != prune_rate:
+        groups = [(linear, fc_rate), (others, prune_rate)]
     for group, rate in groups:
-        ordered = [layer for layer, _ in fetch_layers(model) if layer in group]
-        pairs = [(layer, parameter) for layer in ordered for parameter in _parameters(layer, bias)]
+        pairs = [(layer, parameter) for layer in group for parameter in _parameters(layer, bias)]
         if pairs:
             global_unstructured(pairs, stock.L1Unstructured, amount=float(rate))
     return model

@@ -15,6 +15,7 @@ from lth_fast.experiment.lottery import run_replicate
 from lth_fast.experiment.progress import Monitor
 from lth_fast.record import Run
 from lth_fast.train import choose_stepper, own_random_state
+from lth_fast.train.precision import float32_arithmetic
 
 
 class RunRefusedError(ValueError):
@@ -49,7 +50,12 @@ def run_in(
         RunRefusedError: Recovering with other data or another optimizer, or in another environment without ``force``.
         RunInUseError: Another process is at work in the folder.
     """
-    with run.lock(), _threads(threads), own_random_state(experiment.device):
+    with (
+        run.lock(),
+        _threads(threads),
+        own_random_state(experiment.device),
+        float32_arithmetic(experiment.precision),
+    ):
         manifest = _manifest(experiment, configuration)
         if recovering:
             manifest = _continued(run, manifest, force)

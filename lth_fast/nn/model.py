@@ -2,32 +2,63 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lth_fast.nn.masked import MaskedLayer, check_mask, mask_layer, unmask_layer
 from lth_fast.nn.masked_conv2d import MaskedConv2d
 from lth_fast.nn.masked_linear import MaskedLinear
+from lth_fast.nn.masked_parameter import MaskedParameter, mask_parameter, masked_parameter, unmask_parameter
 
 _TWINS: dict[type[nn.Module], type[MaskedLayer]] = {nn.Linear: MaskedLinear, nn.Conv2d: MaskedConv2d}
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
 
 
 def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
     """The masked layers of ``model``, by the name of their weight (``"net.0.weight"``), in registration order."""
-    return {_weight_name(name): layer for name, layer in model.named_modules() if isinstance(layer, MaskedLayer)}
+    return {_join(name, "weight"): layer for name, layer in model.named_modules() if isinstance(layer, MaskedLayer)}
+
+
+def masked_parameters(model: nn.Module) -> dict[str, MaskedLayer | MaskedParameter]:
+    """What holds each mask of ``model``, by parameter name, in registration order."""
+    holders: dict[str, MaskedLayer | MaskedParameter] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, MaskedLayer):
+            holders[_join(name, "weight")] = module
+        if parametrize.is_parametrized(module):
+            for parameter in module.parametrizations:
+                entry = masked_parameter(module, parameter)
+                if entry is not None:
+                    holders[_join(name, parameter)] = entry
+    return holders
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
     """The masks of ``model``: parameter name → bool tensor of the parameter's shape, ``True`` where it survives."""
-    return {name: layer.mask for name, layer in masked_layers(model).items()}
+    return {name: holder.mask for name, holder in masked_parameters(model).items()}
+
+
+def dense_state(model: nn.Module) -> dict[str, Tensor]:
+    """``model.state_dict()`` with the plain model's keys, whatever carries a mask, zeros where the masks prune."""
+    for holder in masked_parameters(model).values():
+        if isinstance(holder, MaskedLayer):
+            holder.masked_weight()
+        else:
+            holder.apply_mask()
+    return {_PARAMETRIZED.sub(r"\1", name): value for name, value in model.state_dict().items()}
 
 
 def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
-    """Set masks by parameter name; plain ``nn.Linear`` and ``nn.Conv2d`` layers become their masked twins in place.
+    """Set masks by parameter name.
 
-    Pruned weights and their gradients become 0 at once. An optimizer that is already at work has its momentum and
-    moments cleared at the pruned places before its next step. Layers not named keep what they have.
+    Plain ``nn.Linear`` and ``nn.Conv2d`` layers become their masked twins in place when their weight gets a mask; any
+    other parameter (a bias, a subclass's weight) is masked through ``torch.nn.utils.parametrize``, which changes its
+    key in ``state_dict``. Pruned weights and their gradients become 0 at once. An optimizer that is already at work has
+    its momentum and moments cleared at the pruned places before its next step. Parameters not named keep what they
+    have.
 
     Args:
         model: Any module.
@@ -39,41 +70,54 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
     Raises:
         KeyError: A name is not a parameter of ``model``.
-        TypeError: A mask is not bool, or the parameter is not the floating-point weight of one exact ``nn.Linear`` or
-            ``nn.Conv2d`` (a weight that several modules share cannot carry a mask).
+        TypeError: A mask is not bool, the parameter is not a floating-point one, several modules share it, or it is
+            a recurrent layer's, which reads its parameters around any mask.
         ValueError: A mask has another shape than its parameter, or the parameter is on the meta device.
     """
+    holders = masked_parameters(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    layers: dict[str, nn.Module] = {}
+    plain: dict[str, tuple[nn.Module, str]] = {}
     for name, mask in masks.items():
+        if name in holders:
+            check_mask(mask, holders[name].weight, f"masks[{name!r}]")
+            continue
         if name not in parameters:
-            raise KeyError(f"masks: the model has no parameter {name!r}; it has: {', '.join(parameters)}")
-        layer, attribute = _owner(model, name)
-        if attribute != "weight" or not (isinstance(layer, MaskedLayer) or type(layer) in _TWINS):
+            known = ", ".join(_PARAMETRIZED.sub(r"\1", parameter) for parameter in parameters)
+            raise KeyError(f"masks: the model has no parameter {name!r}; it has: {known}")
+        module, attribute = _owner(model, name)
+        if isinstance(module, nn.RNNBase):
             raise TypeError(
-                f"masks[{name!r}]: only the weight of an nn.Linear or nn.Conv2d (no subclass) can carry a mask, "
-                f"this is {attribute!r} of {type(layer).__name__}"
+                f"masks[{name!r}]: a {type(module).__name__} reads its parameters around any mask; use its cell"
             )
         check_mask(mask, parameters[name], f"masks[{name!r}]")
         for other, parameter in parameters.items():
             # The other module would read, and hand out gradients of, weights that the mask prunes.
-            if parameter is parameters[name] and _owner(model, other)[0] is not layer:
+            if parameter is parameters[name] and _owner(model, other)[0] is not module:
                 raise TypeError(f"masks[{name!r}]: expected a weight of one module, got one shared with {other!r}")
-        layers[name] = layer
-    for name, layer in layers.items():
-        if isinstance(layer, MaskedLayer):
-            layer.mask = masks[name]
+        plain[name] = (module, attribute)
+    # Twins first: a parametrization changes the layer's class, after which it is a subclass.
+    for name in sorted(masks, key=lambda name: name in plain and plain[name][1] != "weight"):
+        mask = masks[name]
+        if name in holders:
+            holders[name].mask = mask
+            continue
+        module, attribute = plain[name]
+        if attribute == "weight" and type(module) in _TWINS:
+            mask_layer(module, mask, _TWINS[type(module)])
         else:
-            mask_layer(layer, masks[name], _TWINS[type(layer)])
+            mask_parameter(module, attribute, mask)
     return model
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Turn every masked layer of ``model`` back into its plain class in place, zeros where the masks pruned.
+    """Make every masked layer and parameter of ``model`` plain again in place, zeros where the masks pruned.
 
     Returns:
         ``model``, whose parameters are the same objects as before.
     """
+    for name, holder in masked_parameters(model).items():
+        if isinstance(holder, MaskedParameter):
+            unmask_parameter(*_owner(model, name))
     for layer in list(masked_layers(model).values()):
         unmask_layer(layer)
     return model
@@ -84,5 +128,5 @@ def _owner(model: nn.Module, parameter_name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(layer_name), attribute
 
 
-def _weight_name(layer_name: str) -> str:
-    return f"{layer_name}.weight" if layer_name else "weight"
+def _join(layer_name: str, parameter: str) -> str:
+    return f"{layer_name}.{parameter}" if layer_name else parameter

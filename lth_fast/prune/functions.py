@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
 from lth_fast.nn import masks, restore, set_masks
-from lth_fast.prune.layers import layer_mask
 from lth_fast.prune.magnitude import prune_smallest
 
 
@@ -21,8 +20,9 @@ def l1_unstructured(module: nn.Module, name: str, amount: float, importance_scor
     """Prune the surviving weights of ``module`` that have the smallest magnitude; ties fall to the lowest index.
 
     Args:
-        module: An ``nn.Linear`` or ``nn.Conv2d`` (no subclass), plain or masked.
-        name: ``"weight"``.
+        module: Any module; the weight of an ``nn.Linear`` or ``nn.Conv2d`` makes it a masked layer, any other parameter
+            is masked through ``torch.nn.utils.parametrize`` (see :func:`lth_fast.nn.set_masks`).
+        name: Name of the parameter, e.g. ``"weight"``.
         amount: Share of the survivors in [0, 1] if a float (rounded to the nearest count, halves to even, as stock
             does), their number if an int.
         importance_scores: Tensor of the weight's shape whose magnitudes to rank by, instead of the weight's own.
@@ -128,7 +128,8 @@ def remove(module: nn.Module, name: str) -> nn.Module:
     """
     if name not in masks(module):
         raise ValueError(f"name: parameter {name!r} of this {type(module).__name__} is not pruned")
-    return restore(module)
+    others = {other: mask for other, mask in masks(module).items() if other != name}
+    return set_masks(restore(module), others)
 
 
 def count_to_prune(amount: float, survivors: int) -> int:
@@ -150,7 +151,7 @@ def _parameter(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
             f"module: this {type(module).__name__} is pruned by torch.nn.utils.prune; make it permanent with its "
             "remove(), or keep using its functions"
         )
-    return getattr(module, name), layer_mask(module)
+    return getattr(module, name), masks(module).get(name)
 
 
 def _survivors(weight: Tensor, mask: Tensor | None) -> int:

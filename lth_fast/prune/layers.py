@@ -22,12 +22,24 @@ def prunable(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def fetch_layers(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """The parameters to prune as ``(layer, "weight")`` pairs, the format of ``torch.nn.utils.prune``.
+def prunable_names(model: nn.Module, bias: bool = False) -> list[str]:
+    """Names of the parameters that are pruned: the weights above and, with ``bias``, the same layers' biases."""
+    names = []
+    for name, layer in prunable(model).items():
+        names.append(name)
+        if bias and getattr(layer, "bias", None) is not None:
+            names.append(name.removesuffix("weight") + "bias")
+    return names
 
-    The last one is the output layer.
+
+def fetch_layers(model: nn.Module, bias: bool = False) -> list[tuple[nn.Module, str]]:
+    """The parameters to prune as ``(layer, name)`` pairs, the format of ``torch.nn.utils.prune``.
+
+    They are the weights of :func:`prunable` and, with ``bias``, the same layers' biases. The last layer is the output
+    layer.
     """
-    return [(layer, "weight") for layer in prunable(model).values()]
+    names = (name.rpartition(".") for name in prunable_names(model, bias))
+    return [(model.get_submodule(layer), parameter) for layer, _, parameter in names]
 
 
 def layer_mask(layer: nn.Module) -> Tensor | None:

@@ -51,6 +51,15 @@ class LoadedRun:
         """
         return _found(self._level(level, replicate).weights(kind), f"{kind} weights", level, replicate, self.run)
 
+    def kept(self, iteration: int, replicate: int = 0) -> dict[str, Tensor]:
+        """The dense network's state dict after ``iteration`` updates, as ``--keep`` stored it.
+
+        Raises:
+            FileNotFoundError: It was not kept.
+        """
+        what = f"weights kept at iteration {iteration}"
+        return _found(self._level(0, replicate).kept(iteration), what, 0, replicate, self.run)
+
     def _level(self, level: int, replicate: int) -> Level:
         return self.run.replicate(replicate).level(level)
 

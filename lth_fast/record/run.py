@@ -235,6 +235,22 @@ class Level:
         """
         link_file(source.weights_file(kind) if isinstance(source, Level) else source, self.weights_file(kind))
 
+    def kept(self, iteration: int) -> dict[str, Tensor] | None:
+        """The state dict kept after ``iteration`` updates, or None if none was."""
+        return _if_saved(read_weights, self._kept_file(iteration))
+
+    def save_kept(self, iteration: int, state: Mapping[str, Tensor]) -> None:
+        """Keep the state dict after ``iteration`` updates, beside the kinds above."""
+        write_weights(self._kept_file(iteration), state)
+
+    def optimizer(self) -> dict[str, Any] | None:
+        """The optimizer's state after the last iteration, its tensors on the CPU, where it was saved."""
+        return _if_saved(read_checkpoint, self._optimizer_file)
+
+    def save_optimizer(self, state: Mapping[str, Any]) -> None:
+        """Save the optimizer's state after the last iteration, for runs whose levels go on with it."""
+        write_checkpoint(self._optimizer_file, state)
+
     def checkpoint(self) -> dict[str, Any] | None:
         """The state in the middle of the level, its tensors on the CPU."""
         return _if_saved(read_checkpoint, self._checkpoint_file)
@@ -255,6 +271,13 @@ class Level:
     @property
     def _masks_file(self) -> Path:
         return self.path / "masks.safetensors"
+
+    def _kept_file(self, iteration: int) -> Path:
+        return self.path / f"kept_{iteration}.safetensors"
+
+    @property
+    def _optimizer_file(self) -> Path:
+        return self.path / "optimizer.pt"
 
     @property
     def _checkpoint_file(self) -> Path:

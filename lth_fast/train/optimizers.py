@@ -52,14 +52,25 @@ class OptimizerRecipe:
     groups: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = ()
 
     @classmethod
-    def named(cls, name: str, learn_rate: float | None = None) -> OptimizerRecipe:
+    def named(cls, name: str, learn_rate: float | None = None, **others: Any) -> OptimizerRecipe:
         """The fastest implementation of the optimizer called ``name``; without a ``learn_rate`` its class's own.
 
+        Args:
+            name: As :func:`optimizer_class` takes it.
+            learn_rate: Learning rate.
+            others: More settings of the class, e.g. ``momentum``; those that are 0 or false are left out.
+
         Raises:
-            ValueError: As :func:`optimizer_class`.
+            ValueError: As :func:`optimizer_class`; or the class has no such setting.
         """
         kind = optimizer_class(name)
         settings: dict[str, Any] = {} if learn_rate is None else {"lr": learn_rate}
+        accepted = inspect.signature(kind).parameters
+        for key, value in others.items():
+            if value:
+                if key not in accepted:
+                    raise ValueError(f"--{key}: expected an optimizer that has it, got {kind.__name__}")
+                settings[key] = value
         return cls(kind, {**settings, "fused": True} if kind in _FUSED else settings)
 
     @classmethod

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lth_fast.nn import masked_layers
 from lth_fast.train.batches import Batches
 from lth_fast.train.optimizers import KEEP_ZEROS
+from lth_fast.train.precision import forward_precision
 
 Schedule = Callable[[int], float]
 
@@ -40,6 +41,7 @@ class EagerStepper:
         batches: Started where the first step is to be taken.
         iteration: Steps taken so far; the schedule sees ``iteration`` for the next one.
         schedule: Factor on the optimizer's learning rates by iteration (from 0); ``None`` keeps them.
+        precision: Arithmetic of the forward, see :func:`~lth_fast.train.precision.forward_precision`.
     """
 
     name = "eager"
@@ -52,6 +54,7 @@ class EagerStepper:
         batches: Batches,
         iteration: int = 0,
         schedule: Schedule | None = None,
+        precision: str = "float32",
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -59,6 +62,7 @@ class EagerStepper:
         self.batches = batches
         self.iteration = iteration
         self.schedule = schedule
+        self.precision = precision
         self._base_rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
         first = next(model.parameters())
         self._device = first.device
@@ -76,7 +80,8 @@ class EagerStepper:
                     group["lr"] = rate * factor
             inputs, labels = self.batches.next()
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.criterion(self.model(inputs), labels)
+            with forward_precision(self.precision, self._device):
+                loss = self.criterion(self.model(inputs), labels)
             loss.backward()
             self.optimizer.step()
             losses[step] = loss.detach()

@@ -82,8 +82,8 @@ class Spy(EagerStepper):
     def advance(self, steps: int) -> torch.Tensor:
         losses = []
         for _ in range(steps):
-            rates = [group["lr"] for group in self.optimizer.param_groups]
             losses.append(super().advance(1))
+            rates = [group["lr"] for group in self.optimizer.param_groups]
             state = {name: value.clone() for name, value in self.model.state_dict().items()}
             self.steps.append(
                 Step(

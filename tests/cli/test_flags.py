@@ -10,8 +10,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from lth_fast import __version__
+from lth_fast import __version__, data
 from lth_fast.cli import main, parser
+from lth_fast.experiment.config import Config
 from lth_fast.experiment.flags import FLAGS
 from lth_fast.record import Level, open_run
 
@@ -104,7 +105,84 @@ def sees_the_threads(outcome):
     equal(outcome.run.manifest()["environment"]["threads"], 2)
 
 
+def sees_one_threshold(outcome):
+    found = kept(outcome)
+    equal(found["classifier.fc2.weight"], 1.0)
+    equal(found["classifier.fc1.weight"], pytest.approx(0.8, abs=0.001))
+
+
+def sees_pruned_biases(outcome):
+    equal(kept(outcome)["classifier.fc1.bias"], 0.75)
+    mask = outcome.level(1).masks()["classifier.fc1.bias"]
+    assert (outcome.level(1).weights("end")["classifier.fc1.bias"][~mask] == 0).all()
+
+
+def sees_initial_weights_of_spread(sigma):
+    def seen(outcome):
+        weight = outcome.run.replicate(0).initial()["classifier.fc1.weight"]
+        equal(float(weight.std()), pytest.approx(sigma, rel=0.1))
+
+    return seen
+
+
+def sees_orthogonal_rows(outcome):
+    weight = outcome.run.replicate(0).initial()["classifier.fc1.weight"]
+    assert torch.allclose(weight @ weight.T, torch.eye(8), atol=1e-5)
+
+
+def sees_the_optimizer_go_on(outcome):
+    # Adam counts its steps: the pruned level goes on from the dense one's six.
+    (steps,) = {int(value["step"]) for value in outcome.level(1).optimizer()["state"].values()}
+    equal(steps, 12)
+
+
+def sees_the_kept_weights(outcome):
+    for iteration, expected in ((0, outcome.run.replicate(0).initial()), (3, outcome.steps[2].state)):
+        for name, value in outcome.level(0).kept(iteration).items():
+            assert torch.equal(value, expected[name])
+    equal(outcome.level(1).kept(3), None)
+
+
+def sees_settings_of_the_optimizer(**expected):
+    def seen(outcome):
+        for step in outcome.steps:
+            for name, value in expected.items():
+                equal(step.optimizer.param_groups[0][name], value)
+
+    return seen
+
+
+def sees_rates(*expected):
+    return lambda outcome: equal([step.rates[0] for step in outcome.steps[:6]], pytest.approx(expected))
+
+
+def sees_the_preset(outcome):
+    configuration = outcome.configuration
+    equal((configuration["scope"], configuration["optim"], configuration["batch_size"]), ("global", "sgd", 128))
+    equal(configuration["sources"]["scope"], "preset")
+    equal(len(outcome.steps[0].labels), 128)
+
+
 ROWS = [
+    Row("--fc_rate 0.5", sees_the_prune_rate),
+    Row("-fc 0.5 --prune_rate 0", sees_the_prune_rate),
+    Row("--scope global", sees_one_threshold),
+    Row("--prune_global", sees_one_threshold),
+    Row("--whole output", sees_one_threshold),
+    Row("--prune_bias", sees_pruned_biases),
+    Row("--init normal:0.5", sees_initial_weights_of_spread(0.5)),
+    Row("--init glorot", sees_initial_weights_of_spread((2 / 72) ** 0.5)),
+    Row("--init kaiming", sees_initial_weights_of_spread((2 / 64) ** 0.5)),
+    Row("--init orthogonal", sees_orthogonal_rows),
+    Row("--keep_optimizer", sees_the_optimizer_go_on),
+    Row("--keep 0,3", sees_the_kept_weights),
+    Row("--momentum 0.5 --optim sgd", sees_settings_of_the_optimizer(momentum=0.5, nesterov=False)),
+    Row("--nesterov --momentum 0.9 --optim sgd", sees_settings_of_the_optimizer(momentum=0.9, nesterov=True)),
+    Row("--weight_decay 0.25", sees_settings_of_the_optimizer(weight_decay=0.25)),
+    Row("--milestones 2,4 -lr 1", sees_rates(1, 1, 0.1, 0.1, 0.01, 0.01)),
+    Row("--warmup 4 -lr 1", sees_rates(0.25, 0.5, 0.75, 1, 1, 1)),
+    Row("--precision bf16", lambda outcome: equal(outcome.configuration["precision"], "bf16")),
+    Row("--preset openlth", sees_the_preset),
     Row("--data {data} mnist", sees_the_data_folder),
     Row("-p {data} mnist", sees_the_data_folder),
     Row("--batch_size 500", sees_the_batch_size),
@@ -142,6 +220,11 @@ ROWS = [
 # Flags whose effect is not one on a finished run; their tests are below and in the files named.
 ELSEWHERE = {
     "gpu": "here",
+    "augment": "here",
+    "no_augment": "here",
+    "dropout": "here",
+    "branch": "tests/experiment/test_branch.py",
+    "random": "tests/experiment/test_branch.py",
     "version": "here",
     "help": "here",
     "recover": "test_recover.py",
@@ -149,7 +232,24 @@ ELSEWHERE = {
     "quiet": "test_output.py",
 }
 
+ITERATIONS = ("2,1", "1,1", "-1", "1.5", "soon", "", "1,,2")
 WRONG = {
+    "preset": ("one of paper, openlth", ("papers", "", "none")),
+    "fc_rate": ("a number >= 0 and <= 0.99", ("-0.1", "1", "20%", "nan", "")),
+    "scope": ("one of layerwise, global", ("both", "")),
+    "whole": ("some of output, shortcuts", ("input", "", "output,")),
+    "branch": ("one of ticket, reinit, random_mask", ("r", "lottery", "")),
+    "init": (
+        "glorot, kaiming, orthogonal or normal:SIGMA",
+        ("xavier", "normal", "normal:0", "normal:x", "glorot:1", ""),
+    ),
+    "keep": ("iterations", (*ITERATIONS, "7")),
+    "dropout": ("a number >= 0 and <= 0.99", ("-0.1", "1", "half", "")),
+    "momentum": ("a number >= 0 and <= 0.999", ("-0.1", "1", "much", "")),
+    "weight_decay": ("a number >= 0", ("-0.1", "nan", "some", "")),
+    "milestones": ("iterations", ITERATIONS),
+    "warmup": ("a whole number >= 0", ("-1", *WHOLE_NUMBERS)),
+    "precision": ("one of float32, tf32, bf16", ("float64", "half", "")),
     "batch_size": ("a whole number >= 1", ("0", "-1", *WHOLE_NUMBERS)),
     "optim": ("an optimizer of torch.optim", ("adm", "ada", "lbfgs", "")),
     "learn_rate": ("a number > 0", ("0", "-0.1", "nan", "inf", "fast", "")),
@@ -167,7 +267,10 @@ WRONG = {
     "save": ("a text that is not empty", ("",)),
 }
 # Flags without a value to be wrong, and --recover, whose value is the folder of a run (test_recover.py).
-NO_VALUE = {"gpu", "version", "help", "recover", "force", "quiet"}
+NO_VALUE = {
+    *("gpu", "prune_global", "prune_bias", "random", "keep_optimizer", "nesterov", "augment", "no_augment"),
+    *("version", "help", "recover", "force", "quiet"),
+}
 
 
 def long_flags():
@@ -185,7 +288,8 @@ def test_every_flag_of_the_parser_has_rows_in_both_tables():
 
 
 def test_the_settings_of_a_run_are_flags_of_the_parser():
-    assert {flag.name for flag in FLAGS} | {"recover", "force", "quiet", "version", "help"} == long_flags()
+    negations = {f"no_{flag.name}" for flag in FLAGS if flag.negatable}
+    assert {flag.name for flag in FLAGS} | negations | {"recover", "force", "quiet", "version", "help"} == long_flags()
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.given for row in ROWS])
@@ -272,6 +376,37 @@ def test_checkpoints_are_as_far_apart_as_asked(command, monkeypatch):
     assert not saved
 
 
+@pytest.mark.parametrize(("given", "expected"), [((), False), (("--augment",), True), (("--no-augment",), False)])
+def test_the_training_images_are_augmented_where_asked(given, expected, command, monkeypatch):
+    loaded = []
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda *args, **options: loaded.append(load(*args, **options)) or loaded[-1])
+    assert command(*BASE, *given).code == 0
+    assert loaded[0].train.augment is expected
+    assert not loaded[0].test.augment
+
+
+def test_augmentation_of_a_preset_can_be_switched_off():
+    assert Config.resolve("resnet20", "cifar10", {}).augment
+    assert not Config.resolve("resnet20", "cifar10", {"augment": False}).augment
+
+
+def test_bf16_computes_near_what_float32_does_and_keeps_float32_weights(command, spied_steps):
+    exact, coarse = command(*BASE), command(*BASE, "--precision", "bf16")
+    assert coarse.steps[0].loss != exact.steps[0].loss
+    assert coarse.steps[0].loss == pytest.approx(exact.steps[0].loss, rel=0.02)
+    assert {value.dtype for value in coarse.steps[-1].state.values()} == {torch.float32}
+
+
+def test_dropout_goes_to_the_network_and_is_refused_where_it_has_none(command):
+    outcome = command("conv2", "digits", *BASE[2:], "--threads", "1", "--dropout", "0.25")
+    assert outcome.code == 0, outcome.err
+    assert "Dropout(p=0.25" in outcome.run.manifest()["model"]
+    refused = command("torchvision:resnet18", "digits", *BASE[2:], "--dropout", "0.25")
+    assert refused.code == 2
+    assert "dropout" in refused.err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_without_a_gpu_the_command_that_works_here_is_named(command, tmp_path, bits):
     outcome = command(*BASE, "--gpu", "-lr", "0.1", "--quiet")
@@ -312,7 +447,8 @@ def test_the_help_names_every_flag_network_and_data_set(capsys):
 def test_the_manifest_says_where_every_value_came_from(command):
     configuration = command(*BASE, "--learn_rate", "0.5").configuration
     sources = configuration["sources"]
-    assert set(sources) == {flag.name for flag in FLAGS} == set(configuration) - {"net", "dataset", "sources"}
+    settings = {flag.name for flag in FLAGS if flag.stands_for is None}
+    assert set(sources) == settings == set(configuration) - {"net", "dataset", "sources", "ticket"}
     assert sources["learn_rate"] == sources["iter"] == sources["save"] == "given"
     assert sources["optim"] == sources["batch_size"] == "preset"
     assert sources["order_seed"] == sources["gpu"] == "default"

@@ -190,6 +190,7 @@ def test_on_a_terminal_there_is_a_bar_with_speed_and_time_left_and_ctrl_c_takes_
         stdin=slave,
         stdout=slave,
         stderr=slave,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # as an interactive shell has it
     )
     os.close(slave)
     try:

@@ -20,12 +20,12 @@ from lth_fast.prune import fetch_layers, prune_all, sparsity
 class Network(nn.Module):
     """Carries its optimizer and its loss, as the reference project wants it."""
 
-    def __init__(self, inputs=12, seed=0):
+    def __init__(self, inputs=12, classes=3, seed=0):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.net = nn.Sequential(
-                nn.Flatten(), nn.Linear(inputs, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3)
+                nn.Flatten(), nn.Linear(inputs, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, classes)
             )
         self.criterion = nn.CrossEntropyLoss()
         self.optim = torch.optim.Adam(self.parameters(), lr=0.01)
@@ -79,7 +79,7 @@ def same_state(one, other):
 
 def test_the_named_tuple_of_a_data_set_gives_everything_a_result_has(search, tmp_path):
     data = lth_fast.data.load_digits(train_batch_size=100)
-    result = search(Network(64), data, rounds=3, prune_net=prune_with_ours)
+    result = search(Network(64, 10), data, rounds=3, prune_net=prune_with_ours)
     assert result.path.parent == tmp_path / "runs"
     assert result.path.name.endswith("_Network_digits")
     assert [level.level for level in result.levels] == [0, 1, 2, 3]
@@ -95,7 +95,7 @@ def test_the_named_tuple_of_a_data_set_gives_everything_a_result_has(search, tmp
         assert 0 < level.train_seconds < level.seconds
         assert level.density == row["density"]
     densities = [level.density for level in result.levels]
-    assert densities == pytest.approx([1, 0.805, 0.65, 0.525], abs=0.01)
+    assert densities == pytest.approx([1, 0.8133, 0.6630, 0.5414], abs=1e-4)
     assert run.manifest["examples"] == {"train": 1297, "validation": 250, "test": 250}
 
 
@@ -106,7 +106,6 @@ def test_the_model_of_the_result_is_the_last_level_with_its_masks(search):
     assert same_state(result.model.state_dict(), run.weights(2, "end"))
     assert same_state(masks(result.model), run.masks(2))
     assert sparsity(result.model) == pytest.approx(100 * (1 - result.levels[-1].density))
-    assert not isinstance(result.model.net[1].weight, torch.Tensor) or result.model.net[1].weight.requires_grad
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -311,7 +310,7 @@ def test_another_environment_is_refused_and_can_be_forced(search):
     manifest = json.loads(path.read_text())
     manifest["environment"]["torch"] = "1.0"
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="torch: the run had 1.0, here is "):
+    with pytest.raises(ValueError, match=r"torch: the run had 1\.0, here is "):
         search(recover=first.path)
     assert search(recover=first.path, force=True).levels == first.levels
 

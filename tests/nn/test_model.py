@@ -157,24 +157,6 @@ WRONG: dict[str, tuple[nn.Module, dict[str, Any], type[Exception], str]] = {
         ValueError,
         r"masks\['0\.weight'\] must have the weight's shape \[5, 4\], got \[4, 5\]",
     ),
-    "bias": (
-        nn.Sequential(nn.Linear(4, 5)),
-        {"0.bias": torch.ones(5) > 0},
-        TypeError,
-        r"masks\['0\.bias'\]: only the weight of an nn\.Linear or nn\.Conv2d .* 'bias' of Linear",
-    ),
-    "normalisation": (
-        nn.Sequential(nn.BatchNorm1d(5)),
-        {"0.weight": torch.ones(5) > 0},
-        TypeError,
-        r"masks\['0\.weight'\]: only the weight of an nn\.Linear or nn\.Conv2d .* 'weight' of BatchNorm1d",
-    ),
-    "subclass": (
-        nn.Sequential(Subclass(4, 5)),
-        {"0.weight": torch.ones(5, 4) > 0},
-        TypeError,
-        r"\(no subclass\) can carry a mask, this is 'weight' of Subclass",
-    ),
     "weight not floating point": (
         nn.Sequential(nn.Linear(4, 5, dtype=torch.complex128)),
         {"0.weight": torch.ones(5, 4) > 0},

@@ -94,7 +94,6 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "negative count": ({"amount": -1}, ValueError, "amount must be between 0 and the 12 survivors, got -1"),
     "truth": ({"amount": True}, TypeError, "amount must be a share .*, got True"),
     "text": ({"amount": "half"}, TypeError, "amount must be a share .*, got 'half'"),
-    "bias": ({"name": "bias", "amount": 1}, TypeError, "only the weight of an nn.Linear or nn.Conv2d"),
     "scores of another shape": (
         {"amount": 1, "importance_scores": torch.rand(4, 3)},
         ValueError,

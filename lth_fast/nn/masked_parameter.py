@@ -1,0 +1,89 @@
+"""A mask on any parameter, for what is not the weight of a plain Linear or Conv2d: biases, subclasses' weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lth_fast.nn.mask_changes import mask_changes
+from lth_fast.nn.masked import check_mask
+from lth_fast.ops import masked_apply, masked_apply_, pack_mask, unpack_mask
+
+
+class MaskedParameter(nn.Module):
+    """A parametrization that computes a parameter as its values under a mask.
+
+    The price of ``torch.nn.utils.parametrize``: the parameter's key in ``state_dict`` becomes
+    ``parametrizations.<name>.original`` (:func:`~lth_fast.nn.dense_state` gives the plain keys).
+    """
+
+    mask_bits: Tensor
+
+    def __init__(self, parameter: nn.Parameter, mask: Tensor) -> None:
+        super().__init__()
+        # In a tuple, so that it is not registered here a second time; copies and pickles keep the two the same object.
+        self._held = (parameter,)
+        self.register_buffer("mask_bits", pack_mask(mask.to(parameter.device)), persistent=False)
+        self.mask = mask
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter under the mask, zero where it is pruned."""
+        return self._held[0]
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool tensor of the parameter's shape, ``True`` where it survives. A copy: assign to change it."""
+        return unpack_mask(self.mask_bits, self.weight.shape)
+
+    @mask.setter
+    def mask(self, mask: Tensor) -> None:
+        check_mask(mask, self.weight, "mask")
+        self.mask_bits = pack_mask(mask.detach().to(self.weight.device))
+        self.apply_mask()
+        if self.weight.grad is not None:
+            masked_apply_(self.weight.grad, self.mask_bits)
+        mask_changes.note(self)
+
+    def apply_mask(self) -> None:
+        """Zero the pruned values now."""
+        masked_apply_(self.weight, self.mask_bits)
+
+    def forward(self, original: Tensor) -> Tensor:
+        return masked_apply(original, self.mask_bits)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        mask_changes.note(self)
+
+
+def masked_parameter(module: nn.Module, name: str) -> MaskedParameter | None:
+    """The mask parametrization of ``module``'s parameter ``name``, if it has one."""
+    if not parametrize.is_parametrized(module, name):
+        return None
+    found = [entry for entry in module.parametrizations[name] if isinstance(entry, MaskedParameter)]  # type: ignore[index]
+    return found[0] if found else None
+
+
+def mask_parameter(module: nn.Module, name: str, mask: Tensor) -> None:
+    """Put ``mask`` on the plain parameter ``name`` of ``module``.
+
+    Raises:
+        TypeError: ``module`` is recurrent; it reads its weights around any parametrization.
+    """
+    if isinstance(module, nn.RNNBase):
+        raise TypeError(
+            f"masks: the parameters of {type(module).__name__} cannot carry a mask, it reads them around any "
+            "parametrization; use its cell (LSTMCell, GRUCell, RNNCell)"
+        )
+    parametrize.register_parametrization(module, name, MaskedParameter(module.get_parameter(name), mask))
+
+
+def unmask_parameter(module: nn.Module, name: str) -> None:
+    """Make the parameter plain again, zeros where it was pruned."""
+    entry = masked_parameter(module, name)
+    assert entry is not None
+    mask_changes.forget(entry)
+    parametrize.remove_parametrizations(module, name, leave_parametrized=True)

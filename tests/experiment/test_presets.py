@@ -1,0 +1,113 @@
+"""The published settings, cell by cell, and what of them a given flag replaces."""
+
+from __future__ import annotations
+
+import pytest
+
+from lth_fast.data import datasets
+from lth_fast.experiment.config import Config
+from lth_fast.experiment.flags import BY_NAME
+from lth_fast.experiment.presets import preset, presets
+from lth_fast.models import models
+
+DEEP = {"optim": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "learn_rate": 0.1, "scope": "global", "prune_rate": 0.2}
+CONV = {"batch_size": 60, "optim": "adam", "fc_rate": 0.2, "rewind": 0}
+LMC = {**DEEP, "batch_size": 128, "iter": 63_000, "milestones": (32_000, 48_000), "augment": True}
+
+PAPER = {
+    "lenet": {"batch_size": 60, "iter": 50_000, "optim": "adam", "learn_rate": 1.2e-3, "prune_rate": 0.2, "rewind": 0},
+    "conv2": {**CONV, "iter": 20_000, "learn_rate": 2e-4, "prune_rate": 0.1},
+    "conv4": {**CONV, "iter": 25_000, "learn_rate": 3e-4, "prune_rate": 0.1},
+    "conv6": {**CONV, "iter": 30_000, "learn_rate": 3e-4, "prune_rate": 0.15},
+    "resnet20": {
+        **DEEP,
+        "batch_size": 128,
+        "iter": 30_000,
+        "milestones": (20_000, 25_000),
+        "whole": ("output", "shortcuts"),
+        "rewind": 500,
+        "augment": True,
+    },
+    "vgg19": {
+        **DEEP,
+        "batch_size": 64,
+        "iter": 112_000,
+        "milestones": (56_000, 84_000),
+        "whole": ("output",),
+        "rewind": 100,
+        "augment": True,
+    },
+    **{
+        name: {**LMC, "rewind": 2000, "whole": ("output", "shortcuts")}
+        for name in ("resnet32", "resnet44", "resnet56", "resnet110")
+    },
+    **{name: {**LMC, "rewind": 1000, "whole": ("output",)} for name in ("vgg11", "vgg13", "vgg16")},
+}
+
+
+def test_the_table_above_has_every_network():
+    assert set(PAPER) == set(models)
+
+
+@pytest.mark.parametrize("net", PAPER)
+def test_a_networks_settings_are_the_papers_unless_a_flag_says_otherwise(net):
+    config = Config.resolve(net, "cifar10", {})
+    expected = PAPER[net]
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert {config.sources[name] for name in expected} == {"preset"}
+    assert not [name for name, source in config.sources.items() if source == "preset" and name not in expected]
+
+
+@pytest.mark.parametrize("name", presets)
+@pytest.mark.parametrize("net", [*models, "torchvision:resnet18", "torchvision:vgg11"])
+@pytest.mark.parametrize("dataset", datasets)
+def test_every_cell_is_a_configuration_that_its_flags_would_accept(name, net, dataset):
+    config = Config.resolve(net, dataset, {"preset": name})
+    for setting, value in preset(name, net, dataset).items():
+        assert BY_NAME[setting].parse is None or BY_NAME[setting].read(value) == value
+    assert 0 <= config.rewind < config.iter
+    assert all(milestone < config.iter for milestone in config.milestones)
+
+
+def test_openlth_trains_lenet_and_the_deep_networks_its_own_way():
+    lenet = Config.resolve("lenet", "mnist", {"preset": "openlth"})
+    assert (lenet.batch_size, lenet.iter, lenet.optim, lenet.learn_rate) == (128, 18_760, "sgd", 0.1)
+    assert (lenet.scope, lenet.whole, lenet.init) == ("global", ("output",), "kaiming")
+    resnet = Config.resolve("resnet20", "cifar10", {"preset": "openlth"})
+    assert (resnet.iter, resnet.milestones, resnet.rewind) == (62_560, (31_280, 46_920), 0)
+
+
+def test_digits_are_not_mirrored_and_the_short_data_set_is_trained_short():
+    config = Config.resolve("resnet20", "digits", {})
+    assert (config.augment, config.iter, config.rewind, config.milestones) == (False, 2000, 33, (1333, 1666))
+
+
+def test_a_given_prune_rate_alone_sets_every_layer():
+    assert Config.resolve("conv2", "cifar10", {"prune_rate": 0.3}).fc_rate is None
+    assert Config.resolve("conv2", "cifar10", {"prune_rate": 0.3, "fc_rate": 0.1}).fc_rate == 0.1
+
+
+def test_another_optimizer_leaves_the_settings_of_the_presets_own_behind():
+    config = Config.resolve("resnet20", "cifar10", {"optim": "adam"})
+    assert (config.momentum, config.weight_decay, config.learn_rate) == (0.0, 0.0, 0.01)
+
+
+def test_a_training_shorter_than_the_presets_rewind_point_keeps_it_in_proportion():
+    assert Config.resolve("resnet20", "cifar10", {"iter": 300}).rewind == 5
+    assert Config.resolve("resnet20", "cifar10", {"iter": 20}).rewind == 1
+    assert Config.resolve("resnet20", "cifar10", {"iter": 20_000}).rewind == 500
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"nesterov": True, "optim": "sgd"}, "--nesterov: expected with a --momentum > 0"),
+        ({"precision": "tf32"}, "--precision: expected float32 or bf16 without --gpu, got 'tf32'"),
+        ({"keep": "10,3000", "iter": 2000}, "--keep: expected iterations up to --iter 2000, got 3000"),
+        ({"prune_global": True, "scope": "layerwise"}, "--prune_global: means --scope global, got it with --scope"),
+        ({"random": True, "branch": "ticket"}, "--random: means --branch reinit, got it with --branch ticket"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(given, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Config.resolve("lenet", "digits", given)

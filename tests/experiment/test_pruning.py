@@ -1,0 +1,90 @@
+"""The flags on pruning: which layers lose how much."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lth_fast import models
+from lth_fast.experiment.presets import preset
+from lth_fast.experiment.pruning import pruning_function
+from lth_fast.models import output_layer, shortcut_layers
+from lth_fast.nn import masks
+from lth_fast.prune import sparsity
+
+
+def densities(model: nn.Module) -> dict[str, float]:
+    return {name.removesuffix(".weight"): float(mask.double().mean()) for name, mask in masks(model).items()}
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 5), nn.Flatten(), nn.Linear(40, 50), nn.Linear(50, 20))
+
+
+def test_one_rate_sets_every_layer_and_half_of_it_the_output_layer():
+    model = pruning_function("layerwise", 0.4, None, (), False)(small())
+    assert densities(model) == pytest.approx({"0": 0.6, "2": 0.6, "3": 0.8})
+
+
+def test_a_rate_of_their_own_sets_linear_layers_and_half_of_it_the_output_layer():
+    model = pruning_function("layerwise", 0.1, 0.4, (), False)(small())
+    assert densities(model) == pytest.approx({"0": 0.9, "2": 0.6, "3": 0.8})
+
+
+def test_rate_zero_beside_a_rate_for_linear_layers_prunes_those_alone():
+    model = pruning_function("layerwise", 0.0, 0.4, (), False)(small())
+    assert densities(model) == pytest.approx({"0": 1.0, "2": 0.6, "3": 0.8})
+
+
+def test_global_is_one_threshold_over_everything_but_the_output_layer():
+    model = pruning_function("global", 0.3, None, (), False)(small())
+    before = small()
+    weights = torch.cat([before[0].weight.detach().reshape(-1), before[2].weight.detach().reshape(-1)])
+    threshold = weights.abs().kthvalue(round(0.3 * weights.numel())).values
+    for place in (0, 2):
+        assert torch.equal(model[place].mask, before[place].weight.abs() > threshold)
+    assert "3" not in densities(model)
+
+
+def test_layers_kept_whole_are_not_touched():
+    model = models.build("resnet20", (1, 8, 8))
+    pruning_function("layerwise", 0.5, None, ("output", "shortcuts"), False)(model)
+    assert not {output_layer(model), *shortcut_layers(model)} & set(densities(model))
+    assert len(shortcut_layers(model)) == 2
+    assert set(densities(model).values()) == {0.5}
+
+
+def test_biases_are_pruned_only_when_asked_for():
+    assert not any("bias" in name for name in masks(pruning_function("layerwise", 0.4, None, (), False)(small())))
+    model = pruning_function("layerwise", 0.4, None, (), True)(small())
+    found = {name: float(mask.double().mean()) for name, mask in masks(model).items() if "bias" in name}
+    assert found == pytest.approx({"0.bias": 5 / 8, "2.bias": 0.6, "3.bias": 0.8})
+
+
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [
+        ("conv2", {3: 51.4, 6: 26.5, 9: 13.7, 11: 8.8}),
+        ("conv4", {11: 11.1, 12: 9.2, 15: 5.4}),
+        ("resnet20", {4: 41.7, 6: 27.1, 7: 21.9, 10: 11.8}),
+        ("vgg19", {15: 3.5, 19: 1.5}),
+    ],
+)
+def test_densities_by_level_are_those_of_the_papers(net, expected):
+    settings = preset("paper", net, "cifar10")
+    model = models.build(net, (3, 32, 32))
+    prune = pruning_function(
+        settings.get("scope", "layerwise"),
+        settings["prune_rate"],
+        settings.get("fc_rate"),
+        settings.get("whole", ()),
+        False,
+    )
+    found = {}
+    for level in range(1, max(expected) + 1):
+        prune(model)
+        if level in expected:
+            found[level] = round(100 - sparsity(model), 1)
+    assert found == expected

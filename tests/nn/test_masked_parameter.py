@@ -1,0 +1,126 @@
+"""Masks on parameters that are not the weight of a plain Linear or Conv2d: through a parametrization."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lth_fast import prune
+from lth_fast.nn import MaskedLinear, dense_state, masks, restore, set_masks
+
+
+class Special(nn.Linear):
+    """A subclass may do anything with its weight, so it does not become a MaskedLinear."""
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), Special(5, 3))
+
+
+PRUNED = {
+    "0.weight": torch.rand(5, 6, generator=torch.Generator().manual_seed(1)) < 0.5,
+    "0.bias": torch.tensor([True, False, True, True, False]),
+    "1.weight": torch.tensor([False, True, True, True, True]),
+    "3.weight": torch.rand(3, 5, generator=torch.Generator().manual_seed(2)) < 0.5,
+}
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    generator = torch.Generator().manual_seed(5)
+    model(torch.randn(8, 6, generator=generator)).square().sum().backward()
+    optimizer.step()
+
+
+def assert_pruned_places_are_zero(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    plain = dense_state(model)
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for name, mask in masks(model).items():
+        assert (plain[name][~mask] == 0).all()
+        (parameter,) = [p for p in held if p.data_ptr() == plain[name].data_ptr()]
+        for value in (parameter.grad, *optimizer.state[parameter].values()):
+            if value.shape == mask.shape:
+                assert (value[~mask] == 0).all()
+
+
+def test_masks_are_read_and_set_by_the_plain_names():
+    model = set_masks(network(), PRUNED)
+    found = masks(model)
+    assert set(found) == set(PRUNED)
+    assert all(torch.equal(found[name], mask) for name, mask in PRUNED.items())
+    set_masks(model, {"0.bias": ~PRUNED["0.bias"]})
+    assert torch.equal(masks(model)["0.bias"], ~PRUNED["0.bias"])
+
+
+def test_the_layer_with_a_masked_bias_is_a_masked_layer_too():
+    assert isinstance(set_masks(network(), PRUNED)[0], MaskedLinear)
+
+
+def test_a_masked_network_computes_what_one_with_zeros_there_computes():
+    zeroed, masked = network(), set_masks(network(), PRUNED)
+    with torch.no_grad():
+        for name, mask in PRUNED.items():
+            zeroed.get_parameter(name).mul_(mask)
+    inputs = torch.randn(7, 6, generator=torch.Generator().manual_seed(3))
+    assert torch.allclose(masked(inputs), zeroed(inputs), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_pruned_values_and_what_the_optimizer_keeps_of_them_stay_zero(kind):
+    model = network()
+    optimizer = kind(model.parameters(), lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+    for _ in range(3):
+        step(model, optimizer)
+    set_masks(model, PRUNED)
+    for _ in range(3):
+        step(model, optimizer)
+        assert_pruned_places_are_zero(model, optimizer)
+    model, optimizer = copy.deepcopy((model, optimizer))
+    set_masks(model, {"0.bias": torch.zeros(5, dtype=torch.bool)})
+    step(model, optimizer)
+    assert_pruned_places_are_zero(model, optimizer)
+
+
+def test_the_dense_state_has_the_plain_keys_and_loads_into_the_plain_network():
+    model = set_masks(network(), PRUNED)
+    plain = network()
+    assert set(dense_state(model)) == set(plain.state_dict())
+    plain.load_state_dict(dense_state(model))
+    for name, mask in PRUNED.items():
+        assert (plain.get_parameter(name)[~mask] == 0).all()
+
+
+def test_restoring_gives_the_plain_network_back_with_the_same_parameters():
+    model = network()
+    before = {id(parameter) for parameter in model.parameters()}
+    restore(set_masks(model, PRUNED))
+    assert [type(module) for module in model] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, Special]
+    assert {id(parameter) for parameter in model.parameters()} == before
+    assert not masks(model)
+    assert (model[3].weight[~PRUNED["3.weight"]] == 0).all()
+
+
+def test_removing_the_mask_of_one_parameter_leaves_the_others():
+    model = set_masks(network(), PRUNED)
+    prune.remove(model[0], "bias")
+    assert set(masks(model)) == set(PRUNED) - {"0.bias"}
+    assert isinstance(model[0], MaskedLinear)
+
+
+def test_the_pruning_functions_take_any_parameter_and_prune_among_survivors():
+    model = network()
+    prune.l1_unstructured(model[1], "weight", 2)
+    prune.random_unstructured(model[1], "weight", 1)
+    prune.l1_unstructured(model[3], "weight", 0.2)
+    assert int(masks(model)["1.weight"].sum()) == 2
+    assert int(masks(model)["3.weight"].sum()) == 12
+
+
+def test_recurrent_layers_are_refused_for_they_read_around_any_mask():
+    recurrent = nn.LSTM(3, 4)
+    with pytest.raises(TypeError, match=r"masks\['weight_ih_l0'\]: a LSTM reads its parameters around any mask"):
+        set_masks(recurrent, {"weight_ih_l0": torch.ones(16, 3, dtype=torch.bool)})
