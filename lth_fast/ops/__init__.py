@@ -8,5 +8,17 @@ from .mask_packing import pack_mask, unpack_mask
 from .masked_apply import masked_apply, masked_apply_
 from .masked_conv2d import masked_conv2d
 from .masked_linear import masked_linear
+from .sparse_linear import sparse_linear
+from .sparse_pattern import SparsePattern, sparse_pattern
 
-__all__ = ["masked_apply", "masked_apply_", "masked_conv2d", "masked_linear", "pack_mask", "unpack_mask"]
+__all__ = [
+    "SparsePattern",
+    "masked_apply",
+    "masked_apply_",
+    "masked_conv2d",
+    "masked_linear",
+    "pack_mask",
+    "sparse_linear",
+    "sparse_pattern",
+    "unpack_mask",
+]
