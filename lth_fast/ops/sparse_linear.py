@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import serve_cuda
-from .sparse_pattern import SparsePattern, coordinates
+from lth_fast.ops.library import serve_cuda
+from lth_fast.ops.sparse_pattern import SparsePattern, coordinates
 
 
 def sparse_linear(input: Tensor, values: Tensor, bias: Tensor | None, pattern: SparsePattern) -> Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .library import serve_cuda
+from lth_fast.ops.library import serve_cuda
 
 
 class SparsePattern(NamedTuple):
