@@ -4,8 +4,11 @@
 :mod:`lth_fast.nn` has layers that hold a mask and keep the plain layer's parameters and ``state_dict``.
 """
 
-from . import _compatibility as _compatibility  # first: refuses a build for another torch before it is loaded
-from . import nn, ops, optim, prune
-
-__all__ = ["nn", "ops", "optim", "prune"]
 __version__ = "0.1.0"
+
+from lth_fast import _compatibility as _compatibility  # isort: skip  refuses a build for another torch before it loads
+from lth_fast import data, models, nn, ops, optim, prune
+from lth_fast.experiment import iterative_pruning
+from lth_fast.record import load_run
+
+__all__ = ["data", "iterative_pruning", "load_run", "models", "nn", "ops", "optim", "prune"]

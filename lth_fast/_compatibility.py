@@ -11,7 +11,7 @@ def check_build(built_for: str | None, found: str) -> None:
     """Raise ImportError unless a build for torch ``built_for`` can be loaded beside torch ``found``.
 
     Args:
-        built_for: Version the libraries were compiled against, e.g. ``"2.15.0+cu132"``; ``None`` when there is no build.
+        built_for: Version the libraries were compiled against, e.g. ``"2.15.0+cu132"``; ``None``: there is no build.
         found: Version of the imported torch.
     """
     if built_for is None:
@@ -25,7 +25,7 @@ def _minor(version: str) -> tuple[str, ...]:
 
 
 try:
-    from ._build_info import TORCH_VERSION as BUILT_FOR_TORCH
+    from lth_fast._build_info import TORCH_VERSION as BUILT_FOR_TORCH
 except ImportError:
     check_build(None, torch.__version__)
 check_build(BUILT_FOR_TORCH, torch.__version__)

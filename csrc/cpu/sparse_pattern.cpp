@@ -2,8 +2,8 @@
 // the gradient of the input. Both orders are cut into panels, so that the features a panel covers stay in cache.
 #include <unistd.h>
 
+#include <algorithm>
 #include <limits>
-#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -80,7 +80,7 @@ void find_row_starts(const uint8_t* mask, const Pattern& pattern) {
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t first = panel * pattern.column_panels.width;
       const int64_t last = std::min(first + pattern.column_panels.width, pattern.in_features);
-      pattern.row_starts[panel * rows + row] = std::accumulate(kept + first, kept + last, int32_t{0});
+      pattern.row_starts[panel * rows + row] = static_cast<int32_t>(last - first - std::count(kept + first, kept + last, uint8_t{0}));
     }
   });
   int64_t position = 0;

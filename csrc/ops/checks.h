@@ -17,8 +17,7 @@ inline void check_mask_bits(const char* function, const at::Tensor& bits, const 
   const auto expected = mask_bytes(masked.sym_numel());
   TORCH_CHECK(bits.dim() == 1 && bits.sym_size(0) == expected, function, ": mask_bits must have shape [", expected,
               "] for ", name, " of shape ", masked.sym_sizes(), ", got ", bits.sym_sizes());
-  TORCH_CHECK(bits.is_contiguous(), function, ": mask_bits must be contiguous, got strides ",
-              bits.sym_strides());
+  TORCH_CHECK(bits.is_contiguous(), function, ": mask_bits must be contiguous, got strides ", bits.sym_strides());
   TORCH_CHECK(bits.device() == masked.device(), function, ": mask_bits must be on the device of ", name, " (",
               masked.device(), "), got ", bits.device());
 }

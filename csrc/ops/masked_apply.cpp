@@ -48,6 +48,4 @@ at::Tensor masked_apply_autograd(const at::Tensor& input, const at::Tensor& mask
 }  // namespace
 }  // namespace lth_fast
 
-TORCH_LIBRARY_IMPL(lth_fast, Autograd, library) {
-  library.impl("masked_apply", lth_fast::masked_apply_autograd);
-}
+TORCH_LIBRARY_IMPL(lth_fast, Autograd, library) { library.impl("masked_apply", lth_fast::masked_apply_autograd); }

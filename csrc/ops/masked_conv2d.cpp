@@ -80,8 +80,7 @@ struct MaskedConv2d : torch::autograd::Function<MaskedConv2d> {
         masked_apply_(grad_weight, mask_bits);
       }
     }
-    return {grad_input,   grad_weight,  grad_bias,    at::Tensor(),
-            at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    return {grad_input, grad_weight, grad_bias, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 

@@ -18,10 +18,10 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 at::Tensor masked_linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                          const at::Tensor& mask_bits) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("lth_fast::masked_linear", "")
-                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                                               const at::Tensor&)>();
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("lth_fast::masked_linear", "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&)>();
   return op.call(input, weight, bias, mask_bits);
 }
 

@@ -3,11 +3,11 @@
 Masked layers keep the plain layer's parameters and arguments, sparse ones hold ``values``; all keep its ``state_dict``.
 """
 
-from .masked import MaskedLayer
-from .masked_conv2d import MaskedConv2d
-from .masked_linear import MaskedLinear
-from .model import masked_layers, masks, restore, set_masks
-from .sparse_linear import SparseLinear
+from lth_fast.nn.masked import MaskedLayer
+from lth_fast.nn.masked_conv2d import MaskedConv2d
+from lth_fast.nn.masked_linear import MaskedLinear
+from lth_fast.nn.model import masked_layers, masks, restore, set_masks
+from lth_fast.nn.sparse_linear import SparseLinear
 
 __all__ = [
     "MaskedConv2d",

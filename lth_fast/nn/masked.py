@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..ops import masked_apply, masked_apply_, pack_mask, unpack_mask
+from lth_fast.ops import masked_apply, masked_apply_, pack_mask, unpack_mask
 
 # Layers whose mask was set and whose weight an optimizer may already carry moments for: lth_fast.optim clears those
 # before the optimizer's next step.
@@ -19,8 +19,8 @@ every_masked_layer: weakref.WeakSet[MaskedLayer] = weakref.WeakSet()
 class MaskedLayer(nn.Module):
     """Base of ``MaskedLinear`` and ``MaskedConv2d``: a plain layer whose ``weight`` carries a mask.
 
-    The mask is a bool tensor of the weight's shape outside (``True`` = survivor) and one bit per weight inside. It is not
-    part of ``state_dict``, whose keys are the plain layer's; it moves with ``.to()``, deepcopy and pickle.
+    The mask is a bool tensor of the weight's shape outside (``True`` = survivor) and one bit per weight inside. It is
+    not part of ``state_dict``, whose keys are the plain layer's; it moves with ``.to()``, deepcopy and pickle.
 
     Pruned weights are zero. The layer knows when the weight was last seen so and re-applies the mask in the forward if
     anything wrote to it since (``load_state_dict``, an initialiser, an optimizer step). Writes through ``weight.data``
@@ -109,7 +109,7 @@ class MaskedLayer(nn.Module):
         mask_layer(twin, mask, cls)
         return twin
 
-    def _copy_private(self, layer: nn.Module) -> None:
+    def _copy_private(self, layer: Any) -> None:
         """Copy the underscore attributes that ``layer``'s class keeps for itself, as Conv2d does for its padding."""
 
     def to_dense(self) -> nn.Module:
@@ -126,7 +126,7 @@ class MaskedLayer(nn.Module):
         return f"{super().extra_repr()}, density={self.density:.4g}"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)
         # The copy's version counter starts anew, so what was noted about the original says nothing about it; and an
         # optimizer may have been copied along.
         self._seen_masked = None

@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import masked_conv2d
-from .masked import MaskedLayer
+from lth_fast.nn.masked import MaskedLayer
+from lth_fast.ops import masked_conv2d
 
 
 class MaskedConv2d(MaskedLayer, nn.Conv2d):
@@ -23,9 +23,9 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         nn.Conv2d.__init__(self, *args, **kwargs)
-        self.mask = None  # type: ignore[assignment]
+        self.mask = None
 
-    def _copy_private(self, layer: nn.Module) -> None:
+    def _copy_private(self, layer: Any) -> None:
         self._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
 
     def forward(self, input: Tensor) -> Tensor:

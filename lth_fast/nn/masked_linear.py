@@ -6,21 +6,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..ops import masked_linear
-from .masked import MaskedLayer
+from lth_fast.nn.masked import MaskedLayer
+from lth_fast.ops import masked_linear
 
 
 class MaskedLinear(MaskedLayer, nn.Linear):
     """``nn.Linear`` whose weight carries a mask; takes ``nn.Linear``'s arguments and starts with every weight kept.
 
-    Shape: input ``[..., in_features]`` → output ``[..., out_features]``. Pruned weights and their gradients are exactly 0.
+    Shape: input ``[..., in_features]`` to output ``[..., out_features]``. Pruned weights and their gradients are 0.
     """
 
     plain_class = nn.Linear
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         nn.Linear.__init__(self, *args, **kwargs)
-        self.mask = None  # type: ignore[assignment]
+        self.mask = None
 
     def forward(self, input: Tensor) -> Tensor:
         return masked_linear(input, self.masked_weight(), self.bias, self.mask_bits)

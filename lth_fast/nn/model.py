@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from .masked import MaskedLayer, mask_layer, unmask_layer
-from .masked_conv2d import MaskedConv2d
-from .masked_linear import MaskedLinear
+from lth_fast.nn.masked import MaskedLayer, mask_layer, unmask_layer
+from lth_fast.nn.masked_conv2d import MaskedConv2d
+from lth_fast.nn.masked_linear import MaskedLinear
 
 _TWINS: dict[type[nn.Module], type[MaskedLayer]] = {nn.Linear: MaskedLinear, nn.Conv2d: MaskedConv2d}
 

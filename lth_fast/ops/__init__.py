@@ -3,13 +3,13 @@
 All of them are registered with torch under ``torch.ops.lth_fast``.
 """
 
-from . import library as _library  # noqa: F401  loads the native operators before the files below register theirs
-from .mask_packing import pack_mask, unpack_mask
-from .masked_apply import masked_apply, masked_apply_
-from .masked_conv2d import masked_conv2d
-from .masked_linear import masked_linear
-from .sparse_linear import sparse_linear
-from .sparse_pattern import SparsePattern, sparse_pattern
+from lth_fast.ops import library as _library  # noqa: F401  loads the native operators before the files below register theirs
+from lth_fast.ops.mask_packing import pack_mask, unpack_mask
+from lth_fast.ops.masked_apply import masked_apply, masked_apply_
+from lth_fast.ops.masked_conv2d import masked_conv2d
+from lth_fast.ops.masked_linear import masked_linear
+from lth_fast.ops.sparse_linear import sparse_linear
+from lth_fast.ops.sparse_pattern import SparsePattern, sparse_pattern
 
 __all__ = [
     "SparsePattern",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .library import serve_cuda
+from lth_fast.ops.library import serve_cuda
 
 
 def pack_mask(mask: Tensor) -> Tensor:

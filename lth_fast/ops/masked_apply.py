@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import serve_cuda
-from .mask_packing import reference_unpack_mask
+from lth_fast.ops.library import serve_cuda
+from lth_fast.ops.mask_packing import reference_unpack_mask
 
 
 def masked_apply(input: Tensor, mask_bits: Tensor) -> Tensor:

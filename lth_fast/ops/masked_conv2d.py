@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .library import serve_cuda
-from .masked_apply import reference as masked_apply_reference
+from lth_fast.ops.library import serve_cuda
+from lth_fast.ops.masked_apply import reference as masked_apply_reference
 
 
 def masked_conv2d(
@@ -27,7 +27,7 @@ def masked_conv2d(
         input: ``[batch, in_channels, height, width]``.
         weight: ``[out_channels, in_channels / groups, kernel_height, kernel_width]``, zero where pruned.
         bias: ``[out_channels]`` or ``None``.
-        mask_bits: uint8 ``[ceil(weight.numel() / 8)]`` from :func:`~lth_fast.ops.pack_mask`, in the weight's flat order.
+        mask_bits: uint8 ``[ceil(weight.numel() / 8)]`` from :func:`~lth_fast.ops.pack_mask`.
         stride: Step in pixels, (vertical, horizontal).
         padding: Zeros added on either side, in pixels.
         dilation: Distance of the kernel's taps, in pixels.

@@ -1,12 +1,12 @@
-"""A dense linear layer under a mask, whose backward writes exact zeros into the pruned places of the weight gradient."""
+"""A dense linear layer under a mask, whose backward zeroes the pruned places of the weight gradient."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .library import serve_cuda
-from .masked_apply import reference as masked_apply_reference
+from lth_fast.ops.library import serve_cuda
+from lth_fast.ops.masked_apply import reference as masked_apply_reference
 
 
 def masked_linear(input: Tensor, weight: Tensor, bias: Tensor | None, mask_bits: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """Optimizers and masks."""
 
-from .masks import apply_masks
+from lth_fast.optim.masks import apply_masks
 
 __all__ = ["apply_masks"]

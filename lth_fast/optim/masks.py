@@ -1,8 +1,9 @@
 """Keeping any torch optimizer from reviving pruned weights.
 
-A masked layer hands out zero gradients at pruned places, so an optimizer that starts at zero state stays there. One that
-is already at work when a mask is set carries momentum and moments that would move pruned weights for many steps. A hook
-that torch runs before every optimizer step clears them once after a mask was set; otherwise it costs one emptiness test.
+A masked layer hands out zero gradients at pruned places, so an optimizer that starts at zero state stays there. One
+that is already at work when a mask is set carries momentum and moments that would move pruned weights for many steps.
+A hook that torch runs before every optimizer step clears them once after a mask was set; otherwise it costs one
+emptiness test.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ..nn.masked import MaskedLayer, every_masked_layer, recently_masked
-from ..ops import masked_apply_
+from lth_fast.nn.masked import MaskedLayer, every_masked_layer, recently_masked
+from lth_fast.ops import masked_apply_
 
 
 def apply_masks(optimizer: Optimizer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..nn import MaskedLayer
+from lth_fast.nn import MaskedLayer
 
 _WEIGHTED = (nn.Linear, nn.Conv2d)
 

@@ -1,0 +1,61 @@
+# The few commands a person types. Each sets up what it needs in ./.venv with plain pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: demo test test-long test-gpu benchmark lint format build clean
+
+demo: $(VENV)/.demo  ## lottery tickets in real handwritten digits, no download of data
+	$(BIN)/python -m lth_fast lenet digits
+
+test: $(VENV)/.test  ## the tests
+	$(BIN)/python -m pytest
+
+test-long: $(VENV)/.test  ## the tests that take minutes each
+	$(BIN)/python -m pytest -m long --timeout 3600
+
+test-gpu: $(VENV)/.test  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+benchmark: $(VENV)/.test  ## both sides of every claim of speed, as a table
+	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/latest.json
+
+lint: $(VENV)/.dev  ## what CI checks besides the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp')
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(shell find csrc -name '*.h' -o -name '*.cpp')
+
+build: $(VENV)/.native  ## rebuild the native libraries; a touched kernel takes seconds
+
+clean:
+	rm -rf build $(VENV) lth_fast/*.so lth_fast/_build_info.py *.egg-info
+
+# torch and the tools of the build come first, so that the package can be built against the torch it will run beside.
+$(VENV)/.base:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch torchvision numpy "setuptools>=77" pybind11 ninja "cmake>=3.24"
+	touch $@
+
+$(VENV)/.native: $(VENV)/.base $(SOURCES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.native
+	$(BIN)/python -m pip install --quiet scikit-learn matplotlib
+	touch $@
+
+$(VENV)/.test: $(VENV)/.native
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e '.[test]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e '.[dev]'
+	touch $@

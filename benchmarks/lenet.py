@@ -1,0 +1,80 @@
+"""LeNet on MNIST under a mask, in our layers and in torch.nn.utils.prune's: the same weights, masks, data and order."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lth_fast import data, models
+from lth_fast.data import DataSplits, ResidentLoader
+from lth_fast.nn import set_masks
+from lth_fast.prune import prunable
+from lth_fast.train import EagerStepper, ResidentBatches
+from torch import Tensor, nn
+from torch.nn.utils import prune as stock
+
+
+def mnist() -> tuple[DataSplits, str]:
+    """MNIST from the folder LTH_FAST_DATA, else random images of its shape; and which of the two."""
+    root = os.environ.get("LTH_FAST_DATA")
+    if root and Path(root).is_dir():
+        return data.load_MNIST(root), "MNIST"
+    draw = torch.Generator().manual_seed(0)
+
+    def loader(count: int, batch_size: int, shuffle: bool) -> ResidentLoader:
+        return ResidentLoader(
+            torch.randint(0, 256, (count, 1, 28, 28), generator=draw, dtype=torch.uint8),
+            torch.randint(0, 10, (count,), generator=draw),
+            mean=(0.1307,),
+            std=(0.3081,),
+            scale=255.0,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            augment=False,
+            name="mnist",
+            classes=10,
+        )
+
+    splits = DataSplits(loader(55_000, 60, True), loader(5_000, 500, False), loader(10_000, 500, False))
+    return splits, "random images of MNIST's shape"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A LeNet and the masks of one density."""
+
+    model: nn.Module
+    masks: dict[str, Tensor]
+
+    @classmethod
+    def at(cls, density: float) -> Setting:
+        draw = torch.Generator().manual_seed(0)
+        model = models.build("lenet", generator=draw)
+        masks = {
+            name: torch.rand(layer.get_parameter("weight").shape, generator=draw) < density
+            for name, layer in prunable(model).items()
+        }
+        return cls(model, masks)
+
+    def ours(self) -> nn.Module:
+        return set_masks(self._copy(), self.masks)
+
+    def stock(self) -> nn.Module:
+        model = self._copy()
+        for name, mask in self.masks.items():
+            stock.custom_from_mask(model.get_submodule(name.rpartition(".")[0]), "weight", mask)
+        return model
+
+    def _copy(self) -> nn.Module:
+        model = models.build("lenet")
+        model.load_state_dict(self.model.state_dict())
+        return model
+
+
+def stepper(model: nn.Module, train: ResidentLoader, fused: bool) -> EagerStepper:
+    """The loop both sides run: our batches, Adam, cross-entropy."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1.2e-3, fused=fused or None)
+    batches = ResidentBatches(train, lambda epoch: epoch, lambda epoch: epoch)
+    return EagerStepper(model, optimizer, nn.CrossEntropyLoss(), batches)

@@ -1,0 +1,73 @@
+"""Everything one replicate of an experiment is made of, independent of where it came from (command line or Python)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lth_fast.train import Batches, LoaderBatches, OptimizerRecipe, ResidentBatches, Seeds
+
+
+class Loaders(NamedTuple):
+    """Training, validation and test data; the latter two may be missing."""
+
+    train: Any
+    validation: Any = None
+    test: Any = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A ticket search: train, prune, rewind, repeat.
+
+    Attributes:
+        model: Plain module at its initial weights, on the CPU or the training device. Copied, never changed.
+        loaders: The data.
+        criterion: Mean loss of a batch from (outputs, labels).
+        optimizer: Recipe; every level starts with a fresh one.
+        prune_net: Prunes a plain model further; see :class:`~lth_fast.experiment.prune_step.PruneStep`.
+        iterations: Length T of the dense training, in optimizer steps.
+        rounds: Number of pruned levels after the dense one.
+        rewind: Iteration k whose weights the pruned levels start from; they train steps k + 1 to T.
+        evaluate_every: Iterations between evaluations, or -1: once per epoch. The last iteration is always evaluated.
+        seeds: Streams of randomness.
+        replicate: Number of this repetition.
+        device: Where training happens.
+        checkpoint_seconds: Least time between checkpoints.
+    """
+
+    model: nn.Module
+    loaders: Loaders
+    criterion: Callable[..., Tensor]
+    optimizer: OptimizerRecipe
+    prune_net: Callable[[nn.Module], nn.Module | None]
+    iterations: int
+    rounds: int
+    rewind: int = 0
+    evaluate_every: int = 100
+    seeds: Seeds = Seeds(0)  # noqa: RUF009  (immutable)
+    replicate: int = 0
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
+    checkpoint_seconds: float = 10.0
+
+    def batches(self, level: int) -> Batches:
+        """The training batches of ``level``, in the order its seed gives."""
+        train = self.loaders.train
+
+        def order(epoch: int) -> int:
+            return self.seeds.stream("order", self.replicate, level, epoch)
+
+        def noise(epoch: int) -> int:
+            return self.seeds.stream("noise", self.replicate, level, epoch + 1)
+
+        if hasattr(train, "order") and hasattr(train, "batch"):
+            return ResidentBatches(train, order, noise)
+        return LoaderBatches(train, order, self.device)
+
+    def evaluation_interval(self, per_epoch: int) -> int:
+        """Iterations from one evaluation to the next."""
+        return per_epoch if self.evaluate_every == -1 else self.evaluate_every

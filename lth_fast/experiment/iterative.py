@@ -1,0 +1,238 @@
+"""``iterative_pruning``: the lottery loop for a model, data and pruning function of your own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lth_fast.experiment.config import rewind_iteration
+from lth_fast.experiment.experiment import Experiment, Loaders
+from lth_fast.experiment.flags import BY_NAME
+from lth_fast.experiment.progress import monitor_for
+from lth_fast.experiment.session import run_in
+from lth_fast.nn import set_masks
+from lth_fast.record import Run, create_run, open_run
+from lth_fast.train import OptimizerRecipe, Seeds
+from lth_fast.train.optimizers import optimizer_class
+
+
+class LevelResult(SimpleNamespace):
+    """Results of one level.
+
+    Attributes:
+        level: 0 for the dense network.
+        density: Share of the prunable weights kept, 0 to 1.
+        early_stop_iteration: Iteration of minimum validation loss; ``None`` without a validation set.
+        early_stop_accuracy: Test accuracy at that iteration, 0 to 1.
+        test_accuracy, test_loss: After the last iteration.
+        seconds: All of the level.
+        train_seconds: Optimizer steps alone.
+    """
+
+
+@dataclass(frozen=True)
+class Result:
+    """What :func:`iterative_pruning` found.
+
+    Attributes:
+        model: The last level's network at the end of its training, with its masks.
+        path: Folder of the records; ``lth_fast.load_run(path)`` reads them.
+        levels: One entry per level.
+    """
+
+    model: nn.Module
+    path: Path
+    levels: list[LevelResult]
+
+
+def iterative_pruning(
+    model: nn.Module,
+    data: Any,
+    iterations: int,
+    rounds: int,
+    prune_net: Callable[[nn.Module], nn.Module | None],
+    *,
+    validation: Any = None,
+    test: Any = None,
+    optim: Optimizer | str | None = None,
+    learn_rate: float | None = None,
+    criterion: Callable[..., Tensor] | None = None,
+    step: int = 100,
+    rewind: int | float = 0,
+    seed: int | None = None,
+    init_seed: int | None = None,
+    order_seed: int | None = None,
+    save: str | Path = "./experiments/",
+    recover: str | Path | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    checkpoint_seconds: float = 10.0,
+    gpu: bool = False,
+    quiet: bool = False,
+) -> Result:
+    """Search a lottery ticket: train, prune, rewind, repeat, ``rounds`` times.
+
+    Args:
+        model: Any module, at its initial weights. It is copied, not changed.
+        data: The named tuple of ``lth_fast.data.load_…`` (train, validation, test), or your own training loader: any
+            iterable of (inputs, labels) with a length, a ``DataLoader`` for instance.
+        iterations: Optimizer steps of the dense network, exactly.
+        rounds: Pruned levels after the dense one.
+        prune_net: Function of a plain dense model; prunes it further, in place or as its result, with the functions of
+            ``lth_fast.prune`` or of ``torch.nn.utils.prune``. Its masks are taken over.
+        validation: Validation loader, if ``data`` is a training loader.
+        test: Test loader, likewise.
+        optim: Optimizer over the model's parameters, or the name of a ``torch.optim`` class; default ``model.optim``.
+            Each level starts with a fresh one of its class, groups and settings.
+        learn_rate: Learning rate, with a name in ``optim``.
+        criterion: Mean loss of (outputs, labels); default ``model.criterion``.
+        step: Iterations between evaluations; -1: once per epoch. The last iteration is always evaluated.
+        rewind: Iteration whose weights the pruned levels start from, or its share in (0, 1) of ``iterations``.
+        seed: Seed of everything random; ``None`` draws one and records it.
+        init_seed: Recorded for your own use; the weights are the model's.
+        order_seed: Seed of the data order alone.
+        save: Folder that gets the run's folder.
+        recover: Folder of a run that was stopped: go on with it. The other arguments must be the ones it had.
+        force: Recover also where another torch, CPU or thread count may change the bits.
+        threads: CPU threads; ``None`` leaves torch's setting.
+        checkpoint_seconds: Least time between checkpoints.
+        gpu: Train on the CUDA device.
+        quiet: Print nothing.
+
+    Returns:
+        The last network, the folder of the records and the results of every level.
+
+    Raises:
+        ValueError, TypeError: An argument is wrong; the message names it. Exceptions of the training reach the caller.
+    """
+    options: dict[str, Any] = {
+        "iter": iterations,
+        "rounds": rounds,
+        "step": step,
+        "rewind": rewind,
+        "checkpoint_seconds": checkpoint_seconds,
+    }
+    options = {name: BY_NAME[name].read(value) for name, value in options.items()}
+    for name, value in {"seed": seed, "init_seed": init_seed, "order_seed": order_seed, "threads": threads}.items():
+        options[name] = None if value is None else BY_NAME[name].read(value)
+    options["rewind"] = rewind_iteration(options["rewind"], options["iter"])
+    if not callable(prune_net):
+        raise TypeError(f"prune_net: expected a function of the model, got {type(prune_net).__name__}")
+    run = None if recover is None else open_run(recover)
+    if run is not None:
+        options = _recovered(run, options)
+    elif options["seed"] is None:
+        options["seed"] = int(torch.randint(2**31, (), generator=_unseeded()))
+    device = _device(gpu)
+    loaders = _loaders(data, validation, test, device)
+    plain = copy.deepcopy(model)
+    experiment = Experiment(
+        model=plain,
+        loaders=loaders,
+        criterion=_criterion(model, criterion),
+        optimizer=_recipe(model, optim, learn_rate),
+        prune_net=prune_net,
+        iterations=options["iter"],
+        rounds=options["rounds"],
+        rewind=options["rewind"],
+        evaluate_every=options["step"],
+        seeds=Seeds(options["seed"], options["init_seed"], options["order_seed"]),
+        device=device,
+        checkpoint_seconds=options["checkpoint_seconds"],
+    )
+    if run is None:
+        run = create_run(save, type(model).__name__, _data_name(loaders.train))
+    configuration = {"made_by": "lth_fast.iterative_pruning", **options}
+    summaries = run_in(
+        run,
+        experiment,
+        configuration,
+        monitor_for(quiet, options["rounds"] + 1),
+        threads=options["threads"],
+        recovering=recover is not None,
+        force=force,
+    )
+    return Result(_final_model(plain, run, options["rounds"], device), run.path, [LevelResult(**s) for s in summaries])
+
+
+def _unseeded() -> torch.Generator:
+    generator = torch.Generator()
+    generator.seed()
+    return generator
+
+
+def _recovered(run: Run, options: dict[str, Any]) -> dict[str, Any]:
+    recorded = run.manifest().get("configuration")
+    if recorded is None or "made_by" not in recorded:
+        raise ValueError(f"recover: {run.path} was made by the command line; go on with it there: --recover {run.path}")
+    wrong = [
+        f"{name} is {recorded.get(name)} in the run, {value} was given"
+        for name, value in options.items()
+        if recorded.get(name) != value and not (name == "seed" and value is None)
+    ]
+    if wrong:
+        raise ValueError(f"recover: the run's own settings go on: {'; '.join(wrong)}")
+    return {name: value for name, value in recorded.items() if name != "made_by"}
+
+
+def _device(gpu: bool) -> torch.device:
+    if not gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("gpu: expected a CUDA device, found none; leave gpu=True out to run on the CPU")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _loaders(data: Any, validation: Any, test: Any, device: torch.device) -> Loaders:
+    if hasattr(data, "train") and hasattr(data, "validation") and hasattr(data, "test"):
+        if validation is not None or test is not None:
+            raise ValueError("validation and test: expected inside data or beside a training loader, got both")
+        data, validation, test = data.train, data.validation, data.test
+    if not (hasattr(data, "__iter__") and hasattr(data, "__len__")):
+        raise TypeError(
+            "data: expected (train, validation, test) as lth_fast.data.load_… returns it, or a training loader, "
+            f"got {type(data).__name__}"
+        )
+    resident = (loader.to(device) if hasattr(loader, "to") else loader for loader in (data, validation, test))
+    return Loaders(*resident)
+
+
+def _criterion(model: nn.Module, criterion: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
+    chosen = getattr(model, "criterion", None) if criterion is None else criterion
+    if not callable(chosen):
+        raise ValueError("criterion: expected a loss function here or as model.criterion, got none")
+    return chosen
+
+
+def _recipe(model: nn.Module, optim: Optimizer | str | None, learn_rate: float | None) -> OptimizerRecipe:
+    chosen = getattr(model, "optim", None) if optim is None else optim
+    if isinstance(chosen, Optimizer):
+        if learn_rate is not None:
+            raise ValueError("learn_rate: expected with a name in optim, got it with an optimizer, which has its own")
+        return OptimizerRecipe.from_optimizer(chosen, model)
+    if isinstance(chosen, str):
+        settings = {} if learn_rate is None else {"lr": BY_NAME["learn_rate"].read(learn_rate)}
+        return OptimizerRecipe(optimizer_class(chosen), settings)
+    raise ValueError(
+        f"optim: expected a torch optimizer or the name of one, here or as model.optim, got {type(chosen).__name__}"
+    )
+
+
+def _data_name(train: Any) -> str:
+    named = getattr(train, "name", None) or type(getattr(train, "dataset", train)).__name__
+    return str(named)
+
+
+def _final_model(model: nn.Module, run: Run, last: int, device: torch.device) -> nn.Module:
+    level = run.replicate(0).level(last)
+    model = model.to(device)
+    model.load_state_dict(level.weights("end") or {})
+    return set_masks(model, {name: mask for name, mask in (level.masks() or {}).items() if not bool(mask.all())})

@@ -1,0 +1,241 @@
+"""Training one level to its end, from wherever its checkpoint stands."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lth_fast.experiment.experiment import Experiment
+from lth_fast.experiment.progress import Monitor
+from lth_fast.nn import masked_layers, set_masks
+from lth_fast.record import Level, Replicate
+from lth_fast.train import EagerStepper, Evaluation, evaluate
+
+# Steps are taken in chunks of about this many seconds: short for a lively progress bar and prompt checkpoints, long
+# enough that the loop around them costs nothing. The size of the chunks changes no result.
+CHUNK_SECONDS = 0.5
+
+NOT_EVALUATED = Evaluation(math.nan, math.nan)
+
+Stored = TypeVar("Stored")
+
+
+def stored(value: Stored | None, level: Level) -> Stored:
+    """``value``, which a complete level must have on the disk."""
+    if value is None:
+        raise FileNotFoundError(f"{level.path}: a file of this complete level is missing; was it deleted?")
+    return value
+
+
+def train_level(experiment: Experiment, record: Replicate, level: Level, monitor: Monitor) -> None:
+    """Train ``level`` and store its results; its masks are stored already.
+
+    Level 0 starts from the initial weights and trains steps 1 to T. Every other level starts from the weights after
+    step k of level 0, masked, with a fresh optimizer, and trains steps k + 1 to T of its own order.
+    """
+    masks = stored(level.masks(), level)
+    if level.number == 0 and experiment.rewind == 0:
+        level.link_weights("rewind", record.initial_file)
+    elif level.number > 0:
+        level.link_weights("rewind", record.level(0))
+    start = record.initial() if level.number == 0 else level.weights("rewind")
+    training = _Training(experiment, level, masks, stored(start, level), monitor)
+    training.run()
+    training.finish()
+
+
+@dataclass
+class _Best:
+    """The early-stop point so far: the iteration of minimum validation loss."""
+
+    iteration: int | None = None
+    validation: Evaluation = NOT_EVALUATED
+    test: Evaluation = NOT_EVALUATED
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+class _Training:
+    def __init__(
+        self,
+        experiment: Experiment,
+        level: Level,
+        masks: Mapping[str, Tensor],
+        start: Mapping[str, Tensor],
+        monitor: Monitor,
+    ) -> None:
+        self.experiment = experiment
+        self.level = level
+        self.monitor = monitor
+        self.masks = masks
+        total = sum(mask.numel() for mask in masks.values())
+        self.density = sum(int(mask.sum()) for mask in masks.values()) / total if total else 1.0
+        self.first = experiment.rewind if level.number > 0 else 0
+
+        self.model = copy.deepcopy(experiment.model).to(experiment.device)
+        self.model.load_state_dict(start)
+        set_masks(self.model, {name: mask for name, mask in masks.items() if not bool(mask.all())})
+        self.optimizer = experiment.optimizer.build(self.model)
+        self.batches = experiment.batches(level.number)
+        self.interval = experiment.evaluation_interval(self.batches.per_epoch)
+        self.stepper = EagerStepper(self.model, self.optimizer, experiment.criterion, self.batches)
+
+        self.best = _Best()
+        self.last_validation, self.last_test = NOT_EVALUATED, NOT_EVALUATED
+        self.losses: list[Tensor] = []
+        self.evaluations: dict[int, tuple[float, float, float, float]] = {}
+        self.train_seconds = 0.0
+        self.earlier_seconds = 0.0
+        self.began = self.saved = time.perf_counter()
+        self._resume_or_begin()
+
+    def _resume_or_begin(self) -> None:
+        checkpoint = self.level.checkpoint()
+        if checkpoint is None:
+            iteration = self.first
+            self.level.log.truncate(0)
+            torch.manual_seed(self.experiment.seeds.stream("noise", self.experiment.replicate, self.level.number))
+            self.batches.start(iteration)
+        else:
+            iteration = checkpoint["iteration"]
+            self.level.log.truncate(checkpoint["log_size"])
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            best = checkpoint["best"]
+            self.best = _Best(
+                best["iteration"], Evaluation(*best["validation"]), Evaluation(*best["test"]), best["state"]
+            )
+            self.train_seconds = checkpoint["train_seconds"]
+            self.earlier_seconds = checkpoint["seconds"]
+            self.batches.start(iteration)
+            _set_random_state(checkpoint["random"])
+        self.stepper.iteration = self.iteration = self.logged = iteration
+        self.monitor.level_begins(
+            self.level.number, self.first, iteration, self.experiment.iterations, self.density, self.batches.per_epoch
+        )
+
+    def run(self) -> None:
+        last = self.experiment.iterations
+        chunk = 1
+        while self.iteration < last:
+            steps = min(chunk, self._next_stop() - self.iteration)
+            began = time.perf_counter()
+            self.losses.append(self.stepper.advance(steps).cpu())
+            seconds = time.perf_counter() - began
+            self.train_seconds += seconds
+            self.iteration += steps
+            chunk = max(1, min(4 * chunk, int(CHUNK_SECONDS * steps / max(seconds, 1e-9))))
+            self.monitor.stepped(self.iteration, self.losses[-1])
+
+            if self.level.number == 0 and self.iteration == self.experiment.rewind:
+                self.level.save_weights("rewind", self._state())
+            if self.iteration % self.interval == 0 or self.iteration == last:
+                self._evaluate()
+            if self.iteration % self.batches.per_epoch == 0 or self.iteration == last:
+                self.monitor.epoch_ends(self.iteration, self.last_validation)
+            if self.iteration < last and time.perf_counter() - self.saved >= self.experiment.checkpoint_seconds:
+                self._save_checkpoint()
+
+    def _next_stop(self) -> int:
+        """The next iteration after which something other than a step happens."""
+        stops = [self.experiment.iterations]
+        for interval in (self.interval, self.batches.per_epoch):
+            stops.append((self.iteration // interval + 1) * interval)
+        if self.level.number == 0 and self.iteration < self.experiment.rewind:
+            stops.append(self.experiment.rewind)
+        return min(stops)
+
+    def _evaluate(self) -> None:
+        loaders, criterion = self.experiment.loaders, self.experiment.criterion
+        validation = (
+            NOT_EVALUATED if loaders.validation is None else evaluate(self.model, criterion, loaders.validation)
+        )
+        test = NOT_EVALUATED if loaders.test is None else evaluate(self.model, criterion, loaders.test)
+        self.last_validation, self.last_test = validation, test
+        self.evaluations[self.iteration] = (validation.loss, validation.accuracy, test.loss, test.accuracy)
+        if validation.loss < self.best.validation.loss or (
+            self.best.iteration is None and not math.isnan(validation.loss)
+        ):
+            self.best = _Best(self.iteration, validation, test, self._state())
+
+    def _state(self) -> dict[str, Tensor]:
+        """The plain state dict, a copy on the CPU, pruned weights zero whatever the optimizer did."""
+        for layer in masked_layers(self.model).values():
+            layer.masked_weight()
+        return {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
+
+    def _write_log(self) -> int:
+        if self.losses:
+            losses = torch.cat(self.losses)
+            sparsity = 100.0 * (1.0 - self.density)
+            self.level.log.append(self.logged + 1, losses, sparsity, self.evaluations)
+            self.logged += len(losses)
+            self.losses, self.evaluations = [], {}
+        return self.level.log.size
+
+    def _save_checkpoint(self) -> None:
+        # The log first: rows behind the size that the checkpoint names are dropped on resume, missing ones were lost.
+        log_size = self._write_log()
+        self.level.save_checkpoint(
+            {
+                "iteration": self.iteration,
+                "log_size": log_size,
+                "model": self._state(),
+                "optimizer": self.optimizer.state_dict(),
+                "best": {
+                    key: tuple(value) if isinstance(value, Evaluation) else value
+                    for key, value in vars(self.best).items()
+                },
+                "random": _random_state(self.experiment.device),
+                "train_seconds": self.train_seconds,
+                "seconds": self._seconds(),
+            }
+        )
+        self.saved = time.perf_counter()
+
+    def _seconds(self) -> float:
+        return self.earlier_seconds + time.perf_counter() - self.began
+
+    def finish(self) -> None:
+        """Store the results of the trained level; the summary comes last, it makes the level complete."""
+        self._write_log()
+        self.level.save_weights("end", self._state())
+        if self.best.iteration is not None:
+            self.level.save_weights("early_stop", self.best.state)
+        self.level.save_summary(
+            {
+                "level": self.level.number,
+                "density": self.density,
+                "layers": {name: float(mask.float().mean()) for name, mask in self.masks.items()},
+                "first_iteration": self.first + 1,
+                "iterations": self.experiment.iterations - self.first,
+                "early_stop_iteration": self.best.iteration,
+                "early_stop_accuracy": self.best.test.accuracy,
+                "early_stop_valid_loss": self.best.validation.loss,
+                "valid_loss": self.last_validation.loss,
+                "valid_accuracy": self.last_validation.accuracy,
+                "test_loss": self.last_test.loss,
+                "test_accuracy": self.last_test.accuracy,
+                "seconds": self._seconds(),
+                "train_seconds": self.train_seconds,
+            }
+        )
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,110 @@
+"""What a person sees while an experiment runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+from torch import Tensor
+from tqdm import tqdm
+
+from lth_fast.train import Evaluation
+
+
+class Monitor:
+    """Told of the progress of a run; this one says nothing."""
+
+    def level_begins(self, level: int, first: int, iteration: int, last: int, density: float, per_epoch: int) -> None:
+        """Level ``level`` trains steps ``first + 1`` to ``last``, and stands at ``iteration``."""
+
+    def stepped(self, iteration: int, losses: Tensor) -> None:
+        """Training stands at ``iteration`` now; ``losses`` are those of the steps since the last call."""
+
+    def epoch_ends(self, iteration: int, validation: Evaluation) -> None:
+        """An epoch is complete, or the level is."""
+
+    def level_complete(self, summary: dict[str, Any]) -> None:
+        """The level's results are stored."""
+
+    def close(self) -> None:
+        """The run ends, by itself or not."""
+
+
+class LogLines(Monitor):
+    """One line per epoch, as the reference project prints it."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+
+    def level_begins(self, level: int, first: int, iteration: int, last: int, density: float, per_epoch: int) -> None:
+        self._level, self._density, self._per_epoch = level, density, per_epoch
+        self._loss_sum, self._loss_count = 0.0, 0
+        self._began = time.perf_counter()
+
+    def stepped(self, iteration: int, losses: Tensor) -> None:
+        self._loss_sum += float(losses.sum())
+        self._loss_count += len(losses)
+
+    def epoch_ends(self, iteration: int, validation: Evaluation) -> None:
+        epoch = -(-iteration // self._per_epoch)
+        now = time.perf_counter()
+        print(
+            f"INFO     [round: {self._level} | epoch: {epoch}] train: {self._loss_sum / self._loss_count:.4g} "
+            f"validation: {validation.loss:.4g} | sparsity: {100 * (1 - self._density):.4g}% | "
+            f"duration: {now - self._began:.1f}s",
+            file=self._stream,
+            flush=True,
+        )
+        self._loss_sum, self._loss_count, self._began = 0.0, 0, now
+
+
+class ProgressBar(Monitor):
+    """A bar per level with iterations per second and the time left, and a line for each complete level."""
+
+    def __init__(self, levels: int, stream: TextIO | None = None) -> None:
+        self._levels = levels
+        self._stream = stream or sys.stderr
+        self._bar: Any = None
+
+    def level_begins(self, level: int, first: int, iteration: int, last: int, density: float, per_epoch: int) -> None:
+        self.close()
+        self._bar = tqdm(
+            total=last - first,
+            initial=iteration - first,
+            desc=f"level {level}/{self._levels - 1} at {100 * density:.3g} %",
+            unit=" iterations",
+            file=self._stream,
+            leave=False,
+            dynamic_ncols=True,
+        )
+        self._first = first
+
+    def stepped(self, iteration: int, losses: Tensor) -> None:
+        self._bar.set_postfix_str(f"loss {float(losses[-1]):.3g}", refresh=False)
+        self._bar.update(iteration - self._first - self._bar.n)
+
+    def level_complete(self, summary: dict[str, Any]) -> None:
+        self.close()
+        early = summary["early_stop_iteration"]
+        accuracy = summary["test_accuracy"]
+        stopped = f"early stop at {early}, " if early is not None else ""
+        tested = f"test accuracy {100 * accuracy:.2f} %, " if accuracy is not None else ""
+        tqdm.write(
+            f"level {summary['level']:2d}: {100 * summary['density']:6.2f} % kept, {stopped}{tested}"
+            f"{summary['seconds']:.1f} s",
+            file=self._stream,
+        )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def monitor_for(quiet: bool, levels: int, stream: TextIO | None = None) -> Monitor:
+    """A bar on a terminal, log lines elsewhere, nothing with ``quiet``."""
+    stream = stream or sys.stderr
+    if quiet:
+        return Monitor()
+    return ProgressBar(levels, stream) if stream.isatty() else LogLines(stream)

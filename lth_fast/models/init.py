@@ -1,0 +1,122 @@
+"""Weight initialisation: every draw comes from one generator, in the order of the network's parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lth_fast._names import match_name
+
+_Draw = Callable[[Tensor, "torch.Generator | None"], Tensor]
+
+# The standard deviation of N(0, 1) cut off at 2.
+_STD_OF_TRUNCATED_NORMAL = 0.87962566103423978
+
+_NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
+def initialise(model: nn.Module, scheme: str = "glorot", generator: torch.Generator | None = None) -> None:
+    """Draw every parameter of ``model`` again, in place.
+
+    Weights of Linear and convolution layers follow ``scheme`` and their biases become 0; normalisation layers get
+    weight 1, bias 0 and fresh running statistics; any other module that can redraw itself (``reset_parameters``) does.
+    A parameter of a module that cannot, such as a class token, keeps its value: only building anew draws that again.
+
+    The draws are float32 on the generator's device (CPU without one) and are then copied, so that a seed gives the same
+    weights whatever the device and dtype of the model.
+
+    Args:
+        model: Any network of plain torch layers.
+        scheme: One of the following, any case, or an unambiguous prefix. ``fan_in`` and ``fan_out`` are the numbers of
+            inputs and outputs of a layer times its receptive field.
+
+            - ``"glorot"``: normal, std sqrt(2 / (fan_in + fan_out)), truncated as in the lottery-ticket paper
+              (Glorot & Bengio 2010, eq. 12).
+            - ``"kaiming"``: normal, std sqrt(2 / fan_in) (He et al. 2015, eq. 10).
+            - ``"orthogonal"``: orthonormal rows or columns, gain 1 (Saxe et al. 2013).
+            - ``"normal:SIGMA"``: normal, std ``SIGMA`` > 0.
+        generator: Source of all random numbers; None is torch's global one, which stays untouched otherwise.
+
+    Raises:
+        ValueError: The scheme is unknown or malformed, or a layer's weight is not a plain parameter (it is parametrized
+            or stored compressed), so that drawing it would be without effect.
+    """
+    draw = _parse(scheme)
+    device = "cpu" if generator is None else generator.device
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+                weight = module._parameters.get("weight")
+                if weight is None:
+                    raise ValueError(f"model: {name}.weight must be a plain parameter to be drawn, got {type(module)}")
+                weight.copy_(draw(torch.empty(weight.shape, dtype=torch.float32, device=device), generator))
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, _NORMALISATIONS):
+                module.reset_parameters()
+            else:
+                reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+                if reset is not None:
+                    with global_draws_from(generator):
+                        reset()
+
+
+@contextmanager
+def global_draws_from(generator: torch.Generator | None) -> Iterator[None]:
+    """Make code that knows only torch's global CPU generator depend on ``generator`` alone.
+
+    Inside, the global generator is seeded with a number drawn from ``generator``; afterwards it is back in its former
+    state. Without a generator nothing changes.
+    """
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would also seed the CUDA generators.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _glorot(weight: Tensor, generator: torch.Generator | None) -> Tensor:
+    # The authors' code asks TensorFlow's contrib.layers for xavier_initializer(uniform=False): a normal distribution
+    # cut off at 2 sigma, with sigma widened so that what remains has the nominal variance. contrib rounds the widening
+    # to sqrt(1.3) = 1.1402; this is the exact 1 / 0.8796 = 1.1368 of TensorFlow's glorot_normal: the std is Glorot's.
+    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
+    sigma = math.sqrt(2 / (fan_in + fan_out)) / _STD_OF_TRUNCATED_NORMAL
+    return nn.init.trunc_normal_(weight, std=sigma, a=-2 * sigma, b=2 * sigma, generator=generator)
+
+
+def _kaiming(weight: Tensor, generator: torch.Generator | None) -> Tensor:
+    return nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+
+
+def _orthogonal(weight: Tensor, generator: torch.Generator | None) -> Tensor:
+    return nn.init.orthogonal_(weight, generator=generator)
+
+
+def _normal(sigma: float) -> _Draw:
+    return lambda weight, generator: weight.normal_(0, sigma, generator=generator)
+
+
+_SCHEMES: dict[str, _Draw] = {"glorot": _glorot, "kaiming": _kaiming, "orthogonal": _orthogonal}
+
+
+def _parse(scheme: str) -> _Draw:
+    head, colon, argument = scheme.partition(":")
+    name = match_name(head, [*_SCHEMES, "normal"], "initialisation")
+    if name == "normal":
+        try:
+            sigma = float(argument)
+        except ValueError:
+            sigma = math.nan
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"init: expected a finite standard deviation above 0, as in normal:0.01, got {scheme!r}")
+        return _normal(sigma)
+    if colon:
+        raise ValueError(f"init: {name} takes no argument, got {scheme!r}")
+    return _SCHEMES[name]

@@ -1,0 +1,280 @@
+"""Where everything of a run lies. No other place knows a path::
+
+    <save>/<date>T<time>_<net>_<dataset>[_<suffix>]/      a second one in the same second ends in -2, and so on
+        meta.json                       manifest: what was asked for and how it was run
+        report.png                      the figure of lth_fast.report
+        .lock                           who writes the run
+        replicate_<r>/
+            initial.safetensors         weights before any training
+            <level>/
+                iterations.csv          one row per iteration
+                masks.safetensors       one bit per weight
+                rewind.safetensors      weights the next level starts from
+                early_stop.safetensors  weights at the iteration of minimum validation loss
+                end.safetensors         weights after the last iteration
+                checkpoint.pt           only while the level trains
+                summary.json            only once the level is complete
+
+Everything but the growing log is replaced atomically, so a run may be killed at any moment and read at any moment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from torch import Tensor
+
+from lth_fast.record.atomic import link_file, make_folder, replace_file, sync_folder
+from lth_fast.record.document import read_document, write_document
+from lth_fast.record.iterations import IterationLog
+from lth_fast.record.lock import lock_folder
+from lth_fast.record.tensors import (
+    read_checkpoint,
+    read_masks,
+    read_weights,
+    write_checkpoint,
+    write_masks,
+    write_weights,
+)
+
+FORMAT = 1
+"""Version of the layout, kept in every manifest. It grows when an older lth_fast could misread a newer run."""
+
+WeightKind = Literal["rewind", "early_stop", "end"]
+
+Content = TypeVar("Content")
+
+
+def create_run(save: str | Path, net: str, dataset: str, suffix: str = "") -> Run:
+    """Create the folder of a new run in the folder ``save``. No two calls, in any processes, get the same folder.
+
+    Args:
+        save: Folder of all runs, created where missing.
+        net: Name of the network.
+        dataset: Name of the data set.
+        suffix: What sets the run apart, e.g. the branch. May be empty.
+
+    Raises:
+        ValueError: A name cannot be part of a folder's name.
+    """
+    for argument, name in (("net", net), ("dataset", dataset), ("suffix", suffix)):
+        if not name.isprintable() or "/" in name or (argument != "suffix" and not name):
+            raise ValueError(f"{argument} should be printable, without /, to be part of a folder's name, got {name!r}")
+    moment = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    name = "_".join(filter(None, (moment, net, dataset, suffix)))
+    make_folder(Path(save))
+    for number in count(1):
+        path = Path(save) / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        break
+    sync_folder(path.parent)
+    write_document(path / "meta.json", {"format": FORMAT, "net": net, "dataset": dataset})
+    return Run(path)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open the run whose folder is ``path``.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it is not the folder of a run.
+        ValueError: The manifest is damaged, or a newer lth_fast wrote the run.
+    """
+    run = Run(Path(path))
+    if not run.path.is_dir():
+        raise FileNotFoundError(f"no run at {path}: there is no such folder")
+    try:
+        run.manifest()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"no run at {path}: the folder of a run is named <date>T<time>_<net>_<dataset> and holds meta.json and "
+            "replicate_0, replicate_1, ..."
+        ) from None
+    return run
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: some replicates of one experiment. Made by :func:`create_run` and :func:`open_run`."""
+
+    path: Path
+
+    def manifest(self) -> dict[str, Any]:
+        """What :meth:`save_manifest` was given, with ``format``, ``net`` and ``dataset``.
+
+        Raises:
+            FileNotFoundError: The run has none.
+            ValueError: It is damaged, or a newer lth_fast wrote it.
+        """
+        file = self.path / "meta.json"
+        manifest = read_document(file)
+        version = manifest.get("format")
+        if not isinstance(version, int) or version < 1:
+            raise ValueError(f'{file} is not the manifest of a run: "format" should be a version, got {version!r}')
+        if version > FORMAT:
+            raise ValueError(
+                f"{file} has format {version}, this lth_fast reads up to format {FORMAT}: a newer lth_fast wrote it"
+            )
+        return manifest
+
+    def save_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Replace the manifest. Where it names no ``net`` or ``dataset``, those given to :func:`create_run` stay."""
+        names = {key: value for key, value in self.manifest().items() if key in ("net", "dataset")}
+        write_document(self.path / "meta.json", {**names, **manifest, "format": FORMAT})
+
+    def save_report(self, png: bytes) -> Path:
+        """Replace ``report.png``, the figure of the run, and return its path."""
+        file = self.path / "report.png"
+        replace_file(file, png)
+        return file
+
+    def replicate(self, r: int) -> Replicate:
+        """Replicate ``r`` (>= 0), whether or not it was begun."""
+        if r < 0:
+            raise ValueError(f"a replicate's number should be >= 0, got {r}")
+        return Replicate(self.path / f"replicate_{r}", r)
+
+    def replicates(self) -> list[Replicate]:
+        """The replicates that were begun, by number."""
+        return [Replicate(path, number) for number, path in _numbered(self.path, "replicate_")]
+
+    def lock(self) -> AbstractContextManager[None]:
+        """``with run.lock(): ...`` makes this process the run's only writer; see :func:`lock_folder`."""
+        return lock_folder(self.path)
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """One repetition of the experiment, with its own initial weights and data order."""
+
+    path: Path
+    number: int
+
+    @property
+    def initial_file(self) -> Path:
+        """File of the initial weights, a source for :meth:`Level.link_weights`."""
+        return self.path / "initial.safetensors"
+
+    def level(self, level: int) -> Level:
+        """Level ``level`` (>= 0, 0 is unpruned), whether or not it was begun."""
+        if level < 0:
+            raise ValueError(f"a level's number should be >= 0, got {level}")
+        return Level(self.path / str(level), level)
+
+    def levels(self) -> list[Level]:
+        """The levels that were begun, by number."""
+        return [Level(path, number) for number, path in _numbered(self.path, "")]
+
+    def initial(self) -> dict[str, Tensor] | None:
+        """The weights before any training, or None if they were not saved yet."""
+        return _if_saved(read_weights, self.initial_file)
+
+    def save_initial(self, state: Mapping[str, Tensor]) -> None:
+        """Save the weights before any training."""
+        write_weights(self.initial_file, state)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a replicate. What was not saved yet reads as None; a damaged file raises a ValueError naming it."""
+
+    path: Path
+    number: int
+
+    @property
+    def log(self) -> IterationLog:
+        """The log of the level's iterations."""
+        return IterationLog(self.path / "iterations.csv")
+
+    @property
+    def complete(self) -> bool:
+        """Whether the level was trained to its end: its summary is there."""
+        return self._summary_file.exists()
+
+    def masks(self) -> dict[str, Tensor] | None:
+        """The masks, bool tensors by parameter name in the order they were saved."""
+        return _if_saved(read_masks, self._masks_file)
+
+    def save_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Save the masks: bool tensors of any shape, True where a weight survives."""
+        write_masks(self._masks_file, masks)
+
+    def weights_file(self, kind: WeightKind) -> Path:
+        """File of the weights ``kind``, a source for :meth:`link_weights`."""
+        if kind not in get_args(WeightKind):
+            raise ValueError(f"kind should be one of {', '.join(get_args(WeightKind))}, got {kind!r}")
+        return self.path / f"{kind}.safetensors"
+
+    def weights(self, kind: WeightKind) -> dict[str, Tensor] | None:
+        """The state dict ``kind``, CPU tensors in the order they were saved."""
+        return _if_saved(read_weights, self.weights_file(kind))
+
+    def save_weights(self, kind: WeightKind, state: Mapping[str, Tensor]) -> None:
+        """Save the state dict ``kind``: tensors of any shape and dtype, tied ones too."""
+        write_weights(self.weights_file(kind), state)
+
+    def link_weights(self, kind: WeightKind, source: Level | Path) -> None:
+        """Save as ``kind`` what is saved already, without a second copy on the disk where the file system can.
+
+        Args:
+            kind: What to save.
+            source: Another level (its weights of the same kind), or a file (see :meth:`weights_file` and
+                :attr:`Replicate.initial_file`).
+
+        Raises:
+            FileNotFoundError: The source was not saved.
+        """
+        link_file(source.weights_file(kind) if isinstance(source, Level) else source, self.weights_file(kind))
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """The state in the middle of the level, its tensors on the CPU."""
+        return _if_saved(read_checkpoint, self._checkpoint_file)
+
+    def save_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Save the state in the middle of the level: tensors and plain Python values, nested in lists and dicts."""
+        write_checkpoint(self._checkpoint_file, checkpoint)
+
+    def summary(self) -> dict[str, Any] | None:
+        """The results of the complete level."""
+        return _if_saved(read_document, self._summary_file)
+
+    def save_summary(self, summary: Mapping[str, Any]) -> None:
+        """Save the results, which makes the level complete, then remove its checkpoint."""
+        write_document(self._summary_file, summary)
+        self._checkpoint_file.unlink(missing_ok=True)
+
+    @property
+    def _masks_file(self) -> Path:
+        return self.path / "masks.safetensors"
+
+    @property
+    def _checkpoint_file(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def _summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+
+def _if_saved(read: Callable[[Path], Content], file: Path) -> Content | None:
+    try:
+        return read(file)
+    except FileNotFoundError:
+        return None
+
+
+def _numbered(folder: Path, prefix: str) -> list[tuple[int, Path]]:
+    """The folders ``<prefix><number>`` in ``folder``, by number; none where ``folder`` is missing."""
+    pattern = re.compile(re.escape(prefix) + r"(0|[1-9][0-9]*)")
+    paths = folder.iterdir() if folder.is_dir() else ()
+    matches = [(pattern.fullmatch(path.name), path) for path in paths if path.is_dir()]
+    return sorted((int(match[1]), path) for match, path in matches if match)

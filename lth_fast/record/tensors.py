@@ -1,0 +1,140 @@
+"""Weights, masks and checkpoints as files: safetensors for what is kept, one bit per weight for masks."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+from lth_fast.record.atomic import replace_file
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict atomically.
+
+    Tensors may be of any shape, dtype and device, non-contiguous, or share memory (tied weights are written once per
+    name). The same state gives the same bytes.
+
+    Raises:
+        TypeError: A value is not a dense tensor.
+    """
+    # safetensors sorts its entries; the order of the state dict travels beside them.
+    replace_file(path, save(_separate(state), {"names": json.dumps(list(state))}))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict: CPU tensors under the names, shapes, dtypes, values and in the order they were written.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged or holds something else. The message names it.
+    """
+    names, tensors = _read(path, "names")
+    return {name: tensors[name] for name in names}
+
+
+def write_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
+    """Write masks atomically, one bit per weight: flat index i is bit i % 8 of byte i // 8.
+
+    Args:
+        path: The file.
+        masks: Bool tensors of any shape (0-dimensional and empty ones too), True where a weight survives.
+
+    Raises:
+        TypeError: A mask is not a bool tensor.
+    """
+    for name, mask in masks.items():
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(f"mask {name!r} should be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
+    packed = {
+        name: torch.from_numpy(np.packbits(mask.detach().cpu().numpy().reshape(-1), bitorder="little"))
+        for name, mask in masks.items()
+    }
+    shapes = {name: list(mask.shape) for name, mask in masks.items()}
+    replace_file(path, save(packed, {"shapes": json.dumps(shapes)}))
+
+
+def read_masks(path: Path) -> dict[str, Tensor]:
+    """Read masks: bool CPU tensors of the shapes and in the order they were written.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged or holds something else. The message names it.
+    """
+    shapes, packed = _read(path, "shapes")
+    masks = {}
+    for name, shape in shapes.items():
+        count = math.prod(shape)
+        bits = packed[name].numpy()
+        if bits.dtype != np.uint8 or bits.shape != ((count + 7) // 8,):
+            raise ValueError(f"{path} is damaged: mask {name!r} of shape {shape} has {bits.nbytes} bytes")
+        masks[name] = torch.from_numpy(np.unpackbits(bits, count=count, bitorder="little").view(bool).reshape(shape))
+    return masks
+
+
+def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically: tensors, numbers, strings, None, and lists, tuples and dicts of them.
+
+    Raises:
+        ValueError: It holds an object that :func:`read_checkpoint` would refuse to load.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(checkpoint), buffer)
+    buffer.seek(0)
+    # Said now rather than on resume, when the training it should have saved is lost.
+    if refused := get_unsafe_globals_in_checkpoint(buffer):
+        raise ValueError(f"a checkpoint holds tensors and plain Python values only, got {', '.join(sorted(refused))}")
+    replace_file(path, buffer.getbuffer())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; all of its tensors lie on the CPU. It cannot run code (``weights_only``).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged. The message names it.
+    """
+    data = path.read_bytes()
+    try:
+        checkpoint: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive surfaces as anything from EOFError to KeyError
+        raise ValueError(f"{path} is not a whole checkpoint: {error}") from error
+    return checkpoint
+
+
+def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values as contiguous CPU tensors, no two of which share memory (safetensors refuses them)."""
+    separate: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            raise TypeError(f"{name!r} should be a dense tensor, got {getattr(value, 'layout', type(value).__name__)}")
+        tensor = value.detach().cpu().contiguous()
+        if tensor.untyped_storage().data_ptr() in storages:
+            tensor = tensor.clone()
+        storages.add(tensor.untyped_storage().data_ptr())
+        separate[name] = tensor
+    return separate
+
+
+def _read(path: Path, described: str) -> tuple[Any, dict[str, Tensor]]:
+    """The metadata entry ``described``, which lists all tensors in their order, and the tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads((file.metadata() or {}).get(described, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    if description is None or set(description) != set(tensors):
+        raise ValueError(f"{path} is not a file of this kind: its metadata lacks {described!r} of its tensors")
+    return description, tensors

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+
+import pytest
+
+from lth_fast.data.download import DownloadError, download, md5_of, replace_atomically
+
+
+def md5(content):
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+@pytest.fixture
+def content():
+    return os.urandom(200_000)
+
+
+def test_a_file_is_fetched_and_its_folder_made(local_server, tmp_path, content):
+    local_server.serve("/mnist/images.gz", content)
+    download({"images.gz": md5(content)}, [local_server.url("/mnist")], tmp_path / "MNIST" / "raw")
+    assert (tmp_path / "MNIST" / "raw" / "images.gz").read_bytes() == content
+    assert [path.name for path in (tmp_path / "MNIST" / "raw").iterdir()] == ["images.gz"]
+
+
+def test_a_file_with_the_wrong_checksum_makes_way_for_the_next_mirror(local_server, tmp_path, content):
+    local_server.serve("/bad/images.gz", content[:-1])
+    local_server.serve("/good/images.gz", content)
+    download({"images.gz": md5(content)}, [local_server.url("/bad"), local_server.url("/good")], tmp_path)
+    assert local_server.asked == ["/bad/images.gz", "/good/images.gz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["images.gz"]
+    assert (tmp_path / "images.gz").read_bytes() == content
+
+
+def test_the_mirror_that_served_the_first_file_is_asked_first_for_the_next(local_server, tmp_path, content):
+    local_server.serve("/good/images.gz", content)
+    local_server.serve("/good/labels.gz", content)
+    files = {"images.gz": md5(content), "labels.gz": md5(content)}
+    download(files, [local_server.url("/bad"), local_server.url("/good")], tmp_path)
+    assert local_server.asked == ["/bad/images.gz", "/good/images.gz", "/good/labels.gz"]
+
+
+def test_a_hanging_mirror_makes_way_for_the_next(local_server, tmp_path, content):
+    local_server.hang("/hanging/images.gz")
+    local_server.serve("/good/images.gz", content)
+    mirrors = [local_server.url("/hanging"), local_server.url("/good")]
+    download({"images.gz": md5(content)}, mirrors, tmp_path, patience=1.0)
+    assert (tmp_path / "images.gz").read_bytes() == content
+
+
+@pytest.mark.parametrize("beginning", [b"", b"the first few bytes"])
+def test_when_every_mirror_hangs_it_gives_up_within_its_patience_and_leaves_nothing(local_server, tmp_path, beginning):
+    mirrors = [local_server.url(f"/{name}") for name in ("one", "two", "three")]
+    for name in ("one", "two", "three"):
+        local_server.hang(f"/{name}/images.gz", beginning)
+    started = time.monotonic()
+    with pytest.raises(DownloadError, match=r"/one/images\.gz: .*/two/images\.gz: .*/three/images\.gz: ") as error:
+        download({"images.gz": md5(b""), "labels.gz": md5(b"")}, mirrors, tmp_path / "raw", patience=0.3)
+    assert time.monotonic() - started < 3
+    assert "labels" not in str(error.value)
+    assert not list(tmp_path.rglob("*.gz*"))
+
+
+def test_a_download_that_makes_progress_may_take_longer_than_the_patience(local_server, tmp_path, content):
+    local_server.serve_slowly("/slow/images.gz", content, pieces=12, pause=0.08)
+    started = time.monotonic()
+    download({"images.gz": md5(content)}, [local_server.url("/slow")], tmp_path, patience=0.7)
+    assert time.monotonic() - started > 0.7
+    assert (tmp_path / "images.gz").read_bytes() == content
+
+
+def test_the_error_says_what_each_mirror_did(local_server, tmp_path, content):
+    local_server.serve("/page/images.gz", b"<html>please log in</html>")
+    mirrors = [local_server.url("/none"), local_server.url("/page")]
+    with pytest.raises(DownloadError) as error:
+        download({"images.gz": md5(content)}, mirrors, tmp_path / "raw")
+    assert f"{mirrors[0]}/images.gz: HTTP Error 404" in str(error.value)
+    assert f"{mirrors[1]}/images.gz: expected a file with md5 {md5(content)}, got 26 bytes" in str(error.value)
+
+
+def test_a_dead_network_leaves_no_folder_behind(offline, tmp_path):
+    with pytest.raises(DownloadError, match="the network is down"):
+        download({"images.gz": md5(b"")}, ["http://mirror.invalid"], tmp_path / "MNIST" / "raw")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_digest_of_a_file_is_that_of_its_content(tmp_path, content):
+    (tmp_path / "file").write_bytes(content * 12)
+    assert md5_of(tmp_path / "file") == md5(content * 12)
+
+
+def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), replace_atomically(path) as file:
+        file.write(b"ne")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lth_fast.record.tensors import (
+    read_checkpoint,
+    read_masks,
+    read_weights,
+    write_checkpoint,
+    write_masks,
+    write_weights,
+)
+
+SHAPES = st.lists(st.integers(0, 7), max_size=4)
+
+
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Same names in the same order, same dtypes, shapes and bits."""
+    assert list(actual) == list(expected)
+    for name, tensor in expected.items():
+        assert actual[name].dtype == tensor.dtype
+        assert actual[name].shape == tensor.shape
+        bits = [value.detach().contiguous().reshape(-1).view(torch.uint8) for value in (actual[name], tensor)]
+        assert torch.equal(*bits)
+
+
+@settings(deadline=None)
+@given(st.lists(SHAPES, max_size=4), st.integers(0, 2**32 - 1))
+def test_masks_of_any_shape_come_back(shapes: list[list[int]], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    masks = {f"layer{9 - i}.weight": torch.rand(shape, generator=generator) < 0.5 for i, shape in enumerate(shapes)}
+    with tempfile.TemporaryDirectory() as folder:
+        write_masks(Path(folder) / "masks", masks)
+        assert_same(read_masks(Path(folder) / "masks"), masks)
+
+
+def test_a_mask_takes_one_bit_per_weight_lowest_bit_first(tmp_path: Path) -> None:
+    mask = torch.zeros(2, 5, dtype=torch.bool)
+    mask[0, 0] = mask[0, 3] = mask[1, 4] = True
+    write_masks(tmp_path / "masks", {"w": mask})
+    assert (tmp_path / "masks").read_bytes()[-2:] == bytes([0b00001001, 0b00000010])
+
+
+def test_masks_of_a_lenet_take_a_thirty_second_of_its_weights(tmp_path: Path) -> None:
+    shapes = {"fc1.weight": (300, 784), "fc2.weight": (100, 300), "fc3.weight": (10, 100)}
+    write_masks(tmp_path / "masks", {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()})
+    weights = sum(np.prod(shape) for shape in shapes.values())
+    assert weights / 8 <= (tmp_path / "masks").stat().st_size < weights / 8 + 1000
+
+
+def test_a_non_contiguous_mask_is_packed_in_the_order_of_its_own_indices(tmp_path: Path) -> None:
+    mask = (torch.rand(5, 3, generator=torch.Generator().manual_seed(1)) < 0.5).T
+    write_masks(tmp_path / "masks", {"w": mask})
+    assert_same(read_masks(tmp_path / "masks"), {"w": mask})
+
+
+def test_loaded_masks_may_be_changed(tmp_path: Path) -> None:
+    write_masks(tmp_path / "masks", {"w": torch.ones(3, dtype=torch.bool)})
+    masks = read_masks(tmp_path / "masks")
+    masks["w"][1] = False
+    assert masks["w"].tolist() == [True, False, True]
+    assert read_masks(tmp_path / "masks")["w"].all()
+
+
+def test_a_mask_that_is_not_bool_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"'fc\.weight' should be a bool tensor, got torch\.float32"):
+        write_masks(tmp_path / "masks", {"fc.weight": torch.ones(3)})
+    assert not (tmp_path / "masks").exists()
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+)
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (4, 5)])
+def test_tensors_of_any_dtype_and_shape_come_back(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    state = {"x": (100 * torch.rand(shape, generator=torch.Generator().manual_seed(2))).to(dtype)}
+    write_weights(tmp_path / "weights", state)
+    assert_same(read_weights(tmp_path / "weights"), state)
+
+
+def test_the_state_of_a_network_comes_back_in_its_order(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    network = nn.Sequential(OrderedDict(z=nn.Conv2d(1, 4, 3), y=nn.BatchNorm2d(4), x=nn.Flatten(), w=nn.Linear(4, 2)))
+    network(torch.rand(2, 1, 3, 3))
+    write_weights(tmp_path / "weights", network.state_dict())
+    loaded = read_weights(tmp_path / "weights")
+    assert_same(loaded, network.state_dict())
+    assert loaded["y.num_batches_tracked"].item() == 1
+
+
+def test_tied_overlapping_and_non_contiguous_tensors_come_back(tmp_path: Path) -> None:
+    base = torch.rand(4, 6, generator=torch.Generator().manual_seed(4))
+    state: dict[str, Tensor] = {
+        "tied": base,
+        "again": base,
+        "transposed": base.T,
+        "row": base[1],
+        "expanded": base[:1].expand(3, 6),
+        "parameter": nn.Parameter(base),
+    }
+    write_weights(tmp_path / "weights", state)
+    assert_same(read_weights(tmp_path / "weights"), state)
+
+
+def test_nan_infinity_and_negative_zero_keep_their_bits(tmp_path: Path) -> None:
+    state = {"x": torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 1e-45])}
+    write_weights(tmp_path / "weights", state)
+    assert_same(read_weights(tmp_path / "weights"), state)
+
+
+def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
+    state = {f"layer{i}": torch.full((i,), float(i)) for i in range(20)}
+    write_weights(tmp_path / "a", state)
+    write_weights(tmp_path / "b", state)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_loaded_weights_do_not_change_with_the_file_nor_the_file_with_them(tmp_path: Path) -> None:
+    write_weights(tmp_path / "weights", {"x": torch.zeros(1000)})
+    loaded = read_weights(tmp_path / "weights")
+    write_weights(tmp_path / "weights", {"x": torch.ones(1000)})
+    assert not loaded["x"].any()
+    loaded["x"].fill_(7)
+    assert torch.equal(read_weights(tmp_path / "weights")["x"], torch.ones(1000))
+
+
+@pytest.mark.parametrize("value", [3, None, torch.eye(3).to_sparse()], ids=["number", "none", "sparse"])
+def test_what_is_not_a_dense_tensor_is_refused_by_name(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(TypeError, match=r"'extra' should be a dense tensor, got"):
+        write_weights(tmp_path / "weights", {"extra": value})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tensors_of_a_gpu_come_back_on_the_cpu(tmp_path: Path) -> None:
+    tensor = torch.arange(6.0).reshape(2, 3)
+    write_weights(tmp_path / "weights", {"x": tensor.cuda().T})
+    write_masks(tmp_path / "masks", {"x": tensor.cuda() > 2})
+    write_checkpoint(tmp_path / "checkpoint", {"x": tensor.cuda()})
+    assert_same(read_weights(tmp_path / "weights"), {"x": tensor.T})
+    assert_same(read_masks(tmp_path / "masks"), {"x": tensor > 2})
+    assert_same(read_checkpoint(tmp_path / "checkpoint"), {"x": tensor})
+
+
+def test_a_checkpoint_of_a_training_comes_back(tmp_path: Path) -> None:
+    parameter = nn.Parameter(torch.rand(3, generator=torch.Generator().manual_seed(5)))
+    optimizer = torch.optim.Adam([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    checkpoint: dict[str, Any] = {
+        "iteration": 100,
+        "model": {"w": parameter.detach()},
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "best": (0.25, None, "valid"),
+    }
+    write_checkpoint(tmp_path / "checkpoint", checkpoint)
+    loaded = read_checkpoint(tmp_path / "checkpoint")
+    assert_same(loaded["model"], checkpoint["model"])
+    assert torch.equal(loaded["random"], checkpoint["random"])
+    assert (loaded["iteration"], loaded["best"]) == (100, (0.25, None, "valid"))
+    assert_same(loaded["optimizer"]["state"][0], optimizer.state_dict()["state"][0])
+    assert loaded["optimizer"]["param_groups"] == optimizer.state_dict()["param_groups"]
+
+
+def test_a_checkpoint_that_could_not_be_loaded_is_refused_when_it_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"plain Python values only, got .*numpy"):
+        write_checkpoint(tmp_path / "checkpoint", {"loss": np.float32(1)})
+    assert not (tmp_path / "checkpoint").exists()
+
+
+FILES: dict[str, tuple[Callable[[Path], None], Callable[[Path], object]]] = {
+    "weights": (lambda path: write_weights(path, {"a": torch.ones(50), "b": torch.ones(3)}), read_weights),
+    "masks": (lambda path: write_masks(path, {"a": torch.ones(50, dtype=torch.bool)}), read_masks),
+    "checkpoint": (lambda path: write_checkpoint(path, {"a": torch.ones(50)}), read_checkpoint),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.6, 0.99])
+def test_a_truncated_file_is_named(tmp_path: Path, kind: str, share: float) -> None:
+    write, read = FILES[kind]
+    write(tmp_path / kind)
+    whole = (tmp_path / kind).read_bytes()
+    (tmp_path / kind).write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=f"{kind} is not a whole"):
+        read(tmp_path / kind)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    for other in FILES.keys() - {kind}:
+        FILES[other][0](tmp_path / "file")
+        with pytest.raises(ValueError, match="file is not a"):
+            FILES[kind][1](tmp_path / "file")
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_missing_file_is_not_found(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(FileNotFoundError, match="absent"):
+        FILES[kind][1](tmp_path / "absent")
