@@ -118,18 +118,17 @@ void multiply(const Kernel& kernel, const at::Tensor& input, const Element* valu
 
   const int64_t step = rows_per_task(rows), slices = ceiling_divide(rows, step);
   const int64_t products_per_task = (indices.numel() + rows) * tiles.front().lanes / slices + 1;
-  at::parallel_for(0, static_cast<int64_t>(tiles.size()) * slices, kProductsPerThread / products_per_task + 1,
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t task = begin; task < end; ++task) {
-                       const Tile& tile = tiles[task / slices];
-                       const int64_t first = task % slices * step, last = std::min(first + step, rows);
-                       Element* tile_sums = sums + tile.lanes_before * rows;
-                       kernel(matrix, values, bias, first, last, from + tile.lanes_before * in_features, tile_sums,
-                              tile.lanes);
-                       table.from_tile(tile_sums, tile.lanes, first, last, to + tile.first_sample * rows, rows,
-                                       tile.samples);
-                     }
-                   });
+  at::parallel_for(
+      0, static_cast<int64_t>(tiles.size()) * slices, kProductsPerThread / products_per_task + 1,
+      [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+          const Tile& tile = tiles[task / slices];
+          const int64_t first = task % slices * step, last = std::min(first + step, rows);
+          Element* tile_sums = sums + tile.lanes_before * rows;
+          kernel(matrix, values, bias, first, last, from + tile.lanes_before * in_features, tile_sums, tile.lanes);
+          table.from_tile(tile_sums, tile.lanes, first, last, to + tile.first_sample * rows, rows, tile.samples);
+        }
+      });
 }
 
 template <typename Element, typename Order>
@@ -145,8 +144,8 @@ at::Tensor product(const at::Tensor& input, const at::Tensor& values, const at::
   const at::Tensor kept = values.contiguous(), added = bias == nullptr ? at::Tensor() : bias->contiguous();
   const auto* value = kept.const_data_ptr<Element>();
   const auto* start = bias == nullptr ? nullptr : added.const_data_ptr<Element>();
-  if (indices.scalar_type() == at::kUInt16) {
-    multiply<Element, uint16_t, Order>(table.product_16, rows, value, start, starts, indices, flat);
+  if (indices.scalar_type() == at::kShort) {
+    multiply<Element, int16_t, Order>(table.product_16, rows, value, start, starts, indices, flat);
   } else {
     multiply<Element, int32_t, Order>(table.product_32, rows, value, start, starts, indices, flat);
   }
@@ -197,8 +196,8 @@ at::Tensor values_grad(const at::Tensor& grad_output, const at::Tensor& input, c
   at::Tensor result = at::zeros(columns.sizes(), input.options());
   if (input.numel() == 0 || grad_output.numel() == 0) return result;
   const at::Tensor gradient = as_rows(grad_output), rows = as_rows(input);
-  if (columns.scalar_type() == at::kUInt16) {
-    accumulate_values_grad<Element, uint16_t>(table.values_grad_16, gradient, rows, row_starts, columns, result);
+  if (columns.scalar_type() == at::kShort) {
+    accumulate_values_grad<Element, int16_t>(table.values_grad_16, gradient, rows, row_starts, columns, result);
   } else {
     accumulate_values_grad<Element, int32_t>(table.values_grad_32, gradient, rows, row_starts, columns, result);
   }

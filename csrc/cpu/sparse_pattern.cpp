@@ -50,9 +50,10 @@ Panels cut(int64_t features, double density) {
   return {width, std::max<int64_t>((features + width - 1) / width, 1)};
 }
 
-// What a mask becomes. `row_starts` is [column panels + 1, out_features]: the survivors of a row lie side by side, panel
-// after panel. `column_starts` is [row panels, in_features + 1]: those of a panel of rows lie side by side, column after
-// column, so that the copy of the values in this order is made, and read, within the rows of one panel at a time.
+// What a mask becomes. `row_starts` is [column panels + 1, out_features]: the survivors of a row lie side by side,
+// panel after panel. `column_starts` is [row panels, in_features + 1]: those of a panel of rows lie side by side,
+// column after column, so that the copy of the values in this order is made, and read, within the rows of one panel at
+// a time.
 struct Pattern {
   int64_t out_features, in_features;
   Panels column_panels, row_panels;
@@ -80,7 +81,8 @@ void find_row_starts(const uint8_t* mask, const Pattern& pattern) {
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t first = panel * pattern.column_panels.width;
       const int64_t last = std::min(first + pattern.column_panels.width, pattern.in_features);
-      pattern.row_starts[panel * rows + row] = static_cast<int32_t>(last - first - std::count(kept + first, kept + last, uint8_t{0}));
+      pattern.row_starts[panel * rows + row] =
+          static_cast<int32_t>(last - first - std::count(kept + first, kept + last, uint8_t{0}));
     }
   });
   int64_t position = 0;
@@ -101,8 +103,8 @@ void find_columns(const uint8_t* mask, const Pattern& pattern, Column* columns) 
   });
 }
 
-// Calls visit(starts of the row panel, column, row, position in row order) for every survivor, ascending in row within a
-// task. A task is a panel of rows by a panel of columns: no two of them share an entry of column_starts.
+// Calls visit(starts of the row panel, column, row, position in row order) for every survivor, ascending in row within
+// a task. A task is a panel of rows by a panel of columns: no two of them share an entry of column_starts.
 template <typename Column, typename Visit>
 void for_each_survivor(const Pattern& pattern, const Column* columns, int32_t* column_starts, const Visit& visit) {
   const int64_t rows = pattern.out_features, across = pattern.column_panels.count;
@@ -135,12 +137,12 @@ void find_rows(const Pattern& pattern, const Column* columns, Row* rows, int32_t
 }
 
 // 16-bit numbers halve the memory of the pattern; they neither cost nor save time.
-at::ScalarType index_type(int64_t features) { return features <= 1 << 16 ? at::kUInt16 : at::kInt; }
+at::ScalarType index_type(int64_t features) { return features <= 1 << 15 ? at::kShort : at::kInt; }
 
 template <typename Work>
 void with_index(const at::Tensor& indices, const Work& work) {
-  if (indices.scalar_type() == at::kUInt16) {
-    work(indices.mutable_data_ptr<uint16_t>());
+  if (indices.scalar_type() == at::kShort) {
+    work(indices.mutable_data_ptr<int16_t>());
   } else {
     work(indices.mutable_data_ptr<int32_t>());
   }
@@ -166,9 +168,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> sparse_pa
   at::Tensor rows = at::empty({survivors}, integers.dtype(index_type(out_features)));
   at::Tensor permutation = at::empty({survivors}, integers);
 
-  const Pattern pattern = {out_features,  in_features,
-                           column_panels, row_panels,
-                           row_starts.mutable_data_ptr<int32_t>(), column_starts.mutable_data_ptr<int32_t>()};
+  const Pattern pattern = {out_features,
+                           in_features,
+                           column_panels,
+                           row_panels,
+                           row_starts.mutable_data_ptr<int32_t>(),
+                           column_starts.mutable_data_ptr<int32_t>()};
   const auto* kept = reinterpret_cast<const uint8_t*>(dense.const_data_ptr<bool>());
   find_row_starts(kept, pattern);
   with_index(columns, [&](auto* column) {

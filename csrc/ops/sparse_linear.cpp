@@ -1,7 +1,7 @@
 // Schemas, checks, autocast and derivative of sparse_linear.
 //
-// The pattern of the survivors arrives as the five tensors of sparse_pattern. The forward and the gradient of the values
-// walk them in row order; the gradient of the input is the same product over the transposed order.
+// The pattern of the survivors arrives as the five tensors of sparse_pattern. The forward and the gradient of the
+// values walk them in row order; the gradient of the input is the same product over the transposed order.
 #include "ops/checks.h"
 
 TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
@@ -53,15 +53,15 @@ at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Te
 // ---- checks: shapes and types. That the numbers inside are those of one mask is sparse_pattern's part. ----
 
 void check_starts(const at::Tensor& starts, const char* name, int64_t least, const char* shape) {
-  TORCH_CHECK(starts.dim() == 2 && starts.sym_size(0) >= least && starts.scalar_type() == at::kInt, "sparse_linear: ",
-              name, " must be int32 of shape ", shape, ", got ", starts.scalar_type(), " of shape ",
+  TORCH_CHECK(starts.dim() == 2 && starts.sym_size(0) >= least && starts.scalar_type() == at::kInt,
+              "sparse_linear: ", name, " must be int32 of shape ", shape, ", got ", starts.scalar_type(), " of shape ",
               starts.sym_sizes());
 }
 
 void check_per_survivor(const at::Tensor& indices, const char* name, const at::Tensor& values, bool may_be_short) {
   const auto type = indices.scalar_type();
-  TORCH_CHECK(type == at::kInt || (may_be_short && type == at::kUInt16), "sparse_linear: ", name, " must be int32",
-              may_be_short ? " or uint16" : "", ", got ", type);
+  TORCH_CHECK(type == at::kInt || (may_be_short && type == at::kShort), "sparse_linear: ", name, " must be int32",
+              may_be_short ? " or int16" : "", ", got ", type);
   TORCH_CHECK(indices.dim() == 1 && indices.sym_size(0) == values.sym_size(0), "sparse_linear: ", name,
               " must have shape [", values.sym_size(0), "] for values of shape ", values.sym_sizes(), ", got ",
               indices.sym_sizes());
@@ -86,7 +86,8 @@ void check_arguments(const at::Tensor& input, const at::Tensor& values, const Op
                 part->sym_strides());
   }
   TORCH_CHECK(input.dim() >= 1 && input.sym_size(-1) == column_starts.sym_size(1) - 1,
-              "sparse_linear: input must have shape [..., ", column_starts.sym_size(1) - 1, "], got ", input.sym_sizes());
+              "sparse_linear: input must have shape [..., ", column_starts.sym_size(1) - 1, "], got ",
+              input.sym_sizes());
   if (bias.has_value()) {
     TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == row_starts.sym_size(1),
                 "sparse_linear: bias must have shape [", row_starts.sym_size(1), "], got ", bias->sym_sizes());
@@ -102,6 +103,13 @@ std::pair<at::Tensor, at::Tensor> coordinates(const at::Tensor& columns, const a
   const at::Tensor row_of = at::empty_like(permutation, at::kLong);
   row_of.index_put_({permutation.to(at::kLong)}, rows.to(at::kLong));
   return {row_of, columns.to(at::kLong)};
+}
+
+// [..., features] as [samples, features]; spelt out because -1 is ambiguous beside a size of 0.
+at::Tensor as_rows(const at::Tensor& tensor) {
+  c10::SymInt samples = 1;
+  for (const auto& size : tensor.sym_sizes().slice(0, tensor.dim() - 1)) samples *= size;
+  return tensor.reshape_symint({samples, tensor.sym_size(-1)});
 }
 
 struct SparseLinear : torch::autograd::Function<SparseLinear> {
@@ -122,7 +130,6 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
                &column_starts = saved[4], &rows = saved[5], &permutation = saved[6];
     const auto out_features = row_starts.sym_size(1), in_features = column_starts.sym_size(1) - 1;
     const auto& grad_output = gradients[0];
-    const auto flat_gradient = [&] { return grad_output.reshape_symint({-1, out_features}); };
     const bool input_wanted = context->needs_input_grad(0), values_wanted = context->needs_input_grad(1);
     at::Tensor grad_input, grad_values, grad_bias;
     if (at::GradMode::is_enabled()) {
@@ -133,16 +140,15 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
         grad_input = grad_output.matmul(zeros.index_put({row_of, column_of}, values));
       }
       if (values_wanted) {
-        const auto dense = flat_gradient().t().matmul(input.reshape_symint({-1, in_features}));
+        const auto dense = as_rows(grad_output).t().matmul(as_rows(input));
         grad_values = dense.index({row_of, column_of});
       }
     } else {
       if (input_wanted) grad_input = sparse_linear_input_grad(grad_output, values, column_starts, rows, permutation);
       if (values_wanted) grad_values = sparse_linear_values_grad(grad_output, input, row_starts, columns);
     }
-    if (context->needs_input_grad(2)) grad_bias = flat_gradient().sum(0);
-    return {grad_input,   grad_values,  grad_bias,    at::Tensor(),
-            at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    if (context->needs_input_grad(2)) grad_bias = as_rows(grad_output).sum(0);
+    return {grad_input, grad_values, grad_bias, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -160,10 +166,9 @@ at::Tensor sparse_linear_autocast(const at::Tensor& input, const at::Tensor& val
                                   const at::Tensor& column_starts, const at::Tensor& rows,
                                   const at::Tensor& permutation) {
   c10::impl::ExcludeDispatchKeyGuard guard(key);
-  return sparse_linear(at::autocast::cached_cast(at::kFloat, input, device),
-                       at::autocast::cached_cast(at::kFloat, values, device),
-                       at::autocast::cached_cast(at::kFloat, bias, device), row_starts, columns, column_starts, rows,
-                       permutation);
+  return sparse_linear(
+      at::autocast::cached_cast(at::kFloat, input, device), at::autocast::cached_cast(at::kFloat, values, device),
+      at::autocast::cached_cast(at::kFloat, bias, device), row_starts, columns, column_starts, rows, permutation);
 }
 
 }  // namespace

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lth_fast.nn.masked_linear import MaskedLinear
 from lth_fast.ops import SparsePattern, sparse_linear, sparse_pattern
 from lth_fast.ops.sparse_linear import to_dense
-from lth_fast.nn.masked_linear import MaskedLinear
 
 
 class SparseLinear(nn.Module):
     """``nn.Linear`` under a fixed mask, with time and memory in proportion to the survivors.
 
-    The Parameter ``values`` ``[survivors]`` holds the weights the mask keeps, in row-major order (``weight[mask]``): any
-    optimizer works on it, and its state has survivors only. ``state_dict`` speaks ``nn.Linear``: the keys ``weight`` and
-    ``bias`` in dense shapes, in and out. The mask is not part of it; it moves with ``.to()``, deepcopy and pickle. It
-    belongs to the layer for good: for another one, make another layer from :meth:`to_dense`.
+    The Parameter ``values`` ``[survivors]`` holds the weights the mask keeps, in row-major order (``weight[mask]``):
+    any optimizer works on it, and its state has survivors only. ``state_dict`` speaks ``nn.Linear``: the keys
+    ``weight`` and ``bias`` in dense shapes, in and out. The mask is not part of it; it moves with ``.to()``, deepcopy
+    and pickle. It belongs to the layer for good: for another one, make another layer from :meth:`to_dense`.
 
     Args:
         in_features: Size of the last dimension of the input.
@@ -159,14 +159,13 @@ class SparseLinear(nn.Module):
                 error_msgs.append(f"{weight_key} must have shape {list(shape)}, got {list(weight.shape)}")
                 translated[values_key] = self.values
         missing: list[str] = []
-        super()._load_from_state_dict(
-            translated, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(translated, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
         missing_keys.extend(weight_key if key == values_key else key for key in missing)
 
     def _survivors_of(self, weight: Tensor, name: str) -> Tensor:
         mask = self.mask.to(weight.device)
         revived = int(weight.masked_fill(mask, 0).count_nonzero())
         if revived:
-            warnings.warn(f"{name}: {revived} pruned weights are not zero in the state dict; they stay zero", stacklevel=2)
+            message = f"{name}: {revived} pruned weights are not zero in the state dict; they stay zero"
+            warnings.warn(message, stacklevel=2)
         return weight[mask]

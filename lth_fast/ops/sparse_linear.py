@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,8 +19,8 @@ def sparse_linear(input: Tensor, values: Tensor, bias: Tensor | None, pattern: S
 
     Args:
         input: float32 or float64 ``[..., in_features]``.
-        values: ``[survivors]``, the weights the mask keeps in row-major order (``weight[mask]``), the dtype and device of
-            ``input``.
+        values: ``[survivors]``, the weights the mask keeps in row-major order (``weight[mask]``), of the dtype and on
+            the device of ``input``.
         bias: ``[out_features]`` or ``None``.
         pattern: The survivors' places, from :func:`~lth_fast.ops.sparse_pattern`. It is trusted: shapes and dtypes are
             checked, the numbers inside are not.
@@ -47,7 +49,9 @@ def _forward(input: Tensor, values: Tensor, bias: Tensor | None, *pattern: Tenso
     return reference(input, values, bias, SparsePattern(*pattern))
 
 
-def _input_grad(grad_output: Tensor, values: Tensor, column_starts: Tensor, rows: Tensor, permutation: Tensor) -> Tensor:
+def _input_grad(
+    grad_output: Tensor, values: Tensor, column_starts: Tensor, rows: Tensor, permutation: Tensor
+) -> Tensor:
     # The same product over the transposed pattern.
     lengths = column_starts.diff(dim=1).long()
     panels, in_features = lengths.shape
@@ -60,7 +64,8 @@ def _input_grad(grad_output: Tensor, values: Tensor, column_starts: Tensor, rows
 def _values_grad(grad_output: Tensor, input: Tensor, row_starts: Tensor, columns: Tensor) -> Tensor:
     lengths = (row_starts[-1] - row_starts[0]).long()
     row = torch.arange(lengths.numel(), device=lengths.device).repeat_interleave(lengths)
-    dense = grad_output.reshape(-1, grad_output.shape[-1]).t() @ input.reshape(-1, input.shape[-1])
+    samples = math.prod(input.shape[:-1])
+    dense = grad_output.reshape(samples, -1).t() @ input.reshape(samples, -1)
     return dense[row, columns.long()]
 
 

@@ -21,9 +21,9 @@ class SparsePattern(NamedTuple):
 
     Attributes:
         row_starts: int32 ``[column panels + 1, out_features]``, positions in row order.
-        columns: uint16 (int32 above 65,536 columns) ``[survivors]``, the column of each survivor in row order.
+        columns: int16 (int32 above 32,768 columns) ``[survivors]``, the column of each survivor in row order.
         column_starts: int32 ``[row panels, in_features + 1]``, positions in column order.
-        rows: uint16 (int32 above 65,536 rows) ``[survivors]``, the row of each survivor in column order.
+        rows: int16 (int32 above 32,768 rows) ``[survivors]``, the row of each survivor in column order.
         permutation: int32 ``[survivors]``, the position in row order of each survivor in column order.
     """
 
@@ -74,7 +74,7 @@ def reference(mask: Tensor) -> SparsePattern:
 
 
 def _index_dtype(features: int) -> torch.dtype:
-    return torch.uint16 if features <= 65536 else torch.int32
+    return torch.int16 if features <= 32768 else torch.int32
 
 
 serve_cuda("sparse_pattern", reference)
@@ -84,11 +84,11 @@ serve_cuda("sparse_pattern", reference)
 def _(mask: Tensor) -> SparsePattern:
     # How many survivors and panels there are is known when the values are.
     context = torch.library.get_ctx()
-    survivors, column_panels, row_panels = (context.new_dynamic_size() for _ in range(3))
+    survivors, row_starts, column_starts = (context.new_dynamic_size() for _ in range(3))
     return SparsePattern(
-        row_starts=mask.new_empty((column_panels + 1, mask.shape[0]), dtype=torch.int32),
+        row_starts=mask.new_empty((row_starts, mask.shape[0]), dtype=torch.int32),
         columns=mask.new_empty((survivors,), dtype=_index_dtype(mask.shape[1])),
-        column_starts=mask.new_empty((row_panels, mask.shape[1] + 1), dtype=torch.int32),
+        column_starts=mask.new_empty((column_starts, mask.shape[1] + 1), dtype=torch.int32),
         rows=mask.new_empty((survivors,), dtype=_index_dtype(mask.shape[0])),
         permutation=mask.new_empty((survivors,), dtype=torch.int32),
     )

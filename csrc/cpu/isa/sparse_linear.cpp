@@ -79,7 +79,8 @@ void from_tile(const Element* tile, size_t lanes, size_t first, size_t last, Ele
       size_t feature = 0;
       for (; feature + 8 <= features; feature += 8) {
         Eight<Element> block[8];
-        for (size_t i = 0; i < 8; ++i) block[i] = *reinterpret_cast<const Eight<Element>*>(from + (feature + i) * lanes);
+        for (size_t i = 0; i < 8; ++i)
+          block[i] = *reinterpret_cast<const Eight<Element>*>(from + (feature + i) * lanes);
         EightByEight<Element>::transpose(block);
         for (size_t i = 0; i < 8; ++i) *reinterpret_cast<Eight<Element>*>(rows[i] + feature) = block[i];
       }
@@ -90,7 +91,8 @@ void from_tile(const Element* tile, size_t lanes, size_t first, size_t last, Ele
   }
 }
 
-// The survivors of a row in one panel are few and far from those of the next row, so the hardware does not see them come.
+// The survivors of a row in one panel are few and far from those of the next row, so the hardware does not see them
+// come.
 constexpr size_t kRowsAhead = 4;
 
 // ---- the product ----
@@ -231,9 +233,9 @@ SparseLinearKernels<Element> kernels() {
   return {tile_lanes,
           to_tile<Element>,
           from_tile<Element>,
-          product_for_lanes<Element, uint16_t>,
+          product_for_lanes<Element, int16_t>,
           product_for_lanes<Element, int32_t>,
-          values_grad_for_lanes<Element, uint16_t>,
+          values_grad_for_lanes<Element, int16_t>,
           values_grad_for_lanes<Element, int32_t>};
 }
 

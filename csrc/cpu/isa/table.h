@@ -34,14 +34,14 @@ struct SparseLinearKernels {
                     size_t samples);
 
   // Rows first to last of: output = matrix * input + bias (0 where null), all of them tiles.
-  void (*product_16)(const SparseRows<uint16_t>& matrix, const Element* values, const Element* bias, size_t first,
+  void (*product_16)(const SparseRows<int16_t>& matrix, const Element* values, const Element* bias, size_t first,
                      size_t last, const Element* input, Element* output, size_t lanes);
   void (*product_32)(const SparseRows<int32_t>& matrix, const Element* values, const Element* bias, size_t first,
                      size_t last, const Element* input, Element* output, size_t lanes);
 
   // Rows first to last of: grad_values += grad_output * transpose(input) at the survivors. The survivors of a row must
   // lie side by side: stride == to_end == rows.
-  void (*values_grad_16)(const SparseRows<uint16_t>& matrix, size_t first, size_t last, const Element* grad_output,
+  void (*values_grad_16)(const SparseRows<int16_t>& matrix, size_t first, size_t last, const Element* grad_output,
                          const Element* input, Element* grad_values, size_t lanes);
   void (*values_grad_32)(const SparseRows<int32_t>& matrix, size_t first, size_t last, const Element* grad_output,
                          const Element* input, Element* grad_values, size_t lanes);

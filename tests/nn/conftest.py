@@ -1,0 +1,104 @@
+"""Fixtures for the tests of the masked layers."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lth_fast.nn import MaskedConv2d, MaskedLayer, MaskedLinear
+
+
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> None:
+    """Random inputs that differ from case to case and are the same in every run."""
+    torch.manual_seed(zlib.crc32(request.node.name.encode()))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A masked layer class, with arguments for a small layer and an input shape for it."""
+
+    masked: type[MaskedLayer]
+    plain: type[nn.Module]
+    arguments: tuple[int, ...]
+    input_shape: tuple[int, ...]
+
+    def layer(self, **options: Any) -> Any:
+        """A masked layer that prunes about half of its weights."""
+        layer: Any = self.masked(*self.arguments, **options)
+        layer.mask = self.mask()
+        return layer
+
+    def dense(self, **options: Any) -> Any:
+        return self.plain(*self.arguments, **options)
+
+    def mask(self) -> Tensor:
+        """A new random mask that prunes something and keeps something."""
+        mask = torch.rand(self.dense().weight.shape) > 0.5
+        mask.view(-1)[:2] = torch.tensor([True, False])
+        return mask
+
+    def inputs(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(self.input_shape, dtype=dtype)
+
+
+LINEAR = Kind(MaskedLinear, nn.Linear, (5, 3), (4, 5))
+CONV2D = Kind(MaskedConv2d, nn.Conv2d, (2, 3, 3), (2, 2, 6, 6))
+
+
+@pytest.fixture(params=[LINEAR, CONV2D], ids=["linear", "conv2d"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return request.param
+
+
+def _load(layer: Any) -> None:
+    layer.load_state_dict({name: torch.randn_like(value) for name, value in layer.state_dict().items()})
+
+
+def _step_with_stale_momentum(layer: Any) -> None:
+    optimizer = torch.optim.SGD([layer.weight], lr=0.1, momentum=0.9)
+    optimizer.step()  # has seen the masks
+    optimizer.state[layer.weight]["momentum_buffer"] = torch.randn_like(layer.weight)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    optimizer.step()
+    layer.weight.grad = None
+
+
+def _step_with_noisy_gradient(layer: Any) -> None:
+    optimizer = torch.optim.SGD([layer.weight], lr=0.1)
+    optimizer.step()  # has seen the masks
+    layer.weight.grad = torch.randn_like(layer.weight)
+    optimizer.step()
+    layer.weight.grad = None
+
+
+def _new_parameter(layer: Any) -> None:
+    layer.weight = nn.Parameter(torch.randn_like(layer.weight))
+
+
+def _write_in_inference_mode(layer: Any) -> None:
+    with torch.inference_mode():
+        layer.weight.normal_()
+
+
+OUTSIDE_WRITES: dict[str, Callable[[Any], None]] = {
+    "load_state_dict": _load,
+    "an initialiser": lambda layer: nn.init.normal_(layer.weight),
+    "reset_parameters": lambda layer: layer.reset_parameters(),
+    "an optimizer with stale momentum": _step_with_stale_momentum,
+    "an optimizer with a noisy gradient": _step_with_noisy_gradient,
+    "a new parameter": _new_parameter,
+    "a write in inference mode": _write_in_inference_mode,
+}
+
+
+@pytest.fixture(params=OUTSIDE_WRITES)
+def write_from_outside(request: pytest.FixtureRequest) -> Callable[[Any], None]:
+    """Something that overwrites a layer's weight without asking the mask."""
+    return OUTSIDE_WRITES[request.param]
