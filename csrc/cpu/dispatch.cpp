@@ -42,15 +42,20 @@ bool cpu_has_avx512() {
 }
 #endif
 
+// Even filling the table may take instructions of its ISA: the compiler copies several pointers at a time.
+Isa make_isa(const char* name, bool usable, KernelTable (*make_table)()) {
+  return {name, usable, usable ? make_table() : KernelTable{}};
+}
+
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> all = {
 #ifdef LTH_FAST_BUILT_avx512
-      {"avx512", cpu_has_avx512(), avx512::make_table()},
+      make_isa("avx512", cpu_has_avx512(), avx512::make_table),
 #endif
 #ifdef LTH_FAST_BUILT_avx2
-      {"avx2", cpu_has_avx2(), avx2::make_table()},
+      make_isa("avx2", cpu_has_avx2(), avx2::make_table),
 #endif
-      {"scalar", true, scalar::make_table()},
+      make_isa("scalar", true, scalar::make_table),
   };
   return all;
 }

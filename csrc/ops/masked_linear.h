@@ -1,5 +1,6 @@
 #pragma once
 
+#include "ops/rows.h"
 #include "ops/torch_headers.h"
 
 namespace lth_fast {
@@ -8,10 +9,5 @@ namespace lth_fast {
 // mode.
 void check_masked_linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                          const at::Tensor& mask_bits);
-
-// [..., features] as [rows, features]. A reshape to {-1, features} cannot tell the rows of a tensor without elements.
-inline at::Tensor as_rows(const at::Tensor& tensor) {
-  return tensor.dim() == 1 ? tensor.unsqueeze(0) : tensor.flatten(0, -2);
-}
 
 }  // namespace lth_fast

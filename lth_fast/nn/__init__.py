@@ -1,16 +1,21 @@
-"""Layers under a mask. They keep the plain layer's parameters, ``state_dict`` and arguments."""
+"""Layers under a mask, with dense compute (``MaskedX``) or compute on survivors only (``SparseX``).
+
+Masked layers keep the plain layer's parameters and arguments, sparse ones hold ``values``; all keep its ``state_dict``.
+"""
 
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.masked_conv2d import MaskedConv2d
 from lth_fast.nn.masked_linear import MaskedLinear
 from lth_fast.nn.masked_parameter import MaskedParameter
 from lth_fast.nn.model import dense_state, masked_layers, masks, restore, set_masks
+from lth_fast.nn.sparse_linear import SparseLinear
 
 __all__ = [
     "MaskedConv2d",
     "MaskedLayer",
     "MaskedLinear",
     "MaskedParameter",
+    "SparseLinear",
     "dense_state",
     "masked_layers",
     "masks",

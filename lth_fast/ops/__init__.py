@@ -8,5 +8,17 @@ from lth_fast.ops.mask_packing import pack_mask, unpack_mask
 from lth_fast.ops.masked_apply import masked_apply, masked_apply_
 from lth_fast.ops.masked_conv2d import masked_conv2d
 from lth_fast.ops.masked_linear import masked_linear
+from lth_fast.ops.sparse_linear import sparse_linear
+from lth_fast.ops.sparse_pattern import SparsePattern, sparse_pattern
 
-__all__ = ["masked_apply", "masked_apply_", "masked_conv2d", "masked_linear", "pack_mask", "unpack_mask"]
+__all__ = [
+    "SparsePattern",
+    "masked_apply",
+    "masked_apply_",
+    "masked_conv2d",
+    "masked_linear",
+    "pack_mask",
+    "sparse_linear",
+    "sparse_pattern",
+    "unpack_mask",
+]

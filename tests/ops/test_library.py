@@ -13,6 +13,10 @@ OPERATORS = [
     "masked_linear",
     "masked_linear_weight_grad",
     "masked_conv2d",
+    "sparse_pattern",
+    "sparse_linear",
+    "sparse_linear_input_grad",
+    "sparse_linear_values_grad",
 ]
 
 

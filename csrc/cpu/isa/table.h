@@ -9,6 +9,44 @@
 
 namespace lth_fast {
 
+// A sparse matrix whose columns are cut into panels. Row r has the survivors start to start[to_end] in panel p, in
+// ascending order, where start = starts + p * stride + r; `indices` are their columns.
+template <typename Index>
+struct SparseRows {
+  const int32_t* starts;
+  size_t panels;
+  size_t rows;
+  size_t stride;
+  size_t to_end;
+  const Index* indices;
+};
+
+// sparse_linear: a tile is [features][lanes], up to `lanes` samples with zeros behind them.
+template <typename Element>
+struct SparseLinearKernels {
+  // Lanes of the tile that holds the next of so many samples: a whole tile, or a narrower one for the last few.
+  size_t (*tile_lanes)(size_t samples);
+
+  // Features first to last of `samples` rows of `input`, `stride` elements apart, into `tile`; and back.
+  void (*to_tile)(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* tile,
+                  size_t lanes);
+  void (*from_tile)(const Element* tile, size_t lanes, size_t first, size_t last, Element* output, size_t stride,
+                    size_t samples);
+
+  // Rows first to last of: output = matrix * input + bias (0 where null), all of them tiles.
+  void (*product_16)(const SparseRows<int16_t>& matrix, const Element* values, const Element* bias, size_t first,
+                     size_t last, const Element* input, Element* output, size_t lanes);
+  void (*product_32)(const SparseRows<int32_t>& matrix, const Element* values, const Element* bias, size_t first,
+                     size_t last, const Element* input, Element* output, size_t lanes);
+
+  // Rows first to last of: grad_values += grad_output * transpose(input) at the survivors. The survivors of a row must
+  // lie side by side: stride == to_end == rows.
+  void (*values_grad_16)(const SparseRows<int16_t>& matrix, size_t first, size_t last, const Element* grad_output,
+                         const Element* input, Element* grad_values, size_t lanes);
+  void (*values_grad_32)(const SparseRows<int32_t>& matrix, size_t first, size_t last, const Element* grad_output,
+                         const Element* input, Element* grad_values, size_t lanes);
+};
+
 struct KernelTable {
   // mask_packing: `mask` holds a bool per byte, any value but 0 is true; weight i is bit i % 8 of byte i / 8 of `bits`.
   // Bits behind `count` in the last byte are written as 0.
@@ -19,6 +57,9 @@ struct KernelTable {
   void (*masked_apply_16)(const uint16_t* input, const uint8_t* bits, uint16_t* output, size_t count);
   void (*masked_apply_32)(const uint32_t* input, const uint8_t* bits, uint32_t* output, size_t count);
   void (*masked_apply_64)(const uint64_t* input, const uint8_t* bits, uint64_t* output, size_t count);
+
+  SparseLinearKernels<float> sparse_linear_32;
+  SparseLinearKernels<double> sparse_linear_64;
 };
 
 }  // namespace lth_fast
@@ -26,4 +67,5 @@ struct KernelTable {
 // Every op that has kernels of its own. Each defines `void register_<op>(KernelTable&)` once per ISA.
 #define LTH_FAST_FOR_EACH_KERNEL(X) \
   X(mask_packing)                   \
-  X(masked_apply)
+  X(masked_apply)                   \
+  X(sparse_linear)

@@ -1,0 +1,249 @@
+// Products with the survivors of a sparse matrix, over tiles of samples.
+//
+// A tile holds up to `lanes` samples, [features][lanes]: the samples lie innermost, so one survivor meets whole vectors
+// of them and nothing is ever gathered. The sums of one row stay in registers while its survivors pass by. The columns
+// are cut into panels (see sparse_pattern): all rows visit one panel of the input while it stays in cache, before the
+// next one; a row's sums wait in the output tile in between. A row meets its survivors in ascending order for any panel
+// width, so neither panels nor threads change the bits.
+#include <cstring>
+
+#include "eight_by_eight.h"
+#include "flush_denormals.h"
+#include "table.h"
+#include "vector.h"
+
+namespace lth_fast::LTH_FAST_ISA {
+namespace {
+
+// The sums of a row must fit the vector registers, with one to spare for the weight: 8 of 16 registers of AVX2 or SSE2
+// (four do not hide the latency of the multiply-add), 4 of 32 of AVX-512, which has the lanes in fewer registers.
+#if defined(__AVX2__) || defined(__AVX512F__)
+constexpr size_t kLanes = 64;
+#else
+constexpr size_t kLanes = 32;
+#endif
+
+template <typename Element>
+struct Register {
+#if defined(__AVX512F__)
+  static constexpr size_t kWidth = 64 / sizeof(Element);
+#else
+  static constexpr size_t kWidth = 8;  // a pair of registers where they are narrower: see vector.h
+#endif
+  typedef Element Vector __attribute__((vector_size(kWidth * sizeof(Element)), aligned(sizeof(Element)), may_alias));
+};
+
+template <typename Element>
+using Eight = typename Lanes<Element>::Vector;
+
+// ---- samples to tiles and back: blocks of eight samples by eight features ----
+
+// Features that pass before the next eight samples: their part of the tile stays in the first-level cache, where its
+// lines are completed eight samples at a time.
+constexpr size_t kFeaturesPerPass = 64;
+
+template <typename Element>
+void to_tile(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* tile,
+             size_t lanes) {
+  const Element absent[kFeaturesPerPass] = {};
+  for (size_t pass = first; pass < last; pass += kFeaturesPerPass) {
+    const size_t features = last - pass < kFeaturesPerPass ? last - pass : kFeaturesPerPass;
+    for (size_t lane = 0; lane < lanes; lane += 8) {
+      const Element* rows[8];
+      for (size_t i = 0; i < 8; ++i) rows[i] = lane + i < samples ? input + (lane + i) * stride + pass : absent;
+      Element* to = tile + pass * lanes + lane;
+      size_t feature = 0;
+      for (; feature + 8 <= features; feature += 8) {
+        Eight<Element> block[8];
+        for (size_t i = 0; i < 8; ++i) block[i] = *reinterpret_cast<const Eight<Element>*>(rows[i] + feature);
+        EightByEight<Element>::transpose(block);
+        for (size_t i = 0; i < 8; ++i) *reinterpret_cast<Eight<Element>*>(to + (feature + i) * lanes) = block[i];
+      }
+      for (; feature < features; ++feature) {
+        for (size_t i = 0; i < 8; ++i) to[feature * lanes + i] = rows[i][feature];
+      }
+    }
+  }
+}
+
+template <typename Element>
+void from_tile(const Element* tile, size_t lanes, size_t first, size_t last, Element* output, size_t stride,
+               size_t samples) {
+  Element absent[kFeaturesPerPass];
+  for (size_t pass = first; pass < last; pass += kFeaturesPerPass) {
+    const size_t features = last - pass < kFeaturesPerPass ? last - pass : kFeaturesPerPass;
+    for (size_t lane = 0; lane < samples; lane += 8) {
+      Element* rows[8];
+      for (size_t i = 0; i < 8; ++i) rows[i] = lane + i < samples ? output + (lane + i) * stride + pass : absent;
+      const Element* from = tile + pass * lanes + lane;
+      size_t feature = 0;
+      for (; feature + 8 <= features; feature += 8) {
+        Eight<Element> block[8];
+        for (size_t i = 0; i < 8; ++i)
+          block[i] = *reinterpret_cast<const Eight<Element>*>(from + (feature + i) * lanes);
+        EightByEight<Element>::transpose(block);
+        for (size_t i = 0; i < 8; ++i) *reinterpret_cast<Eight<Element>*>(rows[i] + feature) = block[i];
+      }
+      for (; feature < features; ++feature) {
+        for (size_t i = 0; i < 8; ++i) rows[i][feature] = from[feature * lanes + i];
+      }
+    }
+  }
+}
+
+// The survivors of a row in one panel are few and far from those of the next row, so the hardware does not see them
+// come.
+constexpr size_t kRowsAhead = 4;
+
+// ---- the product ----
+
+template <typename Element, typename Index, size_t kVectors>
+void product(const SparseRows<Index>& matrix, const Element* values, const Element* bias, size_t first, size_t last,
+             const Element* input, Element* output) {
+  using Vector = typename Register<Element>::Vector;
+  constexpr size_t lanes = kVectors * Register<Element>::kWidth;
+  for (size_t panel = 0; panel < matrix.panels; ++panel) {
+    const int32_t* begin = matrix.starts + panel * matrix.stride;
+    const int32_t* end = begin + matrix.to_end;
+    for (size_t row = first; row < last; ++row) {
+      const int32_t later = begin[row + kRowsAhead < matrix.rows ? row + kRowsAhead : row];
+      __builtin_prefetch(values + later);
+      __builtin_prefetch(matrix.indices + later);
+      auto* to = reinterpret_cast<Vector*>(output + row * lanes);
+      Vector sum[kVectors];
+      if (panel == 0) {
+        const Element start = bias == nullptr ? Element{0} : bias[row];
+        for (size_t k = 0; k < kVectors; ++k) sum[k] = start - Vector{};
+      } else {
+        for (size_t k = 0; k < kVectors; ++k) sum[k] = to[k];
+      }
+      for (int32_t survivor = begin[row]; survivor < end[row]; ++survivor) {
+        const auto* from = reinterpret_cast<const Vector*>(input + matrix.indices[survivor] * lanes);
+        const Element value = values[survivor];
+        for (size_t k = 0; k < kVectors; ++k) sum[k] += value * from[k];
+      }
+      for (size_t k = 0; k < kVectors; ++k) to[k] = sum[k];
+    }
+  }
+}
+
+// ---- the gradient of the values: one dot product of a gradient row and an input row per survivor ----
+
+// The lanes of a register, folded to eight.
+template <typename Element, typename Vector>
+inline Eight<Element> fold(const Vector& vector) {
+  constexpr size_t parts = sizeof(Vector) / sizeof(Eight<Element>);
+  Eight<Element> part[parts];
+  std::memcpy(part, &vector, sizeof(vector));
+  for (size_t i = 1; i < parts; ++i) part[0] += part[i];
+  return part[0];
+}
+
+template <typename Element, size_t kVectors, typename Vector>
+inline Eight<Element> dot(const Vector (&gradient)[kVectors], const Vector* from) {
+  Vector even = gradient[0] * from[0];
+  if constexpr (kVectors == 1) {
+    return fold<Element>(even);
+  } else {
+    Vector odd = gradient[1] * from[1];  // two chains: half the latency
+    for (size_t k = 2; k < kVectors; k += 2) {
+      even += gradient[k] * from[k];
+      odd += gradient[k + 1] * from[k + 1];
+    }
+    return fold<Element>(even + odd);
+  }
+}
+
+// The first `count` lanes of eight, zeros behind them whatever was there.
+template <typename Element>
+inline Eight<Element> first_lanes(Eight<Element> eight, int32_t count) {
+  using Bits = typename EightByEight<Element>::LaneNumbers;
+  const Bits lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  return reinterpret_cast<Eight<Element>>(reinterpret_cast<Bits>(eight) & (lane < count));
+}
+
+template <typename Element, typename Index, size_t kVectors>
+void values_grad(const SparseRows<Index>& matrix, size_t first, size_t last, const Element* grad_output,
+                 const Element* input, Element* grad_values) {
+  using Vector = typename Register<Element>::Vector;
+  constexpr size_t lanes = kVectors * Register<Element>::kWidth;
+  const int32_t* row_end = matrix.starts + matrix.panels * matrix.rows;
+  for (size_t panel = 0; panel < matrix.panels; ++panel) {
+    const int32_t* begin = matrix.starts + panel * matrix.stride;
+    const int32_t* end = begin + matrix.to_end;
+    for (size_t row = first; row < last; ++row) {
+      const int32_t later = begin[row + kRowsAhead < matrix.rows ? row + kRowsAhead : row];
+      __builtin_prefetch(grad_values + later, 1);
+      __builtin_prefetch(matrix.indices + later);
+      const auto* row_gradient = reinterpret_cast<const Vector*>(grad_output + row * lanes);
+      Vector gradient[kVectors];
+      for (size_t k = 0; k < kVectors; ++k) gradient[k] = row_gradient[k];
+      // Eight dot products at a time: their lanes are added up together.
+      for (int32_t survivor = begin[row]; survivor < end[row]; survivor += 8) {
+        const int32_t count = end[row] - survivor < 8 ? end[row] - survivor : 8;
+        Eight<Element> products[8];
+        for (int32_t i = 0; i < count; ++i) {
+          const auto* from = reinterpret_cast<const Vector*>(input + matrix.indices[survivor + i] * lanes);
+          products[i] = dot<Element, kVectors>(gradient, from);
+        }
+        Eight<Element> sums = EightByEight<Element>::sums(products);
+        Element* to = grad_values + survivor;
+        // Behind `count` stand survivors of the next panels: adding zero to them is faster than eight single
+        // additions, but only the row's own are this thread's to touch.
+        if (survivor + 8 <= row_end[row]) {
+          *reinterpret_cast<Eight<Element>*>(to) += first_lanes<Element>(sums, count);
+        } else {
+          for (int32_t i = 0; i < count; ++i) to[i] += sums[i];
+        }
+      }
+    }
+  }
+}
+
+// ---- tiles narrower than `kLanes` for what is left of a batch: a half and a quarter ----
+
+size_t tile_lanes(size_t samples) {
+  return samples > kLanes / 2 ? kLanes : samples > kLanes / 4 ? kLanes / 2 : kLanes / 4;
+}
+
+template <typename Element, typename Index>
+void product_for_lanes(const SparseRows<Index>& matrix, const Element* values, const Element* bias, size_t first,
+                       size_t last, const Element* input, Element* output, size_t lanes) {
+  const FlushDenormals flush;
+  constexpr size_t whole = kLanes / Register<Element>::kWidth;
+  const auto kernel = lanes == kLanes       ? product<Element, Index, whole>
+                      : lanes == kLanes / 2 ? product<Element, Index, whole / 2>
+                                            : product<Element, Index, whole / 4>;
+  kernel(matrix, values, bias, first, last, input, output);
+}
+
+template <typename Element, typename Index>
+void values_grad_for_lanes(const SparseRows<Index>& matrix, size_t first, size_t last, const Element* grad_output,
+                           const Element* input, Element* grad_values, size_t lanes) {
+  const FlushDenormals flush;
+  constexpr size_t whole = kLanes / Register<Element>::kWidth;
+  const auto kernel = lanes == kLanes       ? values_grad<Element, Index, whole>
+                      : lanes == kLanes / 2 ? values_grad<Element, Index, whole / 2>
+                                            : values_grad<Element, Index, whole / 4>;
+  kernel(matrix, first, last, grad_output, input, grad_values);
+}
+
+template <typename Element>
+SparseLinearKernels<Element> kernels() {
+  return {tile_lanes,
+          to_tile<Element>,
+          from_tile<Element>,
+          product_for_lanes<Element, int16_t>,
+          product_for_lanes<Element, int32_t>,
+          values_grad_for_lanes<Element, int16_t>,
+          values_grad_for_lanes<Element, int32_t>};
+}
+
+}  // namespace
+
+void register_sparse_linear(KernelTable& table) {
+  table.sparse_linear_32 = kernels<float>();
+  table.sparse_linear_64 = kernels<double>();
+}
+
+}  // namespace lth_fast::LTH_FAST_ISA

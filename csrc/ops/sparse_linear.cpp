@@ -1,0 +1,177 @@
+// Schemas, checks, autocast and derivative of sparse_linear.
+//
+// The pattern of the survivors arrives as the five tensors of sparse_pattern. The forward and the gradient of the
+// values walk them in row order; the gradient of the input is the same product over the transposed order.
+#include "ops/checks.h"
+#include "ops/rows.h"
+
+TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
+  library.def(
+      "sparse_linear(Tensor input, Tensor values, Tensor? bias, Tensor row_starts, Tensor columns, "
+      "Tensor column_starts, Tensor rows, Tensor permutation) -> Tensor");
+  library.def(
+      "sparse_linear_input_grad(Tensor grad_output, Tensor values, Tensor column_starts, Tensor rows, "
+      "Tensor permutation) -> Tensor");
+  library.def(
+      "sparse_linear_values_grad(Tensor grad_output, Tensor input, Tensor row_starts, Tensor columns) -> Tensor");
+}
+
+namespace lth_fast {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, const OptionalTensor& bias,
+                         const at::Tensor& row_starts, const at::Tensor& columns, const at::Tensor& column_starts,
+                         const at::Tensor& rows, const at::Tensor& permutation) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("lth_fast::sparse_linear", "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&,
+                            const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&)>();
+  return op.call(input, values, bias, row_starts, columns, column_starts, rows, permutation);
+}
+
+at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
+                                    const at::Tensor& column_starts, const at::Tensor& rows,
+                                    const at::Tensor& permutation) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("lth_fast::sparse_linear_input_grad", "")
+                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                               const at::Tensor&, const at::Tensor&)>();
+  return op.call(grad_output, values, column_starts, rows, permutation);
+}
+
+at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Tensor& input,
+                                     const at::Tensor& row_starts, const at::Tensor& columns) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("lth_fast::sparse_linear_values_grad", "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&)>();
+  return op.call(grad_output, input, row_starts, columns);
+}
+
+// ---- checks: shapes and types. That the numbers inside are those of one mask is sparse_pattern's part. ----
+
+void check_starts(const at::Tensor& starts, const char* name, int64_t least, const char* shape) {
+  TORCH_CHECK(starts.dim() == 2 && starts.sym_size(0) >= least && starts.scalar_type() == at::kInt,
+              "sparse_linear: ", name, " must be int32 of shape ", shape, ", got ", starts.scalar_type(), " of shape ",
+              starts.sym_sizes());
+}
+
+void check_per_survivor(const at::Tensor& indices, const char* name, const at::Tensor& values, bool may_be_short) {
+  const auto type = indices.scalar_type();
+  TORCH_CHECK(type == at::kInt || (may_be_short && type == at::kShort), "sparse_linear: ", name, " must be int32",
+              may_be_short ? " or int16" : "", ", got ", type);
+  TORCH_CHECK(indices.dim() == 1 && indices.sym_size(0) == values.sym_size(0), "sparse_linear: ", name,
+              " must have shape [", values.sym_size(0), "] for values of shape ", values.sym_sizes(), ", got ",
+              indices.sym_sizes());
+}
+
+void check_arguments(const at::Tensor& input, const at::Tensor& values, const OptionalTensor& bias,
+                     const at::Tensor& row_starts, const at::Tensor& columns, const at::Tensor& column_starts,
+                     const at::Tensor& rows, const at::Tensor& permutation) {
+  TORCH_CHECK(values.dim() == 1, "sparse_linear: values must have 1 dimension [survivors], got ", values.sym_sizes());
+  TORCH_CHECK(values.scalar_type() == at::kFloat || values.scalar_type() == at::kDouble,
+              "sparse_linear: values must be float32 or float64, got ", values.scalar_type());
+  check_same_type("sparse_linear", input, "input", values, "values");
+  check_starts(row_starts, "row_starts", 2, "[column panels + 1, out_features]");
+  check_starts(column_starts, "column_starts", 1, "[row panels, in_features + 1]");
+  check_per_survivor(columns, "columns", values, true);
+  check_per_survivor(rows, "rows", values, true);
+  check_per_survivor(permutation, "permutation", values, false);
+  for (const at::Tensor* part : {&row_starts, &columns, &column_starts, &rows, &permutation}) {
+    TORCH_CHECK(part->device() == values.device(), "sparse_linear: the pattern must be on the device of values (",
+                values.device(), "), got ", part->device());
+    TORCH_CHECK(part->is_contiguous(), "sparse_linear: the tensors of the pattern must be contiguous, got strides ",
+                part->sym_strides());
+  }
+  TORCH_CHECK(input.dim() >= 1 && input.sym_size(-1) == column_starts.sym_size(1) - 1,
+              "sparse_linear: input must have shape [..., ", column_starts.sym_size(1) - 1, "], got ",
+              input.sym_sizes());
+  if (bias.has_value()) {
+    TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == row_starts.sym_size(1),
+                "sparse_linear: bias must have shape [", row_starts.sym_size(1), "], got ", bias->sym_sizes());
+    check_same_type("sparse_linear", *bias, "bias", values, "values");
+  }
+}
+
+// ---- derivative ----
+
+// Row and column of every survivor, for the dense arithmetic of second derivatives.
+std::pair<at::Tensor, at::Tensor> coordinates(const at::Tensor& columns, const at::Tensor& rows,
+                                              const at::Tensor& permutation) {
+  const at::Tensor row_of = at::empty_like(permutation, at::kLong);
+  row_of.index_put_({permutation.to(at::kLong)}, rows.to(at::kLong));
+  return {row_of, columns.to(at::kLong)};
+}
+
+struct SparseLinear : torch::autograd::Function<SparseLinear> {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& input,
+                            const at::Tensor& values, const OptionalTensor& bias, const at::Tensor& row_starts,
+                            const at::Tensor& columns, const at::Tensor& column_starts, const at::Tensor& rows,
+                            const at::Tensor& permutation) {
+    check_arguments(input, values, bias, row_starts, columns, column_starts, rows, permutation);
+    context->save_for_backward({input, values, row_starts, columns, column_starts, rows, permutation});
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return sparse_linear(input, values, bias, row_starts, columns, column_starts, rows, permutation);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    const auto &input = saved[0], &values = saved[1], &row_starts = saved[2], &columns = saved[3],
+               &column_starts = saved[4], &rows = saved[5], &permutation = saved[6];
+    const auto out_features = row_starts.sym_size(1), in_features = column_starts.sym_size(1) - 1;
+    const auto& grad_output = gradients[0];
+    const bool input_wanted = context->needs_input_grad(0), values_wanted = context->needs_input_grad(1);
+    at::Tensor grad_input, grad_values, grad_bias;
+    if (at::GradMode::is_enabled()) {
+      // Double backward: the same values from differentiable pieces.
+      const auto [row_of, column_of] = coordinates(columns, rows, permutation);
+      if (input_wanted) {
+        const auto zeros = at::zeros_symint({out_features, in_features}, values.options());
+        grad_input = grad_output.matmul(zeros.index_put({row_of, column_of}, values));
+      }
+      if (values_wanted) {
+        const auto dense = as_rows(grad_output).t().matmul(as_rows(input));
+        grad_values = dense.index({row_of, column_of});
+      }
+    } else {
+      if (input_wanted) grad_input = sparse_linear_input_grad(grad_output, values, column_starts, rows, permutation);
+      if (values_wanted) grad_values = sparse_linear_values_grad(grad_output, input, row_starts, columns);
+    }
+    if (context->needs_input_grad(2)) grad_bias = as_rows(grad_output).sum(0);
+    return {grad_input, grad_values, grad_bias, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+at::Tensor sparse_linear_autograd(const at::Tensor& input, const at::Tensor& values, const OptionalTensor& bias,
+                                  const at::Tensor& row_starts, const at::Tensor& columns,
+                                  const at::Tensor& column_starts, const at::Tensor& rows,
+                                  const at::Tensor& permutation) {
+  return SparseLinear::apply(input, values, bias, row_starts, columns, column_starts, rows, permutation);
+}
+
+// There is no kernel for half precision: under autocast the layer computes in float32.
+template <c10::DeviceType device, c10::DispatchKey key>
+at::Tensor sparse_linear_autocast(const at::Tensor& input, const at::Tensor& values, const OptionalTensor& bias,
+                                  const at::Tensor& row_starts, const at::Tensor& columns,
+                                  const at::Tensor& column_starts, const at::Tensor& rows,
+                                  const at::Tensor& permutation) {
+  c10::impl::ExcludeDispatchKeyGuard guard(key);
+  return sparse_linear(
+      at::autocast::cached_cast(at::kFloat, input, device), at::autocast::cached_cast(at::kFloat, values, device),
+      at::autocast::cached_cast(at::kFloat, bias, device), row_starts, columns, column_starts, rows, permutation);
+}
+
+}  // namespace
+}  // namespace lth_fast
+
+TORCH_LIBRARY_IMPL(lth_fast, Autograd, library) { library.impl("sparse_linear", lth_fast::sparse_linear_autograd); }
+TORCH_LIBRARY_IMPL(lth_fast, AutocastCPU, library) {
+  library.impl("sparse_linear", lth_fast::sparse_linear_autocast<c10::kCPU, c10::DispatchKey::AutocastCPU>);
+}
+TORCH_LIBRARY_IMPL(lth_fast, AutocastCUDA, library) {
+  library.impl("sparse_linear", lth_fast::sparse_linear_autocast<c10::kCUDA, c10::DispatchKey::AutocastCUDA>);
+}

@@ -1,0 +1,8 @@
+// Schema of sparse_pattern.
+#include "ops/torch_headers.h"
+
+TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
+  library.def(
+      "sparse_pattern(Tensor mask) -> "
+      "(Tensor row_starts, Tensor columns, Tensor column_starts, Tensor rows, Tensor permutation)");
+}

@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lth_fast.ops import SparsePattern, sparse_linear, sparse_pattern
+from lth_fast.ops.sparse_linear import _forward, _input_grad, _values_grad, reference, to_dense
+from lth_fast.ops.sparse_pattern import reference as pattern_reference
+
+Distance = Callable[[Tensor, Tensor], float]
+# Features below, at and above blocks of eight, one and several panels.
+FEATURES = [(1, 1), (16, 8), (7, 3), (33, 21), (784, 300), (1300, 40), (40, 1300)]
+# Batches that fill a whole, a half and a quarter tile, several tiles, and a rest.
+BATCHES = [(), (1,), (9,), (17,), (32,), (64,), (3, 43), (200,)]
+
+
+def random_layer(
+    in_features: int, out_features: int, density: float = 0.3, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, SparsePattern]:
+    """Values, bias and pattern."""
+    mask = torch.rand(out_features, in_features) < density
+    values, bias = torch.randn(int(mask.sum()), dtype=dtype), torch.randn(out_features, dtype=dtype)
+    return values, bias, sparse_pattern(mask)
+
+
+def as_leaves(*tensors: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
+    return [tensor.detach().clone().to(dtype or tensor.dtype).requires_grad_() for tensor in tensors]
+
+
+def assert_agrees_with_reference(
+    inputs: Tensor, values: Tensor, bias: Tensor, pattern: SparsePattern, distance: Distance
+) -> None:
+    """Output and all gradients, in the dtype of ``inputs``, against the reference in float64."""
+    ours, expected = as_leaves(inputs, values, bias), as_leaves(inputs, values, bias, dtype=torch.float64)
+    out, like = sparse_linear(*ours, pattern), reference(*expected, pattern)
+    assert distance(out, like) <= 1e-6
+    gradient = torch.randn(out.shape, dtype=out.dtype)
+    out.backward(gradient)
+    like.backward(gradient.double())
+    for tensor, leaf in zip(ours, expected, strict=True):
+        assert tensor.grad is not None
+        assert leaf.grad is not None
+        assert distance(tensor.grad, leaf.grad) <= 1e-6
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("features", FEATURES, ids=str)
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+def test_output_and_gradients_are_those_of_the_reference(
+    features: tuple[int, int], batch: tuple[int, ...], distance: Distance
+) -> None:
+    assert_agrees_with_reference(torch.randn(*batch, features[0]), *random_layer(*features), distance)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("density", [0.0, 0.002, 0.05, 0.7, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_density_and_both_dtypes_agree(density: float, dtype: torch.dtype, distance: Distance) -> None:
+    inputs = torch.randn(70, 700, dtype=dtype)
+    assert_agrees_with_reference(inputs, *random_layer(700, 90, density, dtype), distance)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("features", [(32769, 3), (3, 32769)], ids=str)
+def test_layers_beyond_16_bit_numbers_agree(features: tuple[int, int], distance: Distance) -> None:
+    assert_agrees_with_reference(torch.randn(5, features[0]), *random_layer(*features, 0.01), distance)
+
+
+@pytest.mark.parametrize("features", [(0, 3), (3, 0), (0, 0)], ids=str)
+@pytest.mark.parametrize("batch", [(), (0,), (5,), (2, 0, 3)], ids=str)
+def test_empty_layers_and_batches_give_what_a_dense_layer_gives(
+    features: tuple[int, int], batch: tuple[int, ...], distance: Distance
+) -> None:
+    assert_agrees_with_reference(torch.randn(*batch, features[0]), *random_layer(*features), distance)
+    assert_agrees_with_reference(torch.randn(0, 12), *random_layer(12, 5), distance)
+
+
+def test_error_against_float64_is_no_larger_than_that_of_the_dense_layer(distance: Distance) -> None:
+    values, bias, pattern = random_layer(2048, 256, 0.2)
+    inputs = torch.randn(64, 2048)
+    exact = reference(inputs.double(), values.double(), bias.double(), pattern)
+    dense = distance(reference(inputs, values, bias, pattern), exact)
+    assert distance(sparse_linear(inputs, values, bias, pattern), exact) <= max(1e-6, 1.5 * dense)
+
+
+@pytest.mark.parametrize("wanted", range(3), ids=["input", "values", "bias"])
+def test_a_single_gradient_can_be_asked_for(wanted: int, distance: Distance) -> None:
+    values, bias, pattern = random_layer(33, 20)
+    tensors = [torch.randn(5, 33), values, bias]
+    expected = as_leaves(*tensors, dtype=torch.float64)
+    reference(*expected, pattern).square().sum().backward()
+    tensors[wanted].requires_grad_()
+    sparse_linear(*tensors, pattern).square().sum().backward()
+    assert [tensor.grad is not None for tensor in tensors] == [index == wanted for index in range(3)]
+    found, like = tensors[wanted].grad, expected[wanted].grad
+    assert found is not None
+    assert like is not None
+    assert distance(found, like) <= 1e-6
+
+
+class Recorder(TorchDispatchMode):
+    """Names of the operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gradient_that_nobody_asks_for_is_not_computed() -> None:
+    values, bias, pattern = random_layer(33, 20)
+    inputs, values, bias = torch.randn(5, 33), *as_leaves(values, bias)
+    with Recorder() as recorder:
+        sparse_linear(inputs, values, bias, pattern).sum().backward()
+    assert "lth_fast::sparse_linear_values_grad" in recorder.called
+    assert "lth_fast::sparse_linear_input_grad" not in recorder.called
+
+
+def test_without_a_bias_the_output_is_the_product_alone(distance: Distance) -> None:
+    values, _, pattern = random_layer(33, 20)
+    inputs = torch.randn(5, 33)
+    found = sparse_linear(inputs, values, None, pattern)
+    assert distance(found, inputs.double() @ to_dense(values, pattern).double().t()) <= 1e-6
+
+
+def test_inputs_and_gradients_may_lie_in_memory_in_any_order(distance: Distance) -> None:
+    values, bias, pattern = random_layer(7, 3)
+    inputs = torch.randn(7, 4, 5).permute(2, 1, 0)
+    for grad_output in (torch.randn(3, 4, 5).permute(2, 1, 0), torch.randn(()).expand(5, 4, 3)):
+        single, double = as_leaves(values, bias), as_leaves(values, bias, dtype=torch.float64)
+        sparse_linear(inputs, *single, pattern).backward(grad_output)
+        reference(inputs.double(), *double, pattern).backward(grad_output.double())
+        for tensor, like in zip(single, double, strict=True):
+            assert tensor.grad is not None
+            assert like.grad is not None
+            assert distance(tensor.grad, like.grad) <= 1e-6
+
+
+def test_rows_of_a_larger_tensor_are_read_where_they_are(distance: Distance) -> None:
+    values, bias, pattern = random_layer(33, 20)
+    inputs = torch.randn(9, 100)[:, 40:73]
+    assert_agrees_with_reference(inputs, values, bias, pattern, distance)
+    assert distance(sparse_linear(inputs, values, bias, pattern), reference(inputs, values, bias, pattern)) <= 1e-6
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("batch", [(), (2,), (2, 2)], ids=str)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_first_and_second_derivatives_agree_with_finite_differences(batch: tuple[int, ...], with_bias: bool) -> None:
+    values, bias, pattern = random_layer(5, 4, 0.5, torch.float64)
+    tensors = as_leaves(torch.randn(*batch, 5, dtype=torch.float64), values, *([bias] if with_bias else []))
+
+    def sparse(inputs: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+        return sparse_linear(inputs, values, bias, pattern).sin()
+
+    assert torch.autograd.gradcheck(sparse, tensors)
+    assert torch.autograd.gradgradcheck(sparse, tensors)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_sample_that_is_not_finite_leaves_the_other_samples_alone(value: float, distance: Distance) -> None:
+    values, bias, pattern = random_layer(33, 20)
+    inputs = torch.randn(70, 33)
+    expected = reference(inputs.double(), values.double(), bias.double(), pattern)
+    inputs[3] = value
+    found = sparse_linear(inputs, values, bias, pattern)
+    others = torch.arange(70) != 3
+    assert distance(found[others], expected[others]) <= 1e-6
+    assert not found[3][to_dense(values, pattern).any(1)].isfinite().any()
+
+
+@pytest.mark.usefixtures("isa")
+def test_denormals_are_flushed_and_the_callers_setting_is_left_as_it_was() -> None:
+    pattern = sparse_pattern(torch.ones(4, 4, dtype=torch.bool))
+    tiny = torch.full((16,), 1e-39)
+    out = sparse_linear(torch.ones(2, 4), tiny, None, pattern)
+    assert out.view(torch.int32).unique().tolist() == [0]
+    assert (tiny * 1).view(torch.int32).unique().tolist() == tiny.view(torch.int32).unique().tolist() != [0]
+
+
+@pytest.mark.usefixtures("isa")
+def test_the_bits_do_not_depend_on_the_number_of_threads(
+    on_threads: Callable[[int, Callable[[], Tensor]], Tensor],
+) -> None:
+    values, bias, pattern = random_layer(1500, 700, 0.1)
+    inputs, gradient = torch.randn(100, 1500), torch.randn(100, 700)
+
+    def everything() -> Tensor:
+        leaves = as_leaves(inputs, values, bias)
+        out = sparse_linear(*leaves, pattern)
+        out.backward(gradient)
+        return torch.cat([out.flatten(), *(leaf.grad.flatten() for leaf in leaves if leaf.grad is not None)])
+
+    assert torch.equal(on_threads(1, everything), on_threads(2, everything))
+
+
+def test_the_bits_do_not_depend_on_the_panels() -> None:
+    mask = torch.rand(300, 1500) < 0.1
+    values, bias = torch.randn(int(mask.sum())), torch.randn(300)
+    inputs, gradient = torch.randn(100, 1500), torch.randn(100, 300)
+
+    def everything(pattern: SparsePattern) -> list[Tensor]:
+        leaves = as_leaves(inputs, values, bias)
+        out = sparse_linear(*leaves, pattern)
+        out.backward(gradient)
+        return [out, *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+    panels, whole = sparse_pattern(mask), pattern_reference(mask)
+    assert panels.row_starts.shape[0] > whole.row_starts.shape[0] == 2
+    assert all(torch.equal(a, b) for a, b in zip(everything(panels), everything(whole), strict=True))
+
+
+def test_under_autocast_the_layer_computes_in_float32(distance: Distance) -> None:
+    values, bias, pattern = random_layer(33, 20)
+    inputs = torch.randn(5, 33)
+    (leaf,) = as_leaves(values)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = sparse_linear(inputs.bfloat16(), leaf, bias, pattern)
+    out.sum().backward()
+    assert out.dtype == torch.float32
+    assert leaf.grad is not None
+    assert leaf.grad.dtype == torch.float32
+    assert distance(out, reference(inputs.bfloat16().float(), values, bias, pattern)) <= 1e-6
+
+
+def test_what_serves_devices_without_a_kernel_agrees_with_the_kernel(distance: Distance) -> None:
+    values, bias, pattern = random_layer(330, 200)
+    inputs, gradient = torch.randn(2, 3, 330), torch.randn(2, 3, 200)
+    ops = torch.ops.lth_fast
+    assert distance(_forward(inputs, values, bias, *pattern), sparse_linear(inputs, values, bias, pattern)) <= 1e-6
+    by_column = (pattern.column_starts, pattern.rows, pattern.permutation)
+    native = ops.sparse_linear_input_grad(gradient, values, *by_column)
+    assert distance(_input_grad(gradient, values, *by_column), native) <= 1e-6
+    by_row = (pattern.row_starts, pattern.columns)
+    native = ops.sparse_linear_values_grad(gradient, inputs, *by_row)
+    assert distance(_values_grad(gradient, inputs, *by_row), native) <= 1e-6
+
+
+# torch's own check looks at the gradient of a tensor that is no leaf.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("batch", [(), (5,), (2, 5)], ids=str)
+def test_the_registrations_are_consistent(batch: tuple[int, ...], with_bias: bool) -> None:
+    values, bias, pattern = random_layer(7, 3)
+    inputs, values, bias = as_leaves(torch.randn(*batch, 7), values, bias)
+    ops = torch.ops.lth_fast
+    torch.library.opcheck(ops.sparse_linear, (inputs, values, bias if with_bias else None, *pattern))
+    gradient, values, inputs = torch.randn(*batch, 3), values.detach(), inputs.detach()
+    torch.library.opcheck(
+        ops.sparse_linear_input_grad, (gradient, values, pattern.column_starts, pattern.rows, pattern.permutation)
+    )
+    torch.library.opcheck(ops.sparse_linear_values_grad, (gradient, inputs, pattern.row_starts, pattern.columns))
+
+
+def test_a_compiled_graph_gives_the_same_output_and_gradients() -> None:
+    values, bias, pattern = random_layer(33, 20)
+    compiled = torch.compile(sparse_linear, backend="aot_eager", fullgraph=True)
+    inputs = torch.randn(5, 33)
+    eager, traced = as_leaves(inputs, values, bias), as_leaves(inputs, values, bias)
+    out, like = compiled(*traced, pattern), sparse_linear(*eager, pattern)
+    out.square().sum().backward()
+    like.square().sum().backward()
+    assert torch.equal(out, like)
+    for tensor, leaf in zip(traced, eager, strict=True):
+        assert tensor.grad is not None
+        assert leaf.grad is not None
+        assert torch.equal(tensor.grad, leaf.grad)
+
+
+PATTERN = sparse_pattern(torch.tensor([[True, False, True, False], [False] * 4, [False, True, False, True]]))
+INPUT, VALUES = torch.ones(2, 4), torch.ones(4)
+WRONG: dict[str, tuple[tuple[Tensor | None, ...], SparsePattern, str]] = {
+    "values of two dimensions": ((INPUT, torch.ones(2, 2), None), PATTERN, r"values must have 1 dimension .* \[2, 2\]"),
+    "values of another length": ((INPUT, torch.ones(5), None), PATTERN, r"columns must have shape \[5\] .* got \[4\]"),
+    "half precision": ((INPUT.half(), VALUES.half(), None), PATTERN, "values must be float32 or float64, got Half"),
+    "input of another dtype": (
+        (INPUT.double(), VALUES, None),
+        PATTERN,
+        r"input must have the dtype of values \(Float\), got Double",
+    ),
+    "input of other features": ((torch.ones(2, 5), VALUES, None), PATTERN, r"shape \[..., 4\], got \[2, 5\]"),
+    "input without dimensions": ((torch.ones(()), VALUES, None), PATTERN, r"shape \[..., 4\], got \[\]"),
+    "bias of another length": ((INPUT, VALUES, torch.ones(4)), PATTERN, r"bias must have shape \[3\], got \[4\]"),
+    "bias of another dtype": ((INPUT, VALUES, torch.ones(3).double()), PATTERN, "bias must have the dtype of values"),
+    "starts of another dtype": (
+        (INPUT, VALUES, None),
+        PATTERN._replace(row_starts=PATTERN.row_starts.long()),
+        r"row_starts must be int32 of shape \[column panels \+ 1, out_features\], got Long",
+    ),
+    "starts of one dimension": (
+        (INPUT, VALUES, None),
+        PATTERN._replace(column_starts=PATTERN.column_starts[0]),
+        r"column_starts must be int32 of shape \[row panels, in_features \+ 1\], got Int of shape \[5\]",
+    ),
+    "columns of another dtype": (
+        (INPUT, VALUES, None),
+        PATTERN._replace(columns=PATTERN.columns.long()),
+        "columns must be int32 or int16, got Long",
+    ),
+    "short permutation": (
+        (INPUT, VALUES, None),
+        PATTERN._replace(permutation=PATTERN.permutation[:3]),
+        r"permutation must have shape \[4\] .* got \[3\]",
+    ),
+    "a strided pattern": (
+        (INPUT, VALUES, None),
+        PATTERN._replace(permutation=PATTERN.permutation.repeat_interleave(2)[::2]),
+        "tensors of the pattern must be contiguous",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_are_named_with_what_was_expected_and_given(case: str) -> None:
+    arguments, pattern, message = WRONG[case]
+    with pytest.raises(RuntimeError, match=message):
+        sparse_linear(*arguments, pattern)  # type: ignore[arg-type]
+
+
+def test_a_survivor_that_is_zero_gets_its_gradient() -> None:
+    mask = torch.rand(20, 33) < 0.4
+    values = torch.zeros(int(mask.sum()), requires_grad=True)
+    dense = nn.Linear(33, 20, bias=False)
+    nn.init.zeros_(dense.weight)
+    inputs, gradient = torch.randint(-3, 4, (5, 33)).float(), torch.randint(-3, 4, (5, 20)).float()
+    sparse_linear(inputs, values, None, sparse_pattern(mask)).backward(gradient)
+    dense(inputs).backward(gradient)
+    assert values.grad is not None
+    assert dense.weight.grad is not None
+    assert torch.equal(values.grad, dense.weight.grad[mask])
