@@ -43,21 +43,29 @@ def mnist(data_root):
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.1])
 @pytest.mark.parametrize("dataset", ["digits", pytest.param("mnist", marks=pytest.mark.real_data)])
 def test_lenet_trains_like_stock_pruning_does(dataset, density, optimizer, request):
-    train = request.getfixturevalue(dataset)
+    compare_with_stock("lenet", request.getfixturevalue(dataset), density, OPTIMIZERS[optimizer])
+
+
+@pytest.mark.parametrize("density", [0.5, 0.1])
+def test_conv2_trains_like_stock_pruning_does(density, digits):
+    compare_with_stock("conv2", digits, density, OPTIMIZERS["adam"])
+
+
+def compare_with_stock(net, train, density, make_optimizer):
     generator = torch.Generator().manual_seed(int(density * 10))
-    plain = models.build("lenet", train.input_shape, generator=generator)
+    plain = models.build(net, train.input_shape, generator=generator)
     masks = {
         name: torch.rand(layer.weight.shape, generator=generator) < density for name, layer in prunable(plain).items()
     }
 
     ours = set_masks(copy.deepcopy(plain), masks)
-    stepper = EagerStepper(ours, OPTIMIZERS[optimizer](ours.parameters()), nn.CrossEntropyLoss(), batches_of(train))
+    stepper = EagerStepper(ours, make_optimizer(ours.parameters()), nn.CrossEntropyLoss(), batches_of(train))
     losses = stepper.advance(STEPS)
 
     theirs = copy.deepcopy(plain)
     for name, mask in masks.items():
         stock.custom_from_mask(theirs.get_submodule(name.removesuffix(".weight")), "weight", mask)
-    torch_optimizer = OPTIMIZERS[optimizer](theirs.parameters())
+    torch_optimizer = make_optimizer(theirs.parameters())
     batches = batches_of(train)
     expected = torch.empty(STEPS)
     for step in range(STEPS):
