@@ -143,7 +143,8 @@ class Histogram {
   // The same key, wanted within its bin.
   Wanted<Key> narrow(Wanted<Key> wanted) const {
     size_t bin = 0;
-    for (; wanted.rank >= bins_[bin]; ++bin) wanted.rank -= bins_[bin];
+    // Bounded, for weights that another thread changes between two passes.
+    for (; wanted.rank >= bins_[bin] && bin < kBins - 1; ++bin) wanted.rank -= bins_[bin];
     const auto low = static_cast<Key>(window_.low + static_cast<Key>(static_cast<Unsigned>(bin) << shift_));
     const auto last = static_cast<Key>((Unsigned{1} << shift_) - 1);
     // Compared as differences: low + last may pass the largest key.
@@ -213,7 +214,7 @@ Guess<Key> guess_window(const Weights<Key>& weights, int64_t k, Key infinity) {
   const auto seen = static_cast<int64_t>(sample.size());
 
   // Places of pruned weights count as drawn but not as seen, so the survivors need not be counted beforehand.
-  const double share = std::min(1.0, static_cast<double>(k) / static_cast<double>(total));
+  const double share = std::clamp(static_cast<double>(k) / static_cast<double>(total), 0.0, 1.0);
   const double rank = share * static_cast<double>(size);
   const double reach = kDeviations * (std::sqrt(rank * (1 - share)) + 1);
   const auto first = std::min(static_cast<int64_t>(std::floor(rank - reach)), seen - 1);

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,8 +16,8 @@ from lth_fast.ops.magnitude_threshold import MAGNITUDE_DTYPES, reference, refere
 
 Masks = Sequence[Tensor | None]
 
-# Without and with a sample, whole vectors and rests.
-SIZES = [1, 7, 8, 9, 6_143, 6_147, 50_001]
+# Without and with a sample, whole vectors and rests. Each problem has 4/3 as many weights.
+SIZES = [1, 7, 8, 9, 6_141, 6_147, 50_001]
 SHARES = [0.0, 0.001, 0.2, 0.5, 0.99, 1.0]
 
 
@@ -273,26 +274,40 @@ def test_more_than_two_billion_weights_are_counted_and_ranked_in_64_bits() -> No
 
 MEMORY_PROBE = """
 import re, torch
-from lth_fast.ops import prune_by_magnitude
-torch.set_num_threads(1)
-weights = [torch.randn(2_000_003) for _ in range(6)]
+from lth_fast.ops import magnitude_threshold, prune_by_magnitude
+
 def resident(which):
     with open("/proc/self/status") as status:
         return 1024 * int(re.search(which + r":\\s+(\\d+) kB", status.read())[1])
-prune_by_magnitude([weights[0][:300_000]], 60_000)
-before = resident("VmRSS")
-with open("/proc/self/clear_refs", "w") as reset:
-    reset.write("5")
-masks = prune_by_magnitude(weights, 6_000_009)  # at one half the window holds most keys
-extra = resident("VmHWM") - before - sum(mask.numel() for mask in masks)
-print(extra / sum(weight.nbytes for weight in weights))
+
+def share_of_memory(select, weights, k):
+    before = resident("VmRSS")
+    with open("/proc/self/clear_refs", "w") as reset_the_peak:
+        reset_the_peak.write("5")
+    masks = [out for out in select(weights, k) if out.dtype == torch.bool]
+    return (resident("VmHWM") - before - sum(mask.nbytes for mask in masks)) / sum(weight.nbytes for weight in weights)
+
+torch.set_num_threads(1)
+prune_by_magnitude([torch.randn(300_000)], 60_000)
+weights = [torch.randn(2_000_003) for _ in range(6)]
+print(share_of_memory(magnitude_threshold, weights, 6_000_009), share_of_memory(prune_by_magnitude, weights, 6_000_009))
+for weight in weights:
+    weight[:1_000_000] = 0
+print(share_of_memory(magnitude_threshold, weights, 6_000_100), share_of_memory(prune_by_magnitude, weights, 6_000_100))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of the resident memory from /proc")
 def test_besides_the_masks_it_takes_less_than_three_per_cent_of_the_weights_memory() -> None:
-    done = subprocess.run([sys.executable, "-c", MEMORY_PROBE], capture_output=True, text=True, check=True, timeout=120)
-    assert float(done.stdout) <= 0.03
+    # Every larger block comes from the system and goes back to it: memory held in reserve would hide what is taken.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "16384"}
+    probe = [sys.executable, "-c", MEMORY_PROBE]
+    done = subprocess.run(probe, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    normal, normal_with_masks, half_zero, half_zero_with_masks = map(float, done.stdout.split())
+    assert 0.001 < normal < 0.03  # the collected keys are seen by this measure
+    assert normal_with_masks < 0.03
+    assert half_zero < 0.03
+    assert half_zero_with_masks < 0.03
 
 
 @pytest.mark.parametrize("function", [magnitude_threshold, prune_by_magnitude])
