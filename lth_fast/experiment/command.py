@@ -51,7 +51,7 @@ def run_command(net: str, dataset: str, given: Mapping[str, Any], *, quiet: bool
     try:
         training_device(config.gpu)
     except ValueError as error:
-        on_the_cpu = [net, dataset, *(f"--{name}={value}" for name, value in given.items() if name != "gpu")]
+        on_the_cpu = [net, dataset, *(_typed(name, value) for name, value in given.items() if name != "gpu")]
         on_the_cpu += ["--quiet"] if quiet else []
         raise ValueError(f"{error}; run on the CPU with: python -m lth_fast {shlex.join(on_the_cpu)}") from None
     warning = shown_to_fail(config.net, config.rewind, config.learn_rate, config.optim)
@@ -146,6 +146,13 @@ def _run(config: Config, recovered: Run | None, *, quiet: bool, force: bool) -> 
     except (KeyboardInterrupt, OSError, ValueError) as error:
         raise Interrupted(run, error) from error
     return run
+
+
+def _typed(name: str, value: Any) -> str:
+    """A flag as it is typed on the command line."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no_{name}"
+    return f"--{name}={value}"
 
 
 def _create(config: Config) -> Run:

@@ -105,7 +105,7 @@ class Config:
                 if sources[name] == "preset":
                     values[name], sources[name] = getattr(cls, name), "default"
         if sources["rewind"] == "preset" and values["rewind"] >= values.get("iter", cls.iter):
-            values["rewind"] = max(1, values["rewind"] * values["iter"] // preset["iter"])
+            values["rewind"] = min(max(1, values["rewind"] * values["iter"] // preset["iter"]), values["iter"] - 1)
         config = cls(net, dataset, **values, sources=sources)
         config = dataclasses.replace(config, rewind=rewind_iteration(config.rewind, config.iter))
         config._check_together()

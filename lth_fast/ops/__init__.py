@@ -4,6 +4,7 @@ All of them are registered with torch under ``torch.ops.lth_fast``.
 """
 
 from lth_fast.ops import library as _library  # noqa: F401  loads the native operators before the files below register theirs
+from lth_fast.ops.magnitude_threshold import MagnitudeThreshold, magnitude_threshold, prune_by_magnitude
 from lth_fast.ops.mask_packing import pack_mask, unpack_mask
 from lth_fast.ops.masked_apply import masked_apply, masked_apply_
 from lth_fast.ops.masked_conv2d import masked_conv2d
@@ -12,12 +13,15 @@ from lth_fast.ops.sparse_linear import sparse_linear
 from lth_fast.ops.sparse_pattern import SparsePattern, sparse_pattern
 
 __all__ = [
+    "MagnitudeThreshold",
     "SparsePattern",
+    "magnitude_threshold",
     "masked_apply",
     "masked_apply_",
     "masked_conv2d",
     "masked_linear",
     "pack_mask",
+    "prune_by_magnitude",
     "sparse_linear",
     "sparse_pattern",
     "unpack_mask",

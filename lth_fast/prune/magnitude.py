@@ -1,9 +1,11 @@
-"""The k smallest surviving magnitudes of one tensor."""
+"""The k smallest surviving scores of one tensor."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from lth_fast.ops.magnitude_threshold import MAGNITUDE_DTYPES, prune_by_magnitude
 
 
 def prune_smallest(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
@@ -22,7 +24,23 @@ def prune_smallest(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor
     """
     if mask is not None and mask.shape != scores.shape:
         raise ValueError(f"mask must have the shape of scores {list(scores.shape)}, got {list(mask.shape)}")
-    flat = scores.detach().reshape(-1)
+    scores = scores.detach()
+    if _are_magnitudes(scores):
+        return prune_by_magnitude([scores], k, [mask])[0]
+    return _prune_by_sorting(scores, k, mask)
+
+
+def _are_magnitudes(scores: Tensor) -> bool:
+    """Whether the order of the scores is the order of their magnitudes, and all are finite."""
+    if scores.dtype not in MAGNITUDE_DTYPES or scores.numel() == 0:
+        return False
+    lowest, highest = scores.aminmax()  # both NaN if any is
+    return bool((lowest >= 0) & highest.isfinite())
+
+
+def _prune_by_sorting(scores: Tensor, k: int, mask: Tensor | None) -> Tensor:
+    """For scores that may be negative, infinite or integers."""
+    flat = scores.reshape(-1)
     places = torch.arange(flat.numel(), device=flat.device) if mask is None else mask.reshape(-1).nonzero().squeeze(1)
     if not 0 <= k <= places.numel():
         raise ValueError(f"k must be between 0 and the {places.numel()} survivors, got {k}")

@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 
+from lth_fast.experiment.config import Config
 from lth_fast.experiment.environment import BITS_DEPEND_ON
-from lth_fast.experiment.flags import FLAGS
+from lth_fast.experiment.flags import BY_NAME, FLAGS
 from lth_fast.record import create_run
 
 BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "1", "--seed", "1")
@@ -30,6 +31,25 @@ OTHER = {
     "threads": "2",
     "checkpoint_seconds": "1.0",
     "gpu": None,
+    "preset": "openlth",
+    "fc_rate": "0.3",
+    "scope": "global",
+    "prune_global": None,
+    "whole": "output",
+    "prune_bias": None,
+    "branch": "random_mask",
+    "random": None,
+    "init": "normal:0.1",
+    "keep_optimizer": None,
+    "keep": "0,3",
+    "dropout": "0.5",
+    "augment": None,
+    "momentum": "0.5",
+    "nesterov": None,
+    "weight_decay": "0.5",
+    "milestones": "2,3",
+    "warmup": "3",
+    "precision": "bf16",
 }
 MAY_DIFFER = {"data"}
 
@@ -78,13 +98,9 @@ def test_a_complete_run_prints_its_report_again_wherever_it_was_made(command, sp
 
 def test_its_own_settings_may_be_repeated(command, stopped):
     configuration = stopped.manifest()["configuration"]
-    assert configuration["save"]
-    same = [
-        word
-        for flag in FLAGS
-        if flag.parse and configuration[flag.name] is not None
-        for word in (f"--{flag.name}", str(configuration[flag.name]))
-    ]
+    recorded = {flag.name: configuration.get(flag.name) for flag in FLAGS if flag.parse}
+    same = [f"--{name}={value}" for name, value in recorded.items() if value not in (None, [])]
+    assert len(same) > 15
     outcome = command("LENET:8", "digits", "--recover", str(stopped.path), *same, save=False)
     assert outcome.code == 0, outcome.err
 
@@ -100,8 +116,10 @@ def test_a_contradicting_flag_is_refused_by_name(flag, command, stopped, bits):
     assert outcome.code == 2
     (line,) = outcome.err.splitlines()
     assert line.startswith("error: --recover goes on with the run's own settings: ")
-    assert f" {flag} is {stopped.manifest()['configuration'][flag]} in the run, " in line
-    assert line.endswith(f"{OTHER[flag] or True} was given")
+    setting, value = BY_NAME[flag].stands_for or (flag, OTHER[flag] or True)
+    value = BY_NAME[setting].read(value)
+    recorded = getattr(Config.from_record(stopped.manifest()["configuration"]), setting)
+    assert line.endswith(f" {setting} is {recorded} in the run, {value} was given")
     assert bits(stopped) == before
 
 

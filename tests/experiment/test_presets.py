@@ -95,6 +95,7 @@ def test_another_optimizer_leaves_the_settings_of_the_presets_own_behind():
 def test_a_training_shorter_than_the_presets_rewind_point_keeps_it_in_proportion():
     assert Config.resolve("resnet20", "cifar10", {"iter": 300}).rewind == 5
     assert Config.resolve("resnet20", "cifar10", {"iter": 20}).rewind == 1
+    assert Config.resolve("resnet20", "cifar10", {"iter": 1}).rewind == 0
     assert Config.resolve("resnet20", "cifar10", {"iter": 20_000}).rewind == 500
 
 

@@ -13,6 +13,7 @@ OPERATORS = [
     "masked_linear",
     "masked_linear_weight_grad",
     "masked_conv2d",
+    "magnitude_threshold",
     "sparse_pattern",
     "sparse_linear",
     "sparse_linear_input_grad",

@@ -47,6 +47,35 @@ struct SparseLinearKernels {
                          const Element* input, Element* grad_values, size_t lanes);
 };
 
+// magnitude_threshold: a key is the bit pattern of a magnitude, as a signed integer of the weight's size.
+template <typename Key>
+struct MagnitudeWindow {
+  Key low, high;  // both ends are inside
+};
+
+template <typename Key>
+struct MagnitudeCounts {
+  int64_t survivors;
+  int64_t below;   // survivors under the window
+  int64_t inside;  // survivors in the window
+  Key largest;     // of the survivors; 0 when there are none
+};
+
+// The most weights one call takes: few enough for the counters of 16-bit lanes.
+constexpr size_t kMagnitudeChunk = size_t{1} << 14;
+// Room behind the keys a scan collects: it may write eight lanes at a time.
+constexpr size_t kMagnitudeSlack = 8;
+
+template <typename Key>
+struct MagnitudeKernels {
+  // `mask` holds a bool per byte, any value but 0 is true; null: every weight survives. The keys inside the window are
+  // written to `inside`, in order, which has room for count + kMagnitudeSlack.
+  MagnitudeCounts<Key> (*scan)(const Key* weights, const uint8_t* mask, size_t count, MagnitudeWindow<Key> window,
+                               Key* inside);
+  // new_mask = survives and key > threshold. Returns how many survivors have the key `threshold`.
+  size_t (*prune)(const Key* weights, const uint8_t* mask, size_t count, Key threshold, uint8_t* new_mask);
+};
+
 struct KernelTable {
   // mask_packing: `mask` holds a bool per byte, any value but 0 is true; weight i is bit i % 8 of byte i / 8 of `bits`.
   // Bits behind `count` in the last byte are written as 0.
@@ -60,6 +89,10 @@ struct KernelTable {
 
   SparseLinearKernels<float> sparse_linear_32;
   SparseLinearKernels<double> sparse_linear_64;
+  // magnitude_threshold, for elements of 2, 4 and 8 bytes.
+  MagnitudeKernels<int16_t> magnitudes_16;
+  MagnitudeKernels<int32_t> magnitudes_32;
+  MagnitudeKernels<int64_t> magnitudes_64;
 };
 
 }  // namespace lth_fast
@@ -68,4 +101,5 @@ struct KernelTable {
 #define LTH_FAST_FOR_EACH_KERNEL(X) \
   X(mask_packing)                   \
   X(masked_apply)                   \
+  X(magnitude_threshold)            \
   X(sparse_linear)

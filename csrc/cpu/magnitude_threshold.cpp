@@ -1,0 +1,408 @@
+// The k-th smallest magnitude of a list of tensors, and the masks that prune k weights.
+//
+// A sample places a narrow window around the k-th magnitude; one pass over the weights counts those below the window
+// and collects the one or two per cent inside; the k-th is then found among these, in cache. Should the sample mislead
+// (by bad luck, or by ties in their millions), histograms of ever narrower ranges of magnitudes find the k-th in a
+// number of passes that depends on the format alone. Every route is exact, so neither the sample nor the number of
+// threads shows in the result. Memory: the collected keys, and some 60 bytes per 16,384 weights.
+#include "ops/magnitude_threshold.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/flat_view.h"
+#include "cpu/parallel.h"
+
+namespace lth_fast {
+namespace {
+
+// ---- the weights as one sequence ----
+
+// A run of weights of one tensor, in flat order.
+struct Chunk {
+  size_t tensor;
+  int64_t first;
+  int64_t count;
+};
+
+template <typename Key>
+struct Buffers {
+  Key weights[kMagnitudeChunk];
+  uint8_t mask[kMagnitudeChunk];
+  Key inside[kMagnitudeChunk + kMagnitudeSlack];
+};
+
+template <typename Key>
+class Weights {
+ public:
+  Weights(at::TensorList weights, const OptionalMasks& masks) {
+    for (size_t tensor = 0; tensor < weights.size(); ++tensor) {
+      views_.emplace_back(weights[tensor]);
+      const std::optional<at::Tensor> mask = masks.get(tensor);
+      masks_.push_back(mask.has_value() ? std::make_optional(FlatView<uint8_t>(*mask)) : std::nullopt);
+      const int64_t count = views_.back().size();
+      for (int64_t first = 0; first < count; first += kMagnitudeChunk) {
+        chunks_.push_back({tensor, first, std::min<int64_t>(count - first, kMagnitudeChunk)});
+      }
+      total_ += count;
+    }
+  }
+
+  int64_t total() const { return total_; }
+  // In the order of the weights.
+  const std::vector<Chunk>& chunks() const { return chunks_; }
+
+  // Calls work(index, weights, mask, buffers) for every one of `chunks`, in parallel; `mask` is null where all survive.
+  template <typename Work>
+  void for_each(const std::vector<Chunk>& chunks, const Work& work) const {
+    constexpr int64_t grain = kWeightsPerTask / kMagnitudeChunk;
+    at::parallel_for(0, static_cast<int64_t>(chunks.size()), grain, [&](int64_t begin, int64_t end) {
+      const std::unique_ptr<Buffers<Key>> buffers(new Buffers<Key>);  // uninitialized, unlike std::make_unique
+      for (auto index = static_cast<size_t>(begin); index < static_cast<size_t>(end); ++index) {
+        const auto [tensor, first, count] = chunks[index];
+        const auto& mask = masks_[tensor];
+        work(index, views_[tensor].read(first, count, buffers->weights),
+             mask.has_value() ? mask->read(first, count, buffers->mask) : nullptr, *buffers);
+      }
+    });
+  }
+
+  // Keys of survivors at about `size` places spread over the weights. Within its stretch of the sequence every place is
+  // shifted by a fixed irregular amount: weights often have a period (rows, filters) that an even step would fall into.
+  std::vector<Key> sample(int64_t size) const {
+    std::vector<Key> keys;
+    keys.reserve(static_cast<size_t>(size));
+    const int64_t stretch = total_ / size;
+    size_t tensor = 0;
+    int64_t start = 0;  // of the tensor in the sequence
+    for (int64_t i = 0; i < size; ++i) {
+      const uint64_t irregular = (static_cast<uint64_t>(i) * UINT64_C(0x9e3779b97f4a7c15)) >> 32;
+      const int64_t shift = static_cast<int64_t>((irregular * static_cast<uint64_t>(stretch)) >> 32);
+      const int64_t place = i * stretch + shift;
+      while (place >= start + views_[tensor].size()) start += views_[tensor++].size();
+      if (masks_[tensor].has_value() && !(*masks_[tensor])[place - start]) continue;
+      keys.push_back(views_[tensor][place - start] & std::numeric_limits<Key>::max());
+    }
+    return keys;
+  }
+
+ private:
+  std::vector<FlatView<Key>> views_;
+  std::vector<std::optional<FlatView<uint8_t>>> masks_;
+  std::vector<Chunk> chunks_;
+  int64_t total_ = 0;
+};
+
+// ---- selection by histograms ----
+
+// The wanted key is the one of this rank, counted from 0, among the `count` keys inside the window.
+template <typename Key>
+struct Wanted {
+  MagnitudeWindow<Key> window;
+  int64_t rank;
+  int64_t count;
+
+  bool found() const { return window.low == window.high; }
+};
+
+// Equal ranges of keys that cover a window; the last bin takes the keys outside of it, so that counting never branches.
+template <typename Key>
+class Histogram {
+ public:
+  explicit Histogram(MagnitudeWindow<Key> window) : window_(window) {
+    while (((static_cast<Unsigned>(window.high) - static_cast<Unsigned>(window.low)) >> shift_) >=
+           static_cast<Unsigned>(kBins))
+      ++shift_;
+  }
+
+  void count(const Key* weights, const uint8_t* mask, size_t count) {
+    for (size_t i = 0; i < count; ++i) {
+      const Key key = weights[i] & std::numeric_limits<Key>::max();
+      // Below the window the difference wraps around and is large.
+      const auto offset = static_cast<Unsigned>(static_cast<Unsigned>(key) - static_cast<Unsigned>(window_.low));
+      const auto bin = std::min<Unsigned>(offset >> shift_, kBins);
+      ++bins_[mask == nullptr || mask[i] ? bin : kBins];
+    }
+  }
+
+  void add(const Histogram& other) {
+    for (size_t bin = 0; bin < kBins; ++bin) bins_[bin] += other.bins_[bin];
+  }
+
+  // The same key, wanted within its bin.
+  Wanted<Key> narrow(Wanted<Key> wanted) const {
+    size_t bin = 0;
+    // Bounded, for weights that another thread changes between two passes.
+    for (; wanted.rank >= bins_[bin] && bin < kBins - 1; ++bin) wanted.rank -= bins_[bin];
+    const auto low = static_cast<Key>(window_.low + static_cast<Key>(static_cast<Unsigned>(bin) << shift_));
+    const auto last = static_cast<Key>((Unsigned{1} << shift_) - 1);
+    // Compared as differences: low + last may pass the largest key.
+    const Key high = window_.high - low < last ? window_.high : static_cast<Key>(low + last);
+    return {{low, high}, wanted.rank, bins_[bin]};
+  }
+
+ private:
+  using Unsigned = std::make_unsigned_t<Key>;
+  static constexpr size_t kBins = 2048;  // 16 KiB of counters: half of a small L1
+
+  MagnitudeWindow<Key> window_;
+  int shift_ = 0;
+  std::array<int64_t, kBins + 1> bins_{};
+};
+
+template <typename Key>
+Wanted<Key> select(const Key* keys, size_t count, Wanted<Key> wanted) {
+  while (!wanted.found()) {
+    Histogram<Key> histogram(wanted.window);
+    histogram.count(keys, nullptr, count);
+    wanted = histogram.narrow(wanted);
+  }
+  return wanted;
+}
+
+template <typename Key>
+Wanted<Key> narrow(const Weights<Key>& weights, const Wanted<Key>& wanted) {
+  Histogram<Key> histogram(wanted.window);
+  std::mutex mutex;
+  weights.for_each(weights.chunks(), [&](size_t index, const Key* chunk, const uint8_t* mask, Buffers<Key>&) {
+    Histogram<Key> part(wanted.window);
+    part.count(chunk, mask, static_cast<size_t>(weights.chunks()[index].count));
+    const std::lock_guard<std::mutex> lock(mutex);
+    histogram.add(part);
+  });
+  return histogram.narrow(wanted);
+}
+
+// ---- the sample ----
+
+// Up to this many weights are all collected, without a sample.
+constexpr int64_t kFewWeights = 1 << 13;
+constexpr int64_t kLargestSample = 1 << 15;
+// The window's reach to either side of the k-th, in standard deviations of its rank in the sample. The k-th lies
+// outside in one call of 16,000, which then takes about three times as long; a wider window would make every call pay.
+constexpr double kDeviations = 4;
+// Bounds of the memory for collected keys.
+constexpr int64_t kMemoryShare = 36;   // one key per so many weights, 2.8 %, ...
+constexpr int64_t kFewKeys = 1 << 17;  // ... but room for this many in any case
+
+template <typename Key>
+struct Guess {
+  MagnitudeWindow<Key> window;
+  int64_t capacity;  // enough for the keys inside, unless the sample misleads
+};
+
+template <typename Key>
+Guess<Key> guess_window(const Weights<Key>& weights, int64_t k, Key infinity) {
+  const MagnitudeWindow<Key> finite{0, static_cast<Key>(infinity - 1)};
+  const int64_t total = weights.total();
+  if (total <= kFewWeights) return {finite, total};
+  // A sample of s leaves about total / sqrt(s) keys in the window; both numbers are the same at total^(2/3).
+  const auto balanced = static_cast<int64_t>(std::pow(static_cast<double>(total), 2.0 / 3.0));
+  const int64_t size = std::min(balanced, kLargestSample);
+  const std::vector<Key> sample = weights.sample(size);
+  const auto seen = static_cast<int64_t>(sample.size());
+
+  // Places of pruned weights count as drawn but not as seen, so the survivors need not be counted beforehand.
+  const double share = std::clamp(static_cast<double>(k) / static_cast<double>(total), 0.0, 1.0);
+  const double rank = share * static_cast<double>(size);
+  const double reach = kDeviations * (std::sqrt(rank * (1 - share)) + 1);
+  const auto first = std::min(static_cast<int64_t>(std::floor(rank - reach)), seen - 1);
+  const auto last = static_cast<int64_t>(std::ceil(rank + reach));
+  const auto key_at = [&](int64_t rank_in_sample) {
+    const MagnitudeWindow<Key> everything{0, std::numeric_limits<Key>::max()};
+    return std::min(finite.high,
+                    select<Key>(sample.data(), sample.size(), {everything, rank_in_sample, seen}).window.low);
+  };
+  const MagnitudeWindow<Key> window{first < 0 ? finite.low : key_at(first), last >= seen ? finite.high : key_at(last)};
+
+  const auto inside = static_cast<double>(
+      std::count_if(sample.begin(), sample.end(), [&](Key key) { return window.low <= key && key <= window.high; }));
+  const double at_most = inside + kDeviations * (std::sqrt(inside) + 1);
+  const auto expected = static_cast<int64_t>(at_most * static_cast<double>(total) / static_cast<double>(size));
+  return {window, std::min(expected, std::max(total / kMemoryShare, std::min(total, kFewKeys)))};
+}
+
+// ---- the k-th smallest ----
+
+template <typename Key>
+struct Threshold {
+  Key key;
+  int64_t tie_budget;  // how many of the survivors with this key are pruned
+  int64_t survivors;
+};
+
+template <typename Key>
+class Search {
+ public:
+  Search(const char* function, const Weights<Key>& weights, const MagnitudeKernels<Key>& kernels, Key infinity)
+      : function_(function), weights_(weights), kernels_(kernels), infinity_(infinity) {}
+
+  Threshold<Key> find(int64_t k) {
+    const auto [window, capacity] = guess_window(weights_, k, infinity_);
+    capacity_ = capacity;
+    collected_.reset(new Key[static_cast<size_t>(capacity)]);
+    const MagnitudeCounts<Key> counts = scan(window);
+    TORCH_CHECK_VALUE(0 <= k && k <= counts.survivors, function_, ": k must be between 0 and the ", counts.survivors,
+                      " survivors, got ", k);
+    if (k == 0) return {0, 0, counts.survivors};
+
+    const int64_t rank = k - 1;
+    const int64_t up_to_window = counts.below + counts.inside;
+    Wanted<Key> wanted{window, rank - counts.below, counts.inside};
+    if (rank < counts.below) {
+      wanted = {{0, static_cast<Key>(window.low - 1)}, rank, counts.below};
+    } else if (rank >= up_to_window) {
+      wanted = {{static_cast<Key>(window.high + 1), static_cast<Key>(infinity_ - 1)},
+                rank - up_to_window,
+                counts.survivors - up_to_window};
+    }
+    bool collected = rank >= counts.below && rank < up_to_window && counts.inside <= capacity_;
+    while (!collected && !wanted.found()) {
+      if (wanted.count <= capacity_) {
+        scan(wanted.window);
+        collected = true;
+      } else {
+        wanted = narrow(weights_, wanted);
+      }
+    }
+    if (collected) wanted = select<Key>(collected_.get(), static_cast<size_t>(wanted.count), wanted);
+    return {wanted.window.low, wanted.rank + 1, counts.survivors};
+  }
+
+ private:
+  // Counts, and collects the keys inside the window unless they are more than the capacity.
+  MagnitudeCounts<Key> scan(MagnitudeWindow<Key> window) {
+    const std::vector<Chunk>& chunks = weights_.chunks();
+    std::vector<MagnitudeCounts<Key>> parts(chunks.size());
+    std::atomic<int64_t> reserved{0};
+    weights_.for_each(chunks, [&](size_t index, const Key* weights, const uint8_t* mask, Buffers<Key>& buffers) {
+      const auto count = static_cast<size_t>(chunks[index].count);
+      const MagnitudeCounts<Key> part = parts[index] = kernels_.scan(weights, mask, count, window, buffers.inside);
+      const int64_t place = reserved.fetch_add(part.inside, std::memory_order_relaxed);
+      if (place + part.inside > capacity_) return;
+      std::memcpy(collected_.get() + place, buffers.inside, static_cast<size_t>(part.inside) * sizeof(Key));
+    });
+    MagnitudeCounts<Key> counts{};
+    for (size_t index = 0; index < chunks.size(); ++index) {
+      TORCH_CHECK_VALUE(parts[index].largest < infinity_, function_, ": weights[", chunks[index].tensor,
+                        "] holds NaN or infinity among its survivors; did the training diverge?");
+      counts.survivors += parts[index].survivors;
+      counts.below += parts[index].below;
+      counts.inside += parts[index].inside;
+    }
+    return counts;
+  }
+
+  const char* function_;
+  const Weights<Key>& weights_;
+  const MagnitudeKernels<Key>& kernels_;
+  Key infinity_;
+  std::unique_ptr<Key[]> collected_;
+  int64_t capacity_ = 0;
+};
+
+// ---- the masks ----
+
+template <typename Key>
+std::vector<at::Tensor> prune(const Weights<Key>& weights, const MagnitudeKernels<Key>& kernels,
+                              const Threshold<Key>& threshold, at::TensorList like) {
+  std::vector<at::Tensor> masks;
+  std::vector<uint8_t*> data;
+  for (const at::Tensor& weight : like) {
+    masks.push_back(at::empty(weight.sizes(), weight.options().dtype(at::kBool)));
+    data.push_back(reinterpret_cast<uint8_t*>(masks.back().mutable_data_ptr<bool>()));
+  }
+  const auto mask_of = [&](const Chunk& chunk) { return data[chunk.tensor] + chunk.first; };
+
+  const std::vector<Chunk>& chunks = weights.chunks();
+  std::vector<int64_t> ties(chunks.size());
+  weights.for_each(chunks, [&](size_t index, const Key* chunk, const uint8_t* mask, Buffers<Key>&) {
+    ties[index] = static_cast<int64_t>(
+        kernels.prune(chunk, mask, static_cast<size_t>(chunks[index].count), threshold.key, mask_of(chunks[index])));
+  });
+
+  // That pruned every tie; those behind the budget survive. Mostly there are a handful in all.
+  std::vector<Chunk> overdrawn;
+  std::vector<int64_t> budgets;
+  int64_t budget = threshold.tie_budget;
+  for (size_t index = 0; index < chunks.size(); ++index) {
+    if (ties[index] > budget) {
+      overdrawn.push_back(chunks[index]);
+      budgets.push_back(budget);
+    }
+    budget -= std::min(budget, ties[index]);
+  }
+  weights.for_each(overdrawn, [&](size_t index, const Key* chunk, const uint8_t* mask, Buffers<Key>&) {
+    uint8_t* new_mask = mask_of(overdrawn[index]);
+    int64_t left = budgets[index];
+    for (int64_t i = 0; i < overdrawn[index].count; ++i) {
+      const bool is_tie = (chunk[i] & std::numeric_limits<Key>::max()) == threshold.key && (mask == nullptr || mask[i]);
+      if (is_tie && left-- <= 0) new_mask[i] = 1;
+    }
+  });
+  return masks;
+}
+
+// ---- the ops ----
+
+// Calls work(kernels, infinity) for the format of the weights.
+template <typename Work>
+auto by_format(at::ScalarType type, const Work& work) {
+  const KernelTable& table = kernels();
+  switch (type) {
+    case at::kHalf:
+      return work(table.magnitudes_16, int16_t{0x7c00});
+    case at::kBFloat16:
+      return work(table.magnitudes_16, int16_t{0x7f80});
+    case at::kFloat:
+      return work(table.magnitudes_32, int32_t{0x7f800000});
+    default:
+      return work(table.magnitudes_64, int64_t{0x7ff0000000000000});
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> magnitude_threshold(at::TensorList weights, int64_t k,
+                                                                   const OptionalMasks& masks) {
+  constexpr const char* function = "magnitude_threshold";
+  check_magnitude_arguments(function, weights, masks);
+  return by_format(weights[0].scalar_type(), [&](const auto& kernels, auto infinity) {
+    using Key = decltype(infinity);
+    const Weights<Key> sequence(weights, masks);
+    const Threshold<Key> threshold = Search<Key>(function, sequence, kernels, infinity).find(k);
+    at::Tensor value = at::empty({}, weights[0].options());
+    std::memcpy(value.mutable_data_ptr(), &threshold.key, sizeof(Key));
+    const auto counts = weights[0].options().dtype(at::kLong);
+    return std::make_tuple(value, at::scalar_tensor(threshold.tie_budget, counts),
+                           at::scalar_tensor(threshold.survivors, counts));
+  });
+}
+
+std::vector<at::Tensor> prune_by_magnitude(at::TensorList weights, int64_t k, const OptionalMasks& masks) {
+  constexpr const char* function = "prune_by_magnitude";
+  check_magnitude_arguments(function, weights, masks);
+  return by_format(weights[0].scalar_type(), [&](const auto& kernels, auto infinity) {
+    using Key = decltype(infinity);
+    const Weights<Key> sequence(weights, masks);
+    const Threshold<Key> threshold = Search<Key>(function, sequence, kernels, infinity).find(k);
+    return prune(sequence, kernels, threshold, weights);
+  });
+}
+
+}  // namespace
+}  // namespace lth_fast
+
+TORCH_LIBRARY_IMPL(lth_fast, CPU, library) {
+  library.impl("magnitude_threshold", lth_fast::magnitude_threshold);
+  library.impl("prune_by_magnitude", lth_fast::prune_by_magnitude);
+}
