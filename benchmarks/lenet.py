@@ -17,10 +17,16 @@ from lth_fast.prune import prunable
 from lth_fast.train import EagerStepper, ResidentBatches
 
 
+def genuine_data(name: str) -> Path | None:
+    """The folder LTH_FAST_DATA if it holds the data set ``name``."""
+    root = os.environ.get("LTH_FAST_DATA")
+    return Path(root) if root and (Path(root) / name).is_dir() else None
+
+
 def mnist() -> tuple[DataSplits, str]:
     """MNIST from the folder LTH_FAST_DATA, else random images of its shape; and which of the two."""
-    root = os.environ.get("LTH_FAST_DATA")
-    if root and Path(root).is_dir():
+    root = genuine_data("mnist")
+    if root is not None:
         return data.load_MNIST(root), "MNIST"
     draw = torch.Generator().manual_seed(0)
 
