@@ -8,10 +8,37 @@ import torch
 from lth_fast import data
 from lth_fast.train import ResidentBatches, Seeds
 
-SHORT = ("--iter", "20", "--rounds", "2", "--seed", "1")
+SHORT = ("--iter", "20", "--rounds", "2", "--seed", "1", "--batch_size", "8")
+
+
+def first(loader, count):
+    """The first ``count`` images of a resident loader."""
+    return data.ResidentLoader(
+        loader.images[:count],
+        loader.labels[:count],
+        name=loader.name,
+        classes=loader.classes,
+        mean=loader.mean,
+        std=loader.std,
+        scale=loader.scale,
+        batch_size=loader.batch_size,
+    )
+
+
+@pytest.fixture
+def little_evaluation(monkeypatch):
+    """Train on all of a data set and evaluate on 500 images: these networks would spend minutes on 15,000."""
+    load = data.load
+
+    def loaded(*arguments, **options):
+        train, validation, test = load(*arguments, **options)
+        return data.DataSplits(train, first(validation, 500), first(test, 500))
+
+    monkeypatch.setattr(data, "load", loaded)
 
 
 @pytest.mark.real_data
+@pytest.mark.usefixtures("little_evaluation")
 @pytest.mark.parametrize(
     "words",
     [
