@@ -170,6 +170,18 @@ def train_losses(record):
     return [level.log.read()["train_loss"].tolist() for level in record.levels()]
 
 
+def test_dropout_follows_the_seed_whatever_the_global_generator_holds(make_experiment, new_run):
+    losses = []
+    for seed, state in ((1, 1), (1, 2), (2, 1)):
+        record = new_run().replicate(0)
+        experiment = make_experiment(seeds=Seeds(seed, order_seed=5))
+        torch.manual_seed(state)
+        run_replicate(experiment, record, Monitor())
+        losses.append(train_losses(record))
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_how_often_one_looks_changes_no_bit_of_the_training(shuffled, make_experiment, new_run):
     """Neither evaluations nor what a DataLoader draws for them, in a network with dropout."""
