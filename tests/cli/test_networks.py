@@ -8,7 +8,7 @@ import torch
 from lth_fast import data
 from lth_fast.train import ResidentBatches, Seeds
 
-SHORT = ("--iter", "20", "--rounds", "2", "--seed", "1", "--batch_size", "8")
+SHORT = ("--iter", "20", "--rounds", "2", "--seed", "1", "--batch_size", "8", "--threads", "1")
 
 
 def first(loader, count):

@@ -119,8 +119,8 @@ def test_the_initial_weights_on_the_disk_count_not_those_of_a_rebuilt_model(make
     for parameter in other.parameters():
         torch.nn.init.normal_(parameter)
     run_replicate(make_experiment(rounds=1, model=other), record, Monitor())
-    rewound = record.level(1).weights("rewind")
-    assert all(torch.equal(rewound[name], initial[name]) for name in initial)
+    for kept in (record.initial(), record.level(1).weights("rewind")):
+        assert all(torch.equal(kept[name], initial[name]) for name in initial)
 
 
 def test_the_experiment_it_is_given_is_left_as_it_was(make_experiment, record):

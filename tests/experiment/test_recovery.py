@@ -128,6 +128,24 @@ def test_a_run_that_is_interrupted_between_two_steps_goes_on_to_the_same_bits(st
     assert bits(run) == bits(reference)
 
 
+def test_an_early_stop_before_the_interruption_is_not_forgotten(make_experiment, disk, new_run, bits):
+    overshooting = OptimizerRecipe.named("adam", 0.5)
+    experiment = make_experiment(optimizer=overshooting, evaluate_every=1, rounds=0, checkpoint_seconds=0.0)
+
+    class Interrupting(Monitor):
+        def stepped(self, iteration, losses):
+            if iteration == 11:
+                raise KeyboardInterrupt
+
+    reference, run = new_run(), new_run()
+    run_replicate(experiment, reference.replicate(0), Monitor())
+    assert reference.replicate(0).level(0).summary()["early_stop_iteration"] < 10
+    with pytest.raises(KeyboardInterrupt):
+        run_replicate(experiment, run.replicate(0), Interrupting())
+    run_replicate(experiment, run.replicate(0), Monitor())
+    assert bits(run) == bits(reference)
+
+
 def test_rows_behind_the_checkpoint_are_written_once(make_experiment, disk, record):
     """The log reaches the disk before the checkpoint that counts on it; what is behind it is trained again."""
     experiment = make_experiment(checkpoint_seconds=0.0, rounds=0)
