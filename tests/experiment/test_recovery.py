@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from lth_fast.experiment import level as level_module
@@ -129,8 +130,12 @@ def test_a_run_that_is_interrupted_between_two_steps_goes_on_to_the_same_bits(st
 
 
 def test_an_early_stop_before_the_interruption_is_not_forgotten(make_experiment, disk, new_run, bits):
-    overshooting = OptimizerRecipe.named("adam", 0.5)
-    experiment = make_experiment(optimizer=overshooting, evaluate_every=1, rounds=0, checkpoint_seconds=0.0)
+    class WorseAsItLearns(nn.CrossEntropyLoss):
+        def forward(self, outputs, labels):
+            loss = super().forward(outputs, labels)
+            return loss if torch.is_grad_enabled() else -loss
+
+    experiment = make_experiment(criterion=WorseAsItLearns(), evaluate_every=1, rounds=0, checkpoint_seconds=0.0)
 
     class Interrupting(Monitor):
         def stepped(self, iteration, losses):
