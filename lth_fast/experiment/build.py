@@ -27,12 +27,11 @@ def training_device(gpu: bool, called: str = "--gpu") -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def build_experiment(config: Config, replicate: int = 0, ticket: Run | None = None) -> Experiment:
-    """Load the data, draw the initial weights and put the experiment together.
+def build_experiment(config: Config, ticket: Run | None = None) -> Experiment:
+    """Load the data, draw the initial weights of replicate 0 and put the experiment together.
 
     Args:
         config: The settings.
-        replicate: Number of the repetition.
         ticket: For a control arm, the finished ticket run.
 
     Raises:
@@ -60,7 +59,7 @@ def build_experiment(config: Config, replicate: int = 0, ticket: Run | None = No
             generator=torch.Generator().manual_seed(seed),
         )
 
-    model = draw(seeds.stream("init", replicate))
+    model = draw(seeds.stream("init"))
     scheduled = bool(config.warmup or config.milestones)
     return Experiment(
         model=model,
@@ -79,7 +78,7 @@ def build_experiment(config: Config, replicate: int = 0, ticket: Run | None = No
         rewind=config.rewind,
         evaluate_every=config.step,
         seeds=seeds,
-        replicate=replicate,
+        replicates=config.replicates,
         device=device,
         checkpoint_seconds=config.checkpoint_seconds,
         schedule=StepSchedule(config.warmup, config.milestones) if scheduled else None,
@@ -88,6 +87,6 @@ def build_experiment(config: Config, replicate: int = 0, ticket: Run | None = No
         keep_optimizer=config.keep_optimizer,
         prune_bias=config.prune_bias,
         branch=config.branch,
-        ticket=None if ticket is None else ticket.replicate(replicate),
+        ticket=ticket,
         redraw=lambda seed: draw(seed).state_dict(),
     )

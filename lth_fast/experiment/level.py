@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Mapping
@@ -14,9 +13,10 @@ from torch import Tensor
 
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.progress import Monitor
-from lth_fast.nn import dense_state, set_masks
+from lth_fast.experiment.stepping import trainee
+from lth_fast.nn import dense_state
 from lth_fast.record import Level, Replicate
-from lth_fast.train import EagerStepper, Evaluation, evaluate, own_random_state, seed_loader
+from lth_fast.train import EagerStepper, Evaluation, GraphStepper, evaluate, own_random_state, seed_loader
 from lth_fast.train.precision import forward_precision
 
 # Steps are taken in chunks of about this many seconds: short for a lively progress bar and prompt checkpoints, long
@@ -97,15 +97,13 @@ class _Training:
         self.first = first
         self.noise_seed = experiment.seeds.stream("noise", experiment.replicate, level.number)
 
-        self.model = copy.deepcopy(experiment.model).to(experiment.device)
         self.checkpoint = level.checkpoint()
-        # Plain while it is filled and its optimizer made: a mask on a bias changes the parameter's name.
-        self.model.load_state_dict(start if self.checkpoint is None else self.checkpoint["model"])
-        self.optimizer = experiment.optimizer.build(self.model)
-        set_masks(self.model, {name: mask for name, mask in masks.items() if not bool(mask.all())})
+        weights = start if self.checkpoint is None else self.checkpoint["model"]
+        self.model, self.optimizer = trainee(experiment, weights, masks)
         self.batches = experiment.batches(level.number)
         self.interval = experiment.evaluation_interval(self.batches.per_epoch)
-        self.stepper = EagerStepper(
+        kind = GraphStepper if experiment.stepper == GraphStepper.name else EagerStepper
+        self.stepper = kind(
             self.model,
             self.optimizer,
             experiment.criterion,

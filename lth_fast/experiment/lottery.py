@@ -16,7 +16,22 @@ from lth_fast.experiment.level import stored, train_level
 from lth_fast.experiment.progress import Monitor
 from lth_fast.experiment.prune_step import PruneStep
 from lth_fast.prune.layers import prunable_names
-from lth_fast.record import Replicate
+from lth_fast.record import Replicate, Run
+
+
+def run_replicates(experiment: Experiment, run: Run, monitor: Monitor) -> list[dict[str, Any]]:
+    """Run, or go on with, every replicate, one after the other.
+
+    Returns:
+        The summary of every level of every replicate, by replicate, with its number as ``replicate``.
+    """
+    summaries: list[dict[str, Any]] = []
+    for number in range(experiment.replicates):
+        if experiment.replicates > 1:
+            monitor.replicate_begins(number, experiment.replicates)
+        levels = run_replicate(experiment.of_replicate(number), run.replicate(number), monitor)
+        summaries.extend({"replicate": number, **level} for level in levels)
+    return summaries
 
 
 def run_replicate(experiment: Experiment, record: Replicate, monitor: Monitor) -> list[dict[str, Any]]:
@@ -54,7 +69,7 @@ def _masks_of(experiment: Experiment, record: Replicate, number: int, prune: Pru
             for name in prunable_names(experiment.model, bias=experiment.prune_bias)
         }
     if experiment.ticket is not None:
-        ticket = experiment.ticket.level(number)
+        ticket = experiment.ticket.replicate(experiment.replicate).level(number)
         generator = experiment.seeds.generator("mask", experiment.replicate, number)
         return branch_masks(experiment.branch, stored(ticket.masks(), ticket), generator)
     previous = record.level(number - 1)

@@ -21,6 +21,7 @@ OTHER = {
     "learn_rate": "0.5",
     "iter": "7",
     "rounds": "2",
+    "replicates": "2",
     "step": "-1",
     "rewind": "3",
     "prune_rate": "0.3",
