@@ -5,6 +5,7 @@ from lth_fast.train.choice import StepperChoice, choose_stepper
 from lth_fast.train.evaluate import Evaluation, evaluate
 from lth_fast.train.graph_stepper import GraphStepper
 from lth_fast.train.optimizers import OptimizerRecipe
+from lth_fast.train.replicate_stepper import ReplicateStepper
 from lth_fast.train.seeds import Seeds, own_random_state
 from lth_fast.train.stepper import EagerStepper, Stepper
 
@@ -15,6 +16,7 @@ __all__ = [
     "GraphStepper",
     "LoaderBatches",
     "OptimizerRecipe",
+    "ReplicateStepper",
     "ResidentBatches",
     "Seeds",
     "Stepper",

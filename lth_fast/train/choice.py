@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
+from torch import Tensor
 
 from lth_fast.train.graph_stepper import GraphStepper, batches_refusal, optimizer_refusal
 from lth_fast.train.seeds import own_random_state
@@ -70,18 +71,26 @@ def graph_refusal(device: torch.device, trial: Trial) -> str | None:
     eager = trial(EagerStepper)
     assert isinstance(eager, EagerStepper)
     reason = batches_refusal(eager.batches) or optimizer_refusal(eager.optimizer)
-    return reason or replay_refusal(eager, lambda: trial(GraphStepper), device)
+    return reason or replay_refusal(eager.advance, lambda steps: trial(GraphStepper).advance(steps), device)
 
 
-def replay_refusal(eager: Stepper, make_replayed: Callable[[], Stepper], device: torch.device) -> str | None:
-    """Why a stepper that replays its steps cannot stand in for ``eager``, or ``None``; both take a few steps."""
+def replay_refusal(
+    eager: Callable[[int], Tensor], replayed: Callable[[int], Tensor], device: torch.device
+) -> str | None:
+    """Why a stepper that replays its steps cannot stand in for the eager one, or ``None``.
+
+    Args:
+        eager: Takes so many steps and returns their losses.
+        replayed: Likewise; what it raises is the reason.
+        device: Where both compute.
+    """
     steps = WARM_UP + 3
     with own_random_state(device):
         torch.manual_seed(0)
-        expected = eager.advance(steps)
+        expected = eager(steps)
         torch.manual_seed(0)
         try:
-            losses = make_replayed().advance(steps)
+            losses = replayed(steps)
         except Exception as error:  # torch reports what cannot be recorded as errors of many classes
             return f"it cannot be recorded ({str(error).strip().splitlines()[0]})"
     if not torch.allclose(losses, expected, rtol=_SAME_LOSSES, atol=_SAME_LOSSES, equal_nan=True):

@@ -124,7 +124,9 @@ def stacking_refusal(network: nn.Module, inputs: Tensor) -> str | None:
             parameter.mul_(-0.5)
         expected = torch.stack([single(inputs) for single in pair])
         try:
-            same = torch.allclose(stack(pair)(torch.stack([inputs, inputs])), expected, rtol=1e-3, atol=1e-4)
+            found = stack(pair)(torch.stack([inputs, inputs]))
+            # TF32 rounds at three digits, and batched products in another order than single ones.
+            same = torch.allclose(found, expected, rtol=0, atol=1e-2 * float(expected.abs().max()))
         except (RuntimeError, IndexError, TypeError, AttributeError) as error:
             return f"{type(network).__name__} does not take an axis of replicates ({str(error).splitlines()[0]})"
     return None if same else f"{type(network).__name__} computes something else with an axis of replicates"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lth_fast.train import EagerStepper, GraphStepper, LoaderBatches, OptimizerRecipe
 from lth_fast.train.choice import StepperChoice, choose_stepper, graph_refusal, replay_refusal
@@ -10,16 +10,8 @@ from lth_fast.train.choice import StepperChoice, choose_stepper, graph_refusal, 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
-class Constant:
-    """A stepper whose losses are known."""
-
-    name = "constant"
-
-    def __init__(self, loss: float) -> None:
-        self.loss = loss
-
-    def advance(self, steps: int) -> Tensor:
-        return torch.full((steps,), self.loss)
+def constant(loss):
+    return lambda steps: torch.full((steps,), loss)
 
 
 def eager_stepper(optimizer="adam"):
@@ -58,27 +50,27 @@ def test_a_data_loader_is_a_reason():
 
 @pytest.mark.parametrize("loss", [1.0, float("nan")])
 def test_the_same_losses_are_no_reason(loss):
-    assert replay_refusal(Constant(loss), lambda: Constant(loss), CPU) is None
+    assert replay_refusal(constant(loss), constant(loss), CPU) is None
 
 
 def test_other_losses_are_a_reason():
-    reason = replay_refusal(Constant(2.0), lambda: Constant(2.5), CPU)
+    reason = replay_refusal(constant(2.0), constant(2.5), CPU)
     assert reason == "replayed steps have other losses (2.5, eager ones 2)"
-    assert replay_refusal(Constant(2.0), lambda: Constant(float("nan")), CPU) is not None
+    assert replay_refusal(constant(2.0), constant(float("nan")), CPU) is not None
 
 
 def test_what_recording_raises_is_a_reason_in_its_own_words():
-    def fail():
+    def fail(steps):
         raise RuntimeError("operation not permitted when stream is capturing\nCUDA_LAUNCH_BLOCKING=1 …")
 
-    reason = replay_refusal(Constant(1.0), fail, CPU)
+    reason = replay_refusal(constant(1.0), fail, CPU)
     assert reason == "it cannot be recorded (operation not permitted when stream is capturing)"
 
 
 def test_the_trial_leaves_the_random_state_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    replay_refusal(Constant(1.0), lambda: Constant(1.0), CPU)
+    replay_refusal(constant(1.0), constant(1.0), CPU)
     assert torch.equal(torch.get_rng_state(), before)
 
 
