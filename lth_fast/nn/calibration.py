@@ -87,8 +87,8 @@ def cache_file() -> Path:
 
 def _measure(layer: nn.Module, density: float, work: Work, forms: Forms) -> Times:
     weight: Any = layer.weight
-    draw = torch.Generator().manual_seed(0)
-    plain = _like(layer)
+    draw = torch.Generator().manual_seed(0)  # its own: to measure or to recall makes no difference to what follows
+    plain = _like(layer, draw)
     mask = torch.rand(weight.shape, generator=draw) < density
     inputs = torch.randn(work.input_shape, generator=draw, dtype=torch.float32).to(weight)
     steps = [_step(form, inputs, work.input_grad) for form in forms(plain, mask.to(weight.device))]
@@ -104,12 +104,12 @@ def _measure(layer: nn.Module, density: float, work: Work, forms: Forms) -> Time
     return Times(masked, sparse)
 
 
-def _like(layer: nn.Module) -> nn.Module:
+def _like(layer: nn.Module, draw: torch.Generator) -> nn.Module:
     """A plain layer of the same shape with weights of its own."""
     twin: Any = object.__new__(type(layer))
     twin.__dict__.update(layer.__dict__)
     twin._parameters = {
-        name: None if value is None else nn.Parameter(torch.rand_like(value) - 0.5)
+        name: None if value is None else nn.Parameter(torch.randn(value.shape, generator=draw).to(value))
         for name, value in layer._parameters.items()
     }
     for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):

@@ -16,7 +16,7 @@ from lth_fast.nn.calibration import Work, measured_times
 from lth_fast.nn.distributed import broadcast_masks, from_first
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.masked_parameter import masked_parameter
-from lth_fast.nn.model import SPARSE, TWINS, make_masked, make_sparse, restore, set_masks
+from lth_fast.nn.model import SPARSE, TWINS, make_masked, make_sparse, restore, set_masks, sparse_layers
 
 _CHOICES = "_choices"
 
@@ -90,14 +90,14 @@ def convert(
     """
     asked = {name: _form(value, f"form[{name!r}]") for name, value in form.items()} if isinstance(form, Mapping) else {}
     general = "masked" if isinstance(form, Mapping) else _form(form, "form")
+    unknown = sorted(asked.keys() - _weights(model).keys() - sparse_layers(model).keys())
+    if unknown:
+        raise ValueError(f"form: expected names of weights of Linear or Conv2d, got {', '.join(map(repr, unknown))}")
     make_masked(model)
     if masks is not None:
         set_masks(model, masks)
     broadcast_masks(model)
     layers = _weights(model)
-    unknown = sorted(asked.keys() - layers.keys())
-    if unknown:
-        raise ValueError(f"form: expected names of weights of Linear or Conv2d, got {', '.join(map(repr, unknown))}")
     observed = _observe(model, layers, example_input)
     decided = from_first(
         {name: _choose(name, layer, asked.get(name, general), observed) for name, layer in layers.items()}

@@ -213,8 +213,11 @@ def test_the_example_run_leaves_no_trace():
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
     model[2].eval()
     modes = [module.training for module in model.modules()]
+    kept, inputs = random_masks(model, 0.3), torch.randn(5, 6)
+    set_masks(model, kept)
     before, random_state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    convert(model, {}, example_input=torch.randn(5, 6))
+    convert(model, kept, example_input=inputs)
+    assert all(choice.sparse_seconds is not None for choice in choices(model).values())
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -294,10 +297,8 @@ def test_wrong_arguments_are_named_with_what_was_expected_and_given():
         convert(model, form={"1.weight": "quick"})
     with pytest.raises(ValueError, match=r"form: expected names of weights of Linear or Conv2d, got '7.weight'"):
         convert(model, form={"7.weight": "sparse"})
-    with pytest.raises(
-        TypeError, match=r"masks\['1.weight'\]: expected a layer that can take a mask, got a sparse one"
-    ):
-        set_masks(convert(network(), random_masks(network(), 0.3), form="sparse"), {"1.weight": torch.ones(30, 20) > 0})
+    with pytest.raises(TypeError, match=r"masks\['1.weight'\]: expected a layer that can take a mask, got a sparse"):
+        set_masks(model, {"1.weight": torch.ones(30, 20) > 0})
     unusual = Unusual()
     kept = {"read.weight": torch.rand(8, 8) < 0.3}
     with pytest.raises(ValueError, match=r"form\['read.weight'\]: .* got 'sparse': its weight is read outside"):
