@@ -89,5 +89,6 @@ def build_experiment(config: Config, replicate: int = 0, ticket: Run | None = No
         prune_bias=config.prune_bias,
         branch=config.branch,
         ticket=None if ticket is None else ticket.replicate(replicate),
+        plan=config.plan,
         redraw=lambda seed: draw(seed).state_dict(),
     )

@@ -9,7 +9,7 @@ from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.masked_conv2d import MaskedConv2d
 from lth_fast.nn.masked_linear import MaskedLinear
 from lth_fast.nn.masked_parameter import MaskedParameter
-from lth_fast.nn.model import dense_state, masked_layers, masks, restore, set_masks
+from lth_fast.nn.model import dense_state, masked_layers, masks, restore, set_masks, sparse_layers
 from lth_fast.nn.sparse_linear import SparseLinear
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "plan",
     "restore",
     "set_masks",
+    "sparse_layers",
 ]

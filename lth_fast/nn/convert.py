@@ -227,6 +227,8 @@ def _obstacle(layer: MaskedLayer) -> str | None:
     """Why this masked layer cannot be sparse."""
     if layer.weight.dtype not in (torch.float32, torch.float64):
         return f"sparse layers compute in float32 or float64, this one has {layer.weight.dtype}"
+    if layer.plain_class not in SPARSE:
+        return f"there is no sparse {layer.plain_class.__name__}"
     return SPARSE[layer.plain_class].obstacle(layer)
 
 
