@@ -88,5 +88,6 @@ def build_experiment(config: Config, ticket: Run | None = None) -> Experiment:
         prune_bias=config.prune_bias,
         branch=config.branch,
         ticket=ticket,
+        plan=config.plan,
         redraw=lambda seed: draw(seed).state_dict(),
     )

@@ -63,6 +63,7 @@ class Config:
     threads: int = 1
     checkpoint_seconds: float = 10.0
     gpu: bool = False
+    plan: str = "auto"
     ticket: str | None = None
     sources: Mapping[str, Source] = field(default_factory=dict, compare=False)
 

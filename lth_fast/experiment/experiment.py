@@ -50,6 +50,8 @@ class Experiment:
         prune_bias: Whether biases count among what is pruned.
         branch: ``ticket``, or a control arm (:mod:`lth_fast.experiment.branch`), which needs the next two.
         ticket: The finished ticket run; replicate r takes its masks from replicate r there.
+        plan: Which form the layers get where the run's manifest does not say it: a rule of
+            :mod:`lth_fast.experiment.forms`.
         redraw: New initial weights, a state dict, from a seed; needed for several replicates and by ``reinit``.
         stepper: Name of the stepper that trains; see :func:`lth_fast.train.choose_stepper`.
     """
@@ -75,6 +77,7 @@ class Experiment:
     prune_bias: bool = False
     branch: str = "ticket"
     ticket: Run | None = None
+    plan: str = "auto"
     redraw: Callable[[int], Mapping[str, Tensor]] | None = None
     stepper: str = EagerStepper.name
 

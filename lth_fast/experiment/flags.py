@@ -9,6 +9,7 @@ from typing import Any
 
 from lth_fast._names import match_name
 from lth_fast.experiment.branch import BRANCHES
+from lth_fast.experiment.forms import plan_source
 from lth_fast.experiment.presets import presets
 from lth_fast.experiment.pruning import ROLES, SCOPES
 from lth_fast.train.optimizers import optimizer_class
@@ -226,6 +227,12 @@ FLAGS: tuple[Flag, ...] = (
     Flag("warmup", "iterations over which the learning rate rises linearly from 0", integer(0)),
     Flag(
         "precision", "arithmetic of forward and backward: float32, tf32 (GPU) or bf16 (autocast)", one_of(*PRECISIONS)
+    ),
+    Flag(
+        "plan",
+        "form of the layers: auto (the fastest here, measured once), masked, sparse, or a run's folder, whose plan is "
+        "replayed",
+        plan_source,
     ),
     Flag("save", "folder for the runs; each gets a folder of its own in it", text, ("-s",)),
     Flag("seed", "seed of everything random; drawn and recorded if not given", integer(0), ("-rs",)),

@@ -86,6 +86,7 @@ def iterative_pruning(
     milestones: Sequence[int] = (),
     warmup: int = 0,
     precision: str = "float32",
+    plan: str = "auto",
     gpu: bool = False,
     quiet: bool = False,
 ) -> Result:
@@ -125,6 +126,9 @@ def iterative_pruning(
         milestones: Iterations after which the learning rate drops to a tenth, in ascending order.
         warmup: Iterations over which the learning rate rises linearly from 0.
         precision: ``float32``, ``tf32`` (GPU) or ``bf16`` (autocast).
+        plan: Form of the layers: ``auto`` (the fastest here, measured once per machine), ``masked``, ``sparse``, or
+            the folder of a run, whose plan is replayed. A sparse layer's Parameter is ``values``, its ``weight`` is
+            computed at every access. Optimizers that do not treat every weight by itself see masked layers only.
         gpu: Train on the CUDA device.
         quiet: Print nothing. Otherwise the folder of the run and its progress go to stderr.
 
@@ -148,6 +152,7 @@ def iterative_pruning(
         "milestones": milestones,
         "warmup": warmup,
         "precision": precision,
+        "plan": plan,
     }.items():
         options[name] = BY_NAME[name].read(value, name)
     for name, value in {"seed": seed, "init_seed": init_seed, "order_seed": order_seed, "threads": threads}.items():
@@ -187,6 +192,7 @@ def iterative_pruning(
         precision=options["precision"],
         keep=options["keep"],
         keep_optimizer=options["keep_optimizer"],
+        plan=options["plan"],
     )
     experiment.batches(0)  # refuses data that cannot be trained on, before anything is created
     if run is None:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from lth_fast.experiment.experiment import Experiment
+from lth_fast.experiment.forms import take_forms
 from lth_fast.experiment.progress import Monitor
 from lth_fast.experiment.stepping import replicate_stepper, stepper_of, trainee
 from lth_fast.nn import dense_state
+from lth_fast.optim import dense_optimizer_state, load_dense_optimizer_state
 from lth_fast.record import Level, Replicate
 from lth_fast.train import EagerStepper, Evaluation, GraphStepper, Stepper, evaluate, own_random_state, seed_loader
 from lth_fast.train.precision import forward_precision
@@ -46,7 +48,7 @@ def train_level(experiment: Experiment, record: Replicate, level: Level, monitor
     training = _Training(experiment, record, level, monitor)
     if training.checkpoint is None and experiment.keep_optimizer and level.number > 0:
         previous = record.level(level.number - 1)
-        training.optimizer.load_state_dict(stored(previous.optimizer(), previous))
+        load_dense_optimizer_state(training.optimizer, training.model, stored(previous.optimizer(), previous))
     kind = GraphStepper if experiment.stepper == GraphStepper.name else EagerStepper
     stepper = stepper_of(kind, experiment, training.model, training.optimizer, training.batches, training.iteration)
     _train([training], stepper, lambda loader: [training.measure(loader)])
@@ -166,6 +168,8 @@ class _Training:
         self.checkpoint = None if together else level.checkpoint()
         weights = start if self.checkpoint is None else self.checkpoint["model"]
         self.model, self.optimizer = trainee(experiment, weights, masks)
+        if not together:
+            take_forms(experiment, record, level.number, self.model, self.optimizer)
         self.batches = experiment.batches(level.number)
         self.interval = experiment.evaluation_interval(self.batches.per_epoch)
         self.best = _Best()
@@ -310,7 +314,7 @@ class _Training:
         if self.best.iteration is not None:
             self.level.save_weights("early_stop", self.best.state)
         if self.experiment.keep_optimizer:
-            self.level.save_optimizer(self.optimizer.state_dict())
+            self.level.save_optimizer(dense_optimizer_state(self.optimizer, self.model))
 
     def complete(self) -> None:
         """Store the summary, which makes the level complete."""

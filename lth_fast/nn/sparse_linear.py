@@ -89,6 +89,19 @@ class SparseLinear(nn.Module):
         for name, part in sparse_pattern(mask)._asdict().items():
             self.register_buffer(name, part, persistent=False)
 
+    @staticmethod
+    def obstacle(layer: nn.Module) -> str | None:
+        """Why ``layer``, a masked one, cannot be sparse; ``None`` if it can."""
+        return None
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight ``[out_features, in_features]``, computed anew at every access and differentiable.
+
+        For code that reads a layer's weight; it costs memory and time that the layer itself does not take.
+        """
+        return to_dense(self.values, self.pattern)
+
     def to_dense(self) -> nn.Linear:
         """The plain layer with the same weights, zeros where the mask prunes. The bias is shared, the weight is not."""
         weight = to_dense(self.values.detach(), self.pattern)
@@ -121,6 +134,8 @@ class SparseLinear(nn.Module):
         return self.survivors / weights if weights else 1.0
 
     def forward(self, input: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(input.device.type):  # half precision is dense arithmetic's
+            return nn.functional.linear(input, self.weight, self.bias)
         return sparse_linear(input, self.values, self.bias, self.pattern)
 
     def extra_repr(self) -> str:

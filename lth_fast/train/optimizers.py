@@ -27,6 +27,14 @@ KEEP_ZEROS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.
 # Those with a one-pass implementation; the plain ones take a pass over memory per operation.
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 
+# Their step treats a weight as part of a matrix.
+_OF_MATRICES = (getattr(torch.optim, "Adafactor", Optimizer), getattr(torch.optim, "Muon", Optimizer))
+
+
+def is_elementwise(kind: type[Optimizer]) -> bool:
+    """Whether optimizers of this class treat every weight by itself, whatever the shape it is stored in."""
+    return kind in _CLASSES.values() and kind not in _OF_MATRICES
+
 
 def optimizer_class(name: str) -> type[Optimizer]:
     """The class of ``torch.optim`` that ``name`` means, in any case (``"adam"``).

@@ -113,6 +113,19 @@ def sees_the_threads(outcome):
     equal(outcome.run.manifest()["environment"]["threads"], 2)
 
 
+def sees_sparse_layers(outcome):
+    plan = outcome.run.manifest()["plan"]["1"]
+    equal({name: entry["form"] for name, entry in plan.items()}, dict.fromkeys(kept(outcome), "sparse"))
+    values = outcome.steps[-1].optimizer.param_groups[0]["params"][0::2]
+    equal([value.numel() for value in values], [int(mask.sum()) for mask in outcome.level(1).masks().values()])
+
+
+def sees_masked_layers(outcome):
+    plan = outcome.run.manifest()["plan"]["1"]
+    equal({name: entry["form"] for name, entry in plan.items()}, dict.fromkeys(kept(outcome), "masked"))
+    equal(outcome.steps[-1].optimizer.param_groups[0]["params"][0].shape, (8, 64))
+
+
 def sees_one_threshold(outcome):
     found = kept(outcome)
     equal(found["classifier.fc2.weight"], 1.0)
@@ -189,6 +202,8 @@ ROWS = [
     Row("--weight_decay 0.25", sees_settings_of_the_optimizer(weight_decay=0.25)),
     Row("--milestones 2,4 -lr 1", sees_rates(1, 1, 0.1, 0.1, 0.01, 0.01)),
     Row("--warmup 4 -lr 1", sees_rates(0.25, 0.5, 0.75, 1, 1, 1)),
+    Row("--plan sparse", sees_sparse_layers),
+    Row("--plan masked", sees_masked_layers),
     Row("--precision bf16", lambda outcome: equal(outcome.configuration["precision"], "bf16")),
     Row("--preset openlth", sees_the_preset),
     Row("--data {data} mnist", sees_the_data_folder),
@@ -258,6 +273,7 @@ WRONG = {
     "weight_decay": ("a number >= 0", ("-0.1", "nan", "some", "")),
     "milestones": ("iterations", ITERATIONS),
     "warmup": ("a whole number >= 0", ("-1", *WHOLE_NUMBERS)),
+    "plan": ("auto, masked, sparse, or the folder of a run that holds a plan", ("dense", "", "no/such/run")),
     "precision": ("one of float32, tf32, bf16", ("float64", "half", "")),
     "batch_size": ("a whole number >= 1", ("0", "-1", *WHOLE_NUMBERS)),
     "optim": ("an optimizer of torch.optim", ("adm", "ada", "lbfgs", "")),
