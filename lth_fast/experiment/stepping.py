@@ -25,8 +25,7 @@ from lth_fast.train import (
 )
 from lth_fast.train.choice import device_refusal, graph_refusal, replay_refusal
 from lth_fast.train.graph_stepper import capture
-from lth_fast.train.optimizers import KEEP_ZEROS
-from lth_fast.train.stacking import criterion_refusal, stacking_refusal
+from lth_fast.train.stacking import criterion_refusal, optimizer_refusal, stacking_refusal
 
 
 def trainee(
@@ -77,8 +76,6 @@ def stacked_refusal(experiment: Experiment) -> str | None:
         return "the data does not all lie on the device"
     if any(loader.shuffle or loader.augment for loader in loaders[1:]):
         return "validation or test data come in a random order"
-    if experiment.optimizer.kind not in KEEP_ZEROS:
-        return f"{experiment.optimizer.kind.__name__} does not treat every weight by itself"
     if experiment.precision == "bf16":
         return "the precision is bf16"
     if experiment.prune_bias:
@@ -86,7 +83,11 @@ def stacked_refusal(experiment: Experiment) -> str | None:
     if experiment.keep_optimizer:
         return "the optimizer's state goes on from level to level"
     inputs, _ = experiment.loaders.train.gather(torch.zeros(2, dtype=torch.int64, device=experiment.device), None)
-    return criterion_refusal(experiment.criterion) or stacking_refusal(experiment.model, inputs)
+    return (
+        optimizer_refusal(experiment.optimizer.kind)
+        or criterion_refusal(experiment.criterion)
+        or stacking_refusal(experiment.model, inputs)
+    )
 
 
 def replicates_at_once(experiments: Sequence[Experiment]) -> ReplicateStepper:

@@ -80,6 +80,8 @@ def optimizer_refusal(optimizer: Optimizer) -> str | None:
     One that counts its steps in Python records without an error and then repeats the same step: only those that say
     that they can be captured are taken.
     """
-    if type(optimizer) is SGD or all("capturable" in group for group in optimizer.param_groups):
+    kind = type(optimizer)
+    counts_no_steps = issubclass(kind, SGD) and kind.__module__.partition(".")[0] in ("torch", "lth_fast")
+    if counts_no_steps or all("capturable" in group for group in optimizer.param_groups):
         return None
     return f"{type(optimizer).__name__} does not say that it is capturable"

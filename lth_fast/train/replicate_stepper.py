@@ -8,8 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lth_fast.train.batches import ResidentBatches
-from lth_fast.train.optimizers import KEEP_ZEROS
-from lth_fast.train.stacking import cross_entropy, stack
+from lth_fast.train.stacking import cross_entropy, optimizer_refusal, stack
 from lth_fast.train.static_batches import StaticBatches
 from lth_fast.train.static_stepper import Record, StaticStepper
 from lth_fast.train.stepper import Schedule
@@ -24,9 +23,8 @@ class ReplicateStepper(StaticStepper):
     Args:
         networks: On the training device, as :func:`~lth_fast.train.stacking.stacking_refusal` allows, under their
             masks.
-        make_optimizer: Makes the optimizer of the stacked network, one of the classes of
-            :data:`~lth_fast.train.optimizers.KEEP_ZEROS`: they treat every weight by itself, so that stacking changes
-            nothing, and leave pruned weights at zero.
+        make_optimizer: Makes the optimizer of the stacked network, of a class that
+            :func:`~lth_fast.train.stacking.optimizer_refusal` allows.
         batches: One for each network, of the same loader.
         iteration, schedule, precision, record: See :class:`StaticStepper`. Precision ``bf16`` is not to be had.
 
@@ -52,9 +50,9 @@ class ReplicateStepper(StaticStepper):
             raise ValueError("precision: expected float32 or tf32, got 'bf16'")
         stacked = stack(networks)
         optimizer = make_optimizer(stacked)
-        if type(optimizer) not in KEEP_ZEROS:
-            known = ", ".join(kind.__name__ for kind in KEEP_ZEROS)
-            raise ValueError(f"make_optimizer: expected one of {known}, got {type(optimizer).__name__}")
+        reason = optimizer_refusal(type(optimizer))
+        if reason is not None:
+            raise ValueError(f"make_optimizer: {reason}")
         super().__init__(
             stacked,
             optimizer,

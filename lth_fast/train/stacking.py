@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from lth_fast.nn import MaskedLinear
 from lth_fast.ops import masked_apply_, pack_mask
 from lth_fast.train.evaluate import Evaluation
+from lth_fast.train.optimizers import KEEP_ZEROS
 
 # Layers that treat examples one by one, so that they take [replicates, batch, ...] as it is.
 _POINTWISE = (nn.ReLU, nn.Identity, nn.CrossEntropyLoss)
@@ -137,6 +139,18 @@ def criterion_refusal(criterion: Callable[..., Tensor]) -> str | None:
     if type(criterion) is not nn.CrossEntropyLoss or repr(vars(criterion)) != repr(vars(nn.CrossEntropyLoss())):
         return "the loss is not plain cross-entropy"
     return None
+
+
+def optimizer_refusal(kind: type[Optimizer]) -> str | None:
+    """Why optimizers of class ``kind`` cannot step a stacked network, or ``None``.
+
+    They must treat every weight by itself, so that stacking changes nothing, and leave weights at zero whose gradient
+    has always been zero.
+    """
+    own = issubclass(kind, KEEP_ZEROS) and kind.__module__.partition(".")[0] == "lth_fast"
+    if kind in KEEP_ZEROS or own:
+        return None
+    return f"{kind.__name__} does not treat every weight by itself"
 
 
 def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -117,11 +117,12 @@ class StaticStepper:
         (losses.sum() if losses.dim() else losses).backward()
         self.optimizer.step()
         for layer in self._layers:
-            # A replay leaves no trace in version counters, so the layers cannot see by themselves that it wrote.
+            # Now, inside the recording: a replay leaves no trace in version counters, by which the layers would see in
+            # the next forward that something wrote.
             if self._trusted:
                 layer.trust_weight()
             else:
-                layer.apply_mask()
+                layer.masked_weight()
         self._losses.index_copy_(0, self._logged, losses.detach().float().unsqueeze(0))
         self._logged += 1
 
