@@ -16,7 +16,16 @@ from lth_fast.nn.calibration import Work, measured_times
 from lth_fast.nn.distributed import broadcast_masks, from_first
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.masked_parameter import masked_parameter
-from lth_fast.nn.model import SPARSE, TWINS, make_masked, make_sparse, restore, set_masks, sparse_layers
+from lth_fast.nn.model import (
+    SPARSE,
+    TWINS,
+    keep_masks_out_of_ddp,
+    make_masked,
+    make_sparse,
+    restore,
+    set_masks,
+    sparse_layers,
+)
 
 _CHOICES = "_choices"
 
@@ -111,6 +120,7 @@ def convert(
             make_sparse(layer)
         elif isinstance(layer, MaskedLayer) and choice.form == "dense":
             restore(layer)
+    keep_masks_out_of_ddp(model)
     model.__dict__[_CHOICES] = decided
     return model
 

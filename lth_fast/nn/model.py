@@ -123,6 +123,7 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
             mask_layer(module, mask, TWINS[type(module)])
         else:
             mask_parameter(module, attribute, mask)
+    keep_masks_out_of_ddp(model)
     return model
 
 
@@ -140,7 +141,22 @@ def restore(model: nn.Module) -> nn.Module:
     for layer in list(masked_layers(model).values()):
         unmask_layer(layer)
     model.__dict__.pop("_choices", None)
+    keep_masks_out_of_ddp(model)
     return model
+
+
+def keep_masks_out_of_ddp(model: nn.Module) -> None:
+    """Tell ``DistributedDataParallel``, if it should wrap ``model``, not to broadcast masks and patterns every step."""
+    ours = (MaskedLayer, MaskedParameter, SparseLinear)
+    names = {
+        _join(name, buffer)
+        for name, module in model.named_modules()
+        if isinstance(module, ours)
+        for buffer in module._non_persistent_buffers_set
+    }
+    users = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ())) - getattr(model, "_ddp_masks", set())
+    model._ddp_masks = names  # type: ignore[assignment]
+    model._ddp_params_and_buffers_to_ignore = sorted(users | names)  # type: ignore[assignment]
 
 
 def make_sparse(layer: MaskedLayer) -> None:

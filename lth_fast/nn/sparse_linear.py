@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lth_fast.nn.dynamic_sizes import compile_for_any_number_of_survivors
 from lth_fast.nn.masked_linear import MaskedLinear
 from lth_fast.ops import SparsePattern, sparse_linear, sparse_pattern
 from lth_fast.ops.sparse_linear import to_dense
@@ -86,6 +87,7 @@ class SparseLinear(nn.Module):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.values = nn.Parameter(weight.detach()[mask], requires_grad=weight.requires_grad)
         self.register_parameter("bias", layer.bias)
+        compile_for_any_number_of_survivors()
         for name, part in sparse_pattern(mask)._asdict().items():
             self.register_buffer(name, part, persistent=False)
 
