@@ -169,6 +169,7 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     context->saved_data["padding"] = convolution.padding;
     context->saved_data["dilation"] = convolution.dilation;
     context->saved_data["groups"] = convolution.groups;
+    context->saved_data["bias"] = bias.has_value();
     at::AutoDispatchBelowADInplaceOrView guard;
     return sparse_conv2d(input, values, bias, pattern, convolution);
   }
@@ -196,7 +197,7 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     } else if (values_wanted) {
       grad_values = sparse_conv2d_values_grad(grad_output, input, pattern, convolution);
     }
-    if (context->needs_input_grad(2)) grad_bias = grad_output.sum({0, 2, 3});
+    if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) grad_bias = grad_output.sum({0, 2, 3});
     return {grad_input, grad_values, grad_bias, at::Tensor(), at::Tensor()};
   }
 

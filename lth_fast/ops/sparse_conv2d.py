@@ -118,9 +118,20 @@ def _input_grad(
     by_input = values.new_zeros(shape).flatten(1)
     by_input[channel, output_taps.long()] = values[permutation.long()]
     weight = by_input.view(shape).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return torch.nn.grad.conv2d_input(
-        list(input_size), weight, grad_output, tuple(stride), tuple(padding), tuple(dilation), groups
-    ).contiguous()
+    gradients = torch.ops.aten.convolution_backward(
+        grad_output,
+        grad_output.new_empty(tuple(input_size)),
+        weight,
+        None,
+        stride,
+        padding,
+        dilation,
+        False,
+        (0, 0),
+        groups,
+        (True, False, False),
+    )
+    return gradients[0].contiguous()
 
 
 def _values_grad(
@@ -137,10 +148,20 @@ def _values_grad(
     lengths = output_starts.diff().long()
     channel = torch.arange(lengths.numel(), device=lengths.device).repeat_interleave(lengths)
     shape = (lengths.numel(), input.shape[1] // groups, *kernel_size)
-    dense = torch.nn.grad.conv2d_weight(
-        input, shape, grad_output, tuple(stride), tuple(padding), tuple(dilation), groups
+    gradients = torch.ops.aten.convolution_backward(
+        grad_output,
+        input,
+        input.new_empty(shape),
+        None,
+        stride,
+        padding,
+        dilation,
+        False,
+        (0, 0),
+        groups,
+        (False, True, False),
     )
-    return dense.flatten(1)[channel, input_taps.long()]
+    return gradients[1].flatten(1)[channel, input_taps.long()]
 
 
 def _backward(
@@ -208,7 +229,5 @@ def _(grad_output: Tensor, input: Tensor, output_starts: Tensor, input_taps: Ten
 
 
 @torch.library.register_fake("lth_fast::sparse_conv2d_backward")
-def _(
-    grad_output: Tensor, input: Tensor, values: Tensor, *pattern_and_geometry: object
-) -> tuple[Tensor, Tensor]:
+def _(grad_output: Tensor, input: Tensor, values: Tensor, *pattern_and_geometry: object) -> tuple[Tensor, Tensor]:
     return input.new_empty(input.shape), values.new_empty(values.shape)

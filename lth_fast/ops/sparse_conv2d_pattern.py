@@ -89,6 +89,5 @@ serve_cuda("sparse_conv2d_pattern", reference)
 @torch.library.register_fake("lth_fast::sparse_conv2d_pattern")
 def _(mask: Tensor, groups: int) -> SparseConv2dPattern:
     survivors = torch.library.get_ctx().new_dynamic_size()  # known when the values are
-    outputs, inputs = mask.shape[0], mask.shape[1] * groups
-    sizes = SparseConv2dPattern(outputs + 1, survivors, inputs + 1, survivors, survivors)  # type: ignore[arg-type]
+    sizes = (mask.shape[0] + 1, survivors, mask.shape[1] * groups + 1, survivors, survivors)
     return SparseConv2dPattern(*(mask.new_empty((size,), dtype=torch.int32) for size in sizes))
