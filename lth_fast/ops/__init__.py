@@ -9,11 +9,14 @@ from lth_fast.ops.mask_packing import pack_mask, unpack_mask
 from lth_fast.ops.masked_apply import masked_apply, masked_apply_
 from lth_fast.ops.masked_conv2d import masked_conv2d
 from lth_fast.ops.masked_linear import masked_linear
+from lth_fast.ops.sparse_conv2d import sparse_conv2d
+from lth_fast.ops.sparse_conv2d_pattern import SparseConv2dPattern, sparse_conv2d_pattern
 from lth_fast.ops.sparse_linear import sparse_linear
 from lth_fast.ops.sparse_pattern import SparsePattern, sparse_pattern
 
 __all__ = [
     "MagnitudeThreshold",
+    "SparseConv2dPattern",
     "SparsePattern",
     "magnitude_threshold",
     "masked_apply",
@@ -22,6 +25,8 @@ __all__ = [
     "masked_linear",
     "pack_mask",
     "prune_by_magnitude",
+    "sparse_conv2d",
+    "sparse_conv2d_pattern",
     "sparse_linear",
     "sparse_pattern",
     "unpack_mask",

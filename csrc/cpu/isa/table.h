@@ -47,6 +47,47 @@ struct SparseLinearKernels {
                          const Element* input, Element* grad_values, size_t lanes);
 };
 
+// sparse_conv2d: the survivors of every output channel, by panels of source channels. Row r has the survivors starts[i]
+// to starts[i + 1] in panel p, where i = p * rows + r; `offsets` lead from a pixel of the output to the source's pixel
+// that the survivor multiplies, in elements.
+struct TapRows {
+  const int32_t* starts;
+  size_t panels;
+  size_t rows;
+  const int32_t* offsets;
+};
+
+// The pixels to work on and the order to visit them in, block after block. Strides are in elements.
+struct TapRegion {
+  size_t height, width;
+  size_t block_height, block_width;
+  size_t lanes;
+  size_t source_row;
+  size_t output_row, output_channel;
+};
+
+// sparse_conv2d: a tile holds up to `lanes` samples, innermost, with zeros behind them.
+template <typename Element>
+struct SparseConv2dKernels {
+  size_t vector_lanes;   // `lanes` is a multiple of it
+  size_t piece_vectors;  // the most vectors of a block of the product, whose height is 1
+
+  // Planes of one channel of `samples` samples, `stride` elements apart, into a tile: pixel i goes to places[i]; and
+  // back.
+  void (*to_tile)(const Element* input, size_t stride, size_t samples, size_t pixels, const int32_t* places,
+                  Element* tile, size_t lanes);
+  void (*from_tile)(const Element* tile, const int32_t* places, size_t pixels, Element* output, size_t stride,
+                    size_t samples);
+
+  // Channels first to last of: output = sum of value * shifted source over the survivors + bias (0 where null).
+  void (*product)(const TapRows& rows, const Element* values, const Element* bias, size_t first, size_t last,
+                  const Element* source, Element* output, const TapRegion& region);
+
+  // Channels first to last of: grad_values += dot product of grad_output and the shifted source, per survivor.
+  void (*values_grad)(const TapRows& rows, size_t first, size_t last, const Element* grad_output, const Element* source,
+                      Element* grad_values, const TapRegion& region);
+};
+
 // magnitude_threshold: a key is the bit pattern of a magnitude, as a signed integer of the weight's size.
 template <typename Key>
 struct MagnitudeWindow {
@@ -89,6 +130,8 @@ struct KernelTable {
 
   SparseLinearKernels<float> sparse_linear_32;
   SparseLinearKernels<double> sparse_linear_64;
+  SparseConv2dKernels<float> sparse_conv2d_32;
+  SparseConv2dKernels<double> sparse_conv2d_64;
   // magnitude_threshold, for elements of 2, 4 and 8 bytes.
   MagnitudeKernels<int16_t> magnitudes_16;
   MagnitudeKernels<int32_t> magnitudes_32;
@@ -102,4 +145,5 @@ struct KernelTable {
   X(mask_packing)                   \
   X(masked_apply)                   \
   X(magnitude_threshold)            \
-  X(sparse_linear)
+  X(sparse_linear)                  \
+  X(sparse_conv2d)
