@@ -27,8 +27,6 @@ inline void check_like_parameters(const char* function, at::TensorList tensors, 
               parameters.size(), "), got ", tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     const at::Tensor &tensor = tensors[i], &parameter = parameters[i];
-    TORCH_CHECK(tensor.layout() == at::kStrided, function, ": ", name, "[", i, "] must be dense, got layout ",
-                tensor.layout());
     TORCH_CHECK(tensor.sizes() == parameter.sizes() && tensor.scalar_type() == parameter.scalar_type() &&
                     tensor.device() == parameter.device(),
                 function, ": ", name, "[", i, "] must have shape, dtype and device of parameters[", i, "] (",

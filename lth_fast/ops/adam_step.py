@@ -50,7 +50,7 @@ def adam_step_(
         beta1: Decay rate of the first moments, 0 to 1 (excluded).
         beta2: Decay rate of the second moments, likewise.
         eps: Added to the root of the second moment.
-        weight_decay: Share of the weight that is added to its gradient or, decoupled, taken off the weight times ``lr``.
+        weight_decay: Share of the weight that is added to its gradient or, decoupled, taken off it times ``lr``.
         decoupled_weight_decay: AdamW's.
         maximize: Go up the gradient instead of down.
 
@@ -96,7 +96,7 @@ def reference(
     maximize: bool,
 ) -> None:
     """Definition of :func:`adam_step_`."""
-    rate = lr if lr_tensor is None else lr_tensor
+    rate = lr if lr_tensor is None else lr_tensor.double().reshape(())
     for i, parameter in enumerate(parameters):
         working = torch.promote_types(parameter.dtype, torch.float32)
         weight, first, second = (t.to(working) for t in (parameter, exp_avgs[i], exp_avg_sqs[i]))
@@ -105,14 +105,14 @@ def reference(
             weight = weight * (1 - rate * weight_decay)
         else:
             gradient = gradient + weight_decay * weight
-        steps[i].add_(1)
+        step = steps[i].add_(1).double().reshape(())
         first = first.lerp(gradient, 1 - beta1)
         second = beta2 * second + (1 - beta2) * gradient * gradient
         variance = second
         if max_exp_avg_sqs:
             variance = torch.maximum(max_exp_avg_sqs[i].to(working), second)
-        root = (variance / (1 - beta2 ** steps[i])).sqrt()
-        weight = weight - rate / (1 - beta1 ** steps[i]) * first / (root + eps)
+        root = (variance / (1 - beta2**step)).sqrt()
+        weight = weight - rate / (1 - beta1**step) * first / (root + eps)
         results = [(parameter, weight), (exp_avgs[i], first), (exp_avg_sqs[i], second)]
         if max_exp_avg_sqs:
             results.append((max_exp_avg_sqs[i], variance))

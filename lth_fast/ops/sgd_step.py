@@ -83,7 +83,7 @@ def reference(
     first_step: bool,
 ) -> None:
     """Definition of :func:`sgd_step_`."""
-    rate = lr if lr_tensor is None else lr_tensor
+    rate = lr if lr_tensor is None else lr_tensor.double().reshape(())
     for i, parameter in enumerate(parameters):
         working = torch.promote_types(parameter.dtype, torch.float32)
         weight = parameter.to(working)
