@@ -25,12 +25,20 @@ class FusedOptimizer(Optimizer):
     _step_supports_amp_scaling = property(lambda self: False, lambda self, value: None)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self._refuse_differentiable({**self.defaults, **param_group})
         super().add_param_group(param_group)
-        _refuse_differentiable(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        for group in state["param_groups"]:
+            self._refuse_differentiable(group)
         super().__setstate__(state)
-        _refuse_differentiable(self)
+
+    def _refuse_differentiable(self, group: dict[str, Any]) -> None:
+        if group.get("differentiable"):
+            name = type(self).__name__
+            raise RuntimeError(
+                f"{name}: differentiable must be False, the step has no derivative; use torch.optim.{name}"
+            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -55,12 +63,6 @@ class FusedOptimizer(Optimizer):
 
     def _step_group(self, group: dict[str, Any]) -> None:
         raise NotImplementedError
-
-
-def _refuse_differentiable(optimizer: Optimizer) -> None:
-    if any(group.get("differentiable") for group in optimizer.param_groups):
-        name = type(optimizer).__name__
-        raise RuntimeError(f"{name}: differentiable must be False, the step has no derivative; use torch.optim.{name}")
 
 
 def learning_rate(rate: float | Tensor) -> dict[str, Any]:
