@@ -69,6 +69,7 @@ def build_experiment(config: Config, replicate: int = 0, ticket: Run | None = No
         optimizer=OptimizerRecipe.named(
             config.optim,
             config.learn_rate,
+            device,
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,

@@ -117,6 +117,50 @@ struct MagnitudeKernels {
   size_t (*prune)(const Key* weights, const uint8_t* mask, size_t count, Key threshold, uint8_t* new_mask);
 };
 
+// adam_step: the numbers that one step of one parameter needs, each worked out in float64.
+template <typename Element>
+struct AdamFactors {
+  Element gradient_sign;       // -1 to maximize
+  Element weight_decay;        // share of the weight added to its gradient
+  Element kept;                // share of the weight that decoupled weight decay leaves
+  Element gradient_share;      // of the first moment: 1 - beta1
+  Element beta2;               // kept share of the second moment
+  Element square_share;        // of the second moment: 1 - beta2
+  Element root_of_correction;  // of the second moment's bias: sqrt(1 - beta2^step)
+  Element epsilon;
+  Element step_size;  // lr / (1 - beta1^step)
+};
+
+// The weights of one parameter and what belongs to them, element by element.
+template <typename Element>
+struct AdamTensors {
+  Element* parameter;
+  const Element* gradient;
+  Element* exp_avg;
+  Element* exp_avg_sq;
+  Element* max_exp_avg_sq;  // null without AMSGrad
+  const uint8_t* mask;      // bits; null: every weight survives
+};
+
+// sgd_step.
+template <typename Element>
+struct SgdFactors {
+  Element gradient_sign;   // -1 to maximize
+  Element weight_decay;    // share of the weight added to its gradient
+  Element momentum;        // kept share of the momentum
+  Element gradient_share;  // of the momentum: 1 - dampening
+  Element step_size;
+  bool nesterov;
+};
+
+template <typename Element>
+struct SgdTensors {
+  Element* parameter;
+  const Element* gradient;
+  Element* momentum;    // null without
+  const uint8_t* mask;  // bits; null: every weight survives
+};
+
 struct KernelTable {
   // mask_packing: `mask` holds a bool per byte, any value but 0 is true; weight i is bit i % 8 of byte i / 8 of `bits`.
   // Bits behind `count` in the last byte are written as 0.
@@ -136,6 +180,14 @@ struct KernelTable {
   MagnitudeKernels<int16_t> magnitudes_16;
   MagnitudeKernels<int32_t> magnitudes_32;
   MagnitudeKernels<int64_t> magnitudes_64;
+
+  // adam_step and sgd_step: one step of the weights first to first + count; `first` is a multiple of 8.
+  void (*adam_step_32)(const AdamTensors<float>& tensors, const AdamFactors<float>& factors, size_t first,
+                       size_t count);
+  void (*adam_step_64)(const AdamTensors<double>& tensors, const AdamFactors<double>& factors, size_t first,
+                       size_t count);
+  void (*sgd_step_32)(const SgdTensors<float>& tensors, const SgdFactors<float>& factors, size_t first, size_t count);
+  void (*sgd_step_64)(const SgdTensors<double>& tensors, const SgdFactors<double>& factors, size_t first, size_t count);
 };
 
 }  // namespace lth_fast
@@ -146,4 +198,6 @@ struct KernelTable {
   X(masked_apply)                   \
   X(magnitude_threshold)            \
   X(sparse_linear)                  \
-  X(sparse_conv2d)
+  X(sparse_conv2d)                  \
+  X(adam_step)                      \
+  X(sgd_step)
