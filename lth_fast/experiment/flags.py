@@ -206,8 +206,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("scope", "layerwise, or global: one threshold over all weights, the output layer left whole", one_of(*SCOPES)),
     Flag(
         "score",
-        "what the weights are ranked by, the lowest go: magnitude, random, magnitude_increase (since the first "
-        "iteration), snip, grasp (both on one batch of training data) or synflow",
+        f"what the weights are ranked by, the lowest go: {', '.join(SCORES)}",
         one_of(*SCORES),
     ),
     Flag(

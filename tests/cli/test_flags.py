@@ -14,6 +14,7 @@ from lth_fast import __version__, data
 from lth_fast.cli import main, parser
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.flags import FLAGS
+from lth_fast.prune import DISTRIBUTIONS, SCORES
 from lth_fast.record import Level, open_run
 
 BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "1", "--seed", "1")
@@ -267,10 +268,10 @@ WRONG = {
     "fc_rate": ("a number >= 0 and <= 0.99", ("-0.1", "1", "20%", "nan", "")),
     "scope": ("one of layerwise, global", ("both", "")),
     "score": (
-        "one of magnitude, random, magnitude_increase, snip, grasp, synflow",
+        f"one of {', '.join(SCORES)}",
         ("l1", "magnitudes", "s", "none", ""),
     ),
-    "distribution": ("one of uniform, erk", ("er-k", "global", "")),
+    "distribution": (f"one of {', '.join(DISTRIBUTIONS)}", ("er-k", "global", "")),
     "whole": ("some of output, shortcuts", ("input", "", "output,")),
     "branch": ("one of ticket, reinit, random_mask", ("r", "lottery", "")),
     "init": (
