@@ -29,7 +29,9 @@ def test_a_step_is_ten_times_as_fast_as_stock_eager_pruning(benchmark, device, d
     train = splits.train.to(device)
     setting = Setting.at(density)
     model = setting.ours().to(device)
-    ours = GraphStepper(model, OptimizerRecipe.named("adam", RATE).build(model), nn.CrossEntropyLoss(), in_order(train))
+    ours = GraphStepper(
+        model, OptimizerRecipe.named("adam", RATE, device).build(model), nn.CrossEntropyLoss(), in_order(train)
+    )
     other = (setting.stock() if rival == "stock pruning" else setting._copy()).to(device)
     theirs = EagerStepper(other, default_adam(other), nn.CrossEntropyLoss(), in_order(train))
     ours.advance(STEPS)  # recorded before the clock runs
@@ -58,7 +60,7 @@ def replicates(device: torch.device, density: float) -> list[nn.Module]:
 def at_once(device: torch.device, train, density: float) -> ReplicateStepper:
     stepper = ReplicateStepper(
         replicates(device, density),
-        OptimizerRecipe.named("adam", RATE).build,
+        OptimizerRecipe.named("adam", RATE, device).build,
         [in_order(train, replicate) for replicate in range(REPLICATES)],
         record=capture,
     )

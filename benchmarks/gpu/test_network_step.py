@@ -56,10 +56,10 @@ def network() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return model, masks
 
 
-def recipe() -> OptimizerRecipe:
+def recipe(device: torch.device) -> OptimizerRecipe:
     config = Config.resolve("resnet20", "cifar10", {})
     settings = {"momentum": config.momentum, "weight_decay": config.weight_decay}
-    return OptimizerRecipe.named(config.optim, config.learn_rate, **settings)
+    return OptimizerRecipe.named(config.optim, config.learn_rate, device, **settings)
 
 
 def our_stepper(train: data.ResidentLoader, device: torch.device, masked: bool = True) -> GraphStepper:
@@ -67,7 +67,7 @@ def our_stepper(train: data.ResidentLoader, device: torch.device, masked: bool =
     model = model.to(device).to(memory_format=torch.channels_last)
     if masked:
         set_masks(model, masks)
-    stepper = GraphStepper(model, recipe().build(model), nn.CrossEntropyLoss(), in_order(train))
+    stepper = GraphStepper(model, recipe(device).build(model), nn.CrossEntropyLoss(), in_order(train))
     stepper.advance(STEPS)
     return stepper
 
@@ -77,7 +77,7 @@ def stock_network(device: torch.device) -> tuple[nn.Module, torch.optim.Optimize
     for name, mask in masks.items():
         stock.custom_from_mask(model.get_submodule(name.removesuffix(".weight")), "weight", mask)
     model = model.to(device)
-    settings = {key: value for key, value in recipe().settings.items() if key != "fused"}
+    settings = {key: value for key, value in recipe(device).settings.items() if key != "fused"}
     return model, torch.optim.SGD(model.parameters(), **settings)
 
 
@@ -119,7 +119,7 @@ def test_a_masked_step_beside_the_dense_network_in_the_same_graph(benchmark, dev
     dense = our_stepper(train, device, masked=False)
     if not channels_last:
         model = copy.deepcopy(dense.model).to(memory_format=torch.contiguous_format)
-        dense = GraphStepper(model, recipe().build(model), nn.CrossEntropyLoss(), in_order(train))
+        dense = GraphStepper(model, recipe(device).build(model), nn.CrossEntropyLoss(), in_order(train))
         dense.advance(STEPS)
     result = alternate(
         benchmark, finished(lambda: ours.advance(STEPS)), finished(lambda: dense.advance(STEPS)), rounds=9

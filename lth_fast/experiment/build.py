@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from lth_fast import data, models
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.experiment import Experiment, Loaders
-from lth_fast.experiment.pruning import pruning_function
+from lth_fast.experiment.pruning import Evidence, pruning_function
 from lth_fast.record import Run
-from lth_fast.train import OptimizerRecipe, Seeds
+from lth_fast.train import OptimizerRecipe, ResidentBatches, Seeds
 from lth_fast.train.schedule import StepSchedule
 
 
@@ -60,19 +62,41 @@ def build_experiment(config: Config, ticket: Run | None = None) -> Experiment:
         )
 
     model = draw(seeds.stream("init"))
+    loaders = Loaders(*(split if split is None else split.to(device) for split in splits))
+    criterion = torch.nn.CrossEntropyLoss()
+
+    def prune_net_of(initial: nn.Module) -> Callable[[nn.Module], nn.Module]:
+        evidence = Evidence(
+            initial=dict(initial.named_parameters()),
+            criterion=criterion,
+            batch=lambda seed: ResidentBatches(loaders.train, lambda epoch: seed, lambda epoch: seed).next(),
+        )
+        return pruning_function(
+            config.scope,
+            config.prune_rate,
+            config.fc_rate,
+            config.whole,
+            config.prune_bias,
+            config.score,
+            config.distribution,
+            evidence,
+        )
+
     scheduled = bool(config.warmup or config.milestones)
     return Experiment(
         model=model,
-        loaders=Loaders(*(split if split is None else split.to(device) for split in splits)),
-        criterion=torch.nn.CrossEntropyLoss(),
+        loaders=loaders,
+        criterion=criterion,
         optimizer=OptimizerRecipe.named(
             config.optim,
             config.learn_rate,
+            device,
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
         ),
-        prune_net=pruning_function(config.scope, config.prune_rate, config.fc_rate, config.whole, config.prune_bias),
+        prune_net=prune_net_of(model),
+        prune_net_of=prune_net_of,
         iterations=config.iter,
         rounds=config.rounds,
         rewind=config.rewind,

@@ -53,6 +53,8 @@ class Experiment:
         plan: Which form the layers get where the run's manifest does not say it: a rule of
             :mod:`lth_fast.experiment.forms`.
         redraw: New initial weights, a state dict, from a seed; needed for several replicates and by ``reinit``.
+        prune_net_of: Makes ``prune_net`` for a replicate from its model at its initial weights, with which scores may
+            compare; ``None``: ``prune_net`` is every replicate's.
         stepper: Name of the stepper that trains; see :func:`lth_fast.train.choose_stepper`.
     """
 
@@ -79,6 +81,7 @@ class Experiment:
     ticket: Run | None = None
     plan: str = "auto"
     redraw: Callable[[int], Mapping[str, Tensor]] | None = None
+    prune_net_of: Callable[[nn.Module], Callable[[nn.Module], nn.Module | None]] | None = None
     stepper: str = EagerStepper.name
 
     def of_replicate(self, number: int) -> Experiment:
@@ -91,7 +94,8 @@ class Experiment:
         assert self.redraw is not None
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.redraw(self.seeds.stream("init", number)))
-        return dataclasses.replace(self, model=model, replicate=number)
+        prune_net = self.prune_net if self.prune_net_of is None else self.prune_net_of(model)
+        return dataclasses.replace(self, model=model, prune_net=prune_net, replicate=number)
 
     def batches(self, level: int) -> Batches:
         """The training batches of ``level``, in the order its seed gives."""

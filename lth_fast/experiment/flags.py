@@ -11,7 +11,8 @@ from lth_fast._names import match_name
 from lth_fast.experiment.branch import BRANCHES
 from lth_fast.experiment.forms import plan_source
 from lth_fast.experiment.presets import presets
-from lth_fast.experiment.pruning import ROLES, SCOPES
+from lth_fast.experiment.pruning import ROLES
+from lth_fast.prune import DISTRIBUTIONS, SCOPES, SCORES
 from lth_fast.train.optimizers import optimizer_class
 from lth_fast.train.precision import PRECISIONS
 
@@ -205,6 +206,17 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag("fc_rate", "the same for Linear layers, instead of --prune_rate", number(0, 0.99), ("-fc",)),
     Flag("scope", "layerwise, or global: one threshold over all weights, the output layer left whole", one_of(*SCOPES)),
+    Flag(
+        "score",
+        f"what the weights are ranked by, the lowest go: {', '.join(SCORES)}",
+        one_of(*SCORES),
+    ),
+    Flag(
+        "distribution",
+        "layer-wise: uniform, or erk: denser the fewer weights a layer has per unit (RigL); --prune_rate is then the "
+        "share pruned of all weights together",
+        one_of(*DISTRIBUTIONS),
+    ),
     Flag("prune_global", "the same as --scope global", stands_for=("scope", "global")),
     Flag("whole", "layers that are not pruned: output, shortcuts, both with a comma, or none", several_of(*ROLES)),
     Flag("prune_bias", "prune the biases of the pruned layers too (the reference project did)"),

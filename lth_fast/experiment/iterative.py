@@ -177,7 +177,7 @@ def iterative_pruning(
         model=plain,
         loaders=loaders,
         criterion=_criterion(model, criterion, device),
-        optimizer=_recipe(model, optim, learn_rate),
+        optimizer=_recipe(model, optim, learn_rate, device),
         prune_net=prune_net,
         iterations=options["iter"],
         rounds=options["rounds"],
@@ -254,7 +254,9 @@ def _criterion(
     return copy.deepcopy(chosen).to(device) if isinstance(chosen, nn.Module) else chosen
 
 
-def _recipe(model: nn.Module, optim: Optimizer | str | None, learn_rate: float | None) -> OptimizerRecipe:
+def _recipe(
+    model: nn.Module, optim: Optimizer | str | None, learn_rate: float | None, device: torch.device
+) -> OptimizerRecipe:
     chosen = getattr(model, "optim", None) if optim is None else optim
     if isinstance(chosen, Optimizer):
         if learn_rate is not None:
@@ -262,7 +264,7 @@ def _recipe(model: nn.Module, optim: Optimizer | str | None, learn_rate: float |
         return OptimizerRecipe.from_optimizer(chosen, model)
     if isinstance(chosen, str):
         rate = None if learn_rate is None else BY_NAME["learn_rate"].read(learn_rate, "learn_rate")
-        return OptimizerRecipe.named(BY_NAME["optim"].read(chosen, "optim"), rate)
+        return OptimizerRecipe.named(BY_NAME["optim"].read(chosen, "optim"), rate, device)
     raise ValueError(
         f"optim: expected a torch optimizer or the name of one, here or as model.optim, got {type(chosen).__name__}"
     )

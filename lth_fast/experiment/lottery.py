@@ -45,7 +45,7 @@ def _run_at_once(experiment: Experiment, run: Run, monitor: Monitor) -> None:
     """Train every level of all replicates together. A replicate that completed a level stays out of it."""
     experiments = [experiment.of_replicate(number) for number in range(experiment.replicates)]
     records = [run.replicate(number) for number in range(experiment.replicates)]
-    prune = PruneStep(experiment.prune_net)
+    prunes = [PruneStep(own.prune_net) for own in experiments]
     for own, record in zip(experiments, records, strict=True):
         if record.initial() is None:
             record.save_initial(own.model.state_dict())
@@ -54,7 +54,7 @@ def _run_at_once(experiment: Experiment, run: Run, monitor: Monitor) -> None:
         for index in open_ones:
             level = records[index].level(number)
             if level.masks() is None:
-                level.save_masks(_masks_of(experiments[index], records[index], number, prune))
+                level.save_masks(_masks_of(experiments[index], records[index], number, prunes[index]))
         if open_ones:
             train_together([experiments[i] for i in open_ones], [records[i] for i in open_ones], number, monitor)
         first = records[0].level(number)

@@ -10,6 +10,8 @@ from lth_fast.nn.masked_conv2d import MaskedConv2d
 from lth_fast.nn.masked_linear import MaskedLinear
 from lth_fast.nn.masked_parameter import MaskedParameter
 from lth_fast.nn.model import dense_state, masked_layers, masks, restore, set_masks, sparse_layers
+from lth_fast.nn.sparse import SparseLayer
+from lth_fast.nn.sparse_conv2d import SparseConv2d
 from lth_fast.nn.sparse_linear import SparseLinear
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "MaskedLayer",
     "MaskedLinear",
     "MaskedParameter",
+    "SparseConv2d",
+    "SparseLayer",
     "SparseLinear",
     "broadcast_masks",
     "choices",

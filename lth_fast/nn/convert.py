@@ -16,7 +16,16 @@ from lth_fast.nn.calibration import Work, measured_times
 from lth_fast.nn.distributed import broadcast_masks, from_first
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.masked_parameter import masked_parameter
-from lth_fast.nn.model import SPARSE, TWINS, make_masked, make_sparse, restore, set_masks, sparse_layers
+from lth_fast.nn.model import (
+    SPARSE,
+    TWINS,
+    keep_masks_out_of_ddp,
+    make_masked,
+    make_sparse,
+    restore,
+    set_masks,
+    sparse_layers,
+)
 
 _CHOICES = "_choices"
 
@@ -60,7 +69,8 @@ def convert(
     """Give every masked layer of ``model`` the form that is fastest on this machine, in place.
 
     A *dense* layer is plain, with zeros where its mask prunes. A *masked* layer (:class:`~lth_fast.nn.MaskedLinear`)
-    computes densely and keeps its mask. A *sparse* layer (:class:`~lth_fast.nn.SparseLinear`) holds and computes its
+    computes densely and keeps its mask. A *sparse* layer (:class:`~lth_fast.nn.SparseLinear`,
+    :class:`~lth_fast.nn.SparseConv2d`) holds and computes its
     survivors only; its Parameter is the one-dimensional ``values`` instead of ``weight``, so make the optimizer
     afterwards. ``state_dict`` has the plain model's keys and shapes in every form.
 
@@ -111,6 +121,7 @@ def convert(
             make_sparse(layer)
         elif isinstance(layer, MaskedLayer) and choice.form == "dense":
             restore(layer)
+    keep_masks_out_of_ddp(model)
     model.__dict__[_CHOICES] = decided
     return model
 
@@ -211,7 +222,7 @@ def _choose(name: str, layer: nn.Module, asked: str, observed: _Observed) -> Cho
 
 def _both_forms(plain: nn.Module, mask: Tensor) -> tuple[nn.Module, nn.Module]:
     masked = TWINS[type(plain)].from_dense(plain, mask)
-    return masked, SPARSE[type(plain)].from_dense(plain, mask)  # type: ignore[arg-type]
+    return masked, SPARSE[type(plain)].from_dense(plain, mask)
 
 
 def _choice_without_mask(layer: nn.Module) -> Choice:
@@ -227,9 +238,7 @@ def _obstacle(layer: MaskedLayer) -> str | None:
     """Why this masked layer cannot be sparse."""
     if layer.weight.dtype not in (torch.float32, torch.float64):
         return f"sparse layers compute in float32 or float64, this one has {layer.weight.dtype}"
-    if layer.plain_class not in SPARSE:
-        return f"there is no sparse {layer.plain_class.__name__}"
-    return SPARSE[layer.plain_class].obstacle(layer)
+    return None
 
 
 def _observe(model: nn.Module, layers: Mapping[str, nn.Module], example_input: Any) -> _Observed:

@@ -14,11 +14,12 @@ from lth_fast.nn.masked import MaskedLayer, check_mask, mask_layer, unmask_layer
 from lth_fast.nn.masked_conv2d import MaskedConv2d
 from lth_fast.nn.masked_linear import MaskedLinear
 from lth_fast.nn.masked_parameter import MaskedParameter, mask_parameter, masked_parameter, unmask_parameter
+from lth_fast.nn.sparse import SparseLayer
+from lth_fast.nn.sparse_conv2d import SparseConv2d
 from lth_fast.nn.sparse_linear import SparseLinear
-from lth_fast.ops import SparsePattern
 
 TWINS: dict[type[nn.Module], type[MaskedLayer]] = {nn.Linear: MaskedLinear, nn.Conv2d: MaskedConv2d}
-SPARSE: dict[type[nn.Module], type[SparseLinear]] = {nn.Linear: SparseLinear}
+SPARSE: dict[type[nn.Module], type[SparseLayer]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
 
 
@@ -27,9 +28,9 @@ def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
     return {_join(name, "weight"): layer for name, layer in model.named_modules() if isinstance(layer, MaskedLayer)}
 
 
-def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
+def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
     """The sparse layers of ``model``, by the name their weight has in ``state_dict``, in registration order."""
-    return {_join(name, "weight"): layer for name, layer in model.named_modules() if isinstance(layer, SparseLinear)}
+    return {_join(name, "weight"): layer for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
 
 
 def masked_parameters(model: nn.Module) -> dict[str, MaskedLayer | MaskedParameter]:
@@ -123,6 +124,7 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
             mask_layer(module, mask, TWINS[type(module)])
         else:
             mask_parameter(module, attribute, mask)
+    keep_masks_out_of_ddp(model)
     return model
 
 
@@ -140,12 +142,27 @@ def restore(model: nn.Module) -> nn.Module:
     for layer in list(masked_layers(model).values()):
         unmask_layer(layer)
     model.__dict__.pop("_choices", None)
+    keep_masks_out_of_ddp(model)
     return model
+
+
+def keep_masks_out_of_ddp(model: nn.Module) -> None:
+    """Tell ``DistributedDataParallel``, if it should wrap ``model``, not to broadcast masks and patterns every step."""
+    ours = (MaskedLayer, MaskedParameter, SparseLayer)
+    names = {
+        _join(name, buffer)
+        for name, module in model.named_modules()
+        if isinstance(module, ours)
+        for buffer in module._non_persistent_buffers_set
+    }
+    users = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ())) - getattr(model, "_ddp_masks", set())
+    model._ddp_masks = names  # type: ignore[assignment]
+    model._ddp_params_and_buffers_to_ignore = sorted(users | names)  # type: ignore[assignment]
 
 
 def make_sparse(layer: MaskedLayer) -> None:
     """Turn a masked layer into its sparse form in place. The weight's gradient goes along."""
-    sparse = SPARSE[layer.plain_class].from_dense(layer)  # type: ignore[arg-type]
+    sparse = SPARSE[layer.plain_class].from_dense(layer)
     if layer.weight.grad is not None:
         sparse.values.grad = layer.weight.grad[sparse.mask]
     mask_changes.forget(layer)
@@ -165,7 +182,7 @@ def make_masked(model: nn.Module) -> None:
 
 def _become(layer: nn.Module, other: nn.Module) -> None:
     """Give ``layer`` class, parameters and buffers of ``other``; hooks and whatever a user has put on it stay."""
-    own = {"mask_bits", *SparsePattern._fields}
+    own = {"mask_bits", *getattr(layer, "pattern_fields", ())}
     users = {name: buffer for name, buffer in layer._buffers.items() if name not in own}
     transient = layer._non_persistent_buffers_set - own
     for name in ("_seen_masked", "_survivors"):

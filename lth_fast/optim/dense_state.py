@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lth_fast.nn import SparseLinear, sparse_layers
-from lth_fast.ops.sparse_linear import to_dense
+from lth_fast.nn import SparseLayer, sparse_layers
 
 
 def dense_optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
@@ -22,8 +21,8 @@ def dense_optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, A
         model: In any form.
     """
 
-    def spread(layer: SparseLinear, value: Tensor) -> Tensor:
-        return to_dense(value, layer.pattern) if value.shape == layer.values.shape else value
+    def spread(layer: SparseLayer, value: Tensor) -> Tensor:
+        return layer.spread(value) if value.shape == layer.values.shape else value
 
     return _translated(optimizer, model, optimizer.state_dict(), spread)
 
@@ -31,7 +30,7 @@ def dense_optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, A
 def load_dense_optimizer_state(optimizer: Optimizer, model: nn.Module, state: dict[str, Any]) -> None:
     """Load what :func:`dense_optimizer_state` gave, for the forms and masks that ``model`` has now."""
 
-    def gather(layer: SparseLinear, value: Tensor) -> Tensor:
+    def gather(layer: SparseLayer, value: Tensor) -> Tensor:
         mask = layer.mask
         return value[mask.to(value.device)] if value.shape == mask.shape else value
 
@@ -39,7 +38,7 @@ def load_dense_optimizer_state(optimizer: Optimizer, model: nn.Module, state: di
 
 
 def _translated(
-    optimizer: Optimizer, model: nn.Module, state: dict[str, Any], change: Callable[[SparseLinear, Tensor], Tensor]
+    optimizer: Optimizer, model: nn.Module, state: dict[str, Any], change: Callable[[SparseLayer, Tensor], Tensor]
 ) -> dict[str, Any]:
     layers = {id(layer.values): layer for layer in sparse_layers(model).values()}
     entries = dict(state["state"])

@@ -14,6 +14,7 @@ from lth_fast import __version__, data
 from lth_fast.cli import main, parser
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.flags import FLAGS
+from lth_fast.prune import DISTRIBUTIONS, SCORES
 from lth_fast.record import Level, open_run
 
 BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "1", "--seed", "1")
@@ -132,6 +133,29 @@ def sees_one_threshold(outcome):
     equal(found["classifier.fc1.weight"], pytest.approx(0.8, abs=0.001))
 
 
+def sees_other_weights_pruned(outcome):
+    equal(
+        kept(outcome),
+        {"classifier.fc1.weight": pytest.approx(0.8, abs=0.001), "classifier.fc2.weight": pytest.approx(0.9)},
+    )
+    name = "classifier.fc1.weight"
+    magnitude, mask = outcome.level(0).weights("end")[name].abs(), outcome.level(1).masks()[name]
+    assert magnitude[~mask].max() > magnitude[mask].min()
+
+
+def sees_the_weights_that_grew_least_pruned(outcome):
+    sees_other_weights_pruned(outcome)
+    initial, end = outcome.run.replicate(0).initial(), outcome.level(0).weights("end")
+    for name, mask in outcome.level(1).masks().items():
+        growth = end[name].abs() - initial[name].abs()
+        assert growth[~mask].max() <= growth[mask].min()
+
+
+def sees_the_densities_of_erk(outcome):
+    # 80 weights of the output layer would be denser than dense; the other layer carries the fifth of all 592.
+    equal(kept(outcome), {"classifier.fc1.weight": (512 - 118) / 512, "classifier.fc2.weight": 1.0})
+
+
 def sees_pruned_biases(outcome):
     equal(kept(outcome)["classifier.fc1.bias"], 0.75)
     mask = outcome.level(1).masks()["classifier.fc1.bias"]
@@ -189,6 +213,12 @@ ROWS = [
     Row("-fc 0.5 --prune_rate 0", sees_the_prune_rate),
     Row("--scope global", sees_one_threshold),
     Row("--prune_global", sees_one_threshold),
+    Row("--score random", sees_other_weights_pruned),
+    Row("--score magnitude_increase", sees_the_weights_that_grew_least_pruned),
+    Row("--score snip", sees_other_weights_pruned),
+    Row("--score grasp", sees_other_weights_pruned),
+    Row("--score synflow", sees_other_weights_pruned),
+    Row("--distribution erk", sees_the_densities_of_erk),
     Row("--whole output", sees_one_threshold),
     Row("--prune_bias", sees_pruned_biases),
     Row("--init normal:0.5", sees_initial_weights_of_spread(0.5)),
@@ -261,6 +291,11 @@ WRONG = {
     "preset": ("one of paper, openlth", ("papers", "", "none")),
     "fc_rate": ("a number >= 0 and <= 0.99", ("-0.1", "1", "20%", "nan", "")),
     "scope": ("one of layerwise, global", ("both", "")),
+    "score": (
+        f"one of {', '.join(SCORES)}",
+        ("l1", "magnitudes", "s", "none", ""),
+    ),
+    "distribution": (f"one of {', '.join(DISTRIBUTIONS)}", ("er-k", "global", "")),
     "whole": ("some of output, shortcuts", ("input", "", "output,")),
     "branch": ("one of ticket, reinit, random_mask", ("r", "lottery", "")),
     "init": (

@@ -74,6 +74,16 @@ def test_replicates_have_weights_an_order_and_masks_of_their_own(run_of):
         assert len({replicate[name] for replicate in found}) == 3, name
 
 
+def test_a_score_compares_with_the_replicates_own_initial_weights(run_of):
+    run = run_of(2, "--score", "magnitude_increase", "--prune_rate", "0.5", "--rewind", "0")
+    name = "classifier.fc1.weight"
+    for number in (0, 1):
+        replicate = run.replicate(number)
+        increase = replicate.level(0).weights("end")[name].abs() - replicate.initial()[name].abs()
+        mask = replicate.level(1).masks()[name]
+        assert increase[mask].min() >= increase[~mask].max()
+
+
 def test_from_the_same_weights_another_replicate_has_another_order(make_experiment):
     experiment = make_experiment(replicates=2, redraw=lambda seed: make_experiment().model.state_dict())
     first, second = (experiment.of_replicate(number).batches(0).next()[1] for number in (0, 1))

@@ -176,7 +176,8 @@ def test_what_stands_in_the_way_is_said(experiment, changes, reason):
 def test_on_a_gpu_it_is_chosen_and_gives_the_records_of_single_runs(experiment, make_experiment, new_run):
     device = torch.device("cuda")
     loaders = Loaders(*(loader.to(device) for loader in experiment.loaders))
-    there = replace(experiment, device=device, loaders=loaders, prune_net=partial(prune_all, rate=0.3))
+    adam = OptimizerRecipe.named("adam", 0.01, device)
+    there = replace(experiment, device=device, loaders=loaders, optimizer=adam, prune_net=partial(prune_all, rate=0.3))
     choice = choose(there)
     assert (choice.name, choice.refused) == ("replicates at once", {})
     together, singly = new_run(), new_run()
@@ -193,7 +194,8 @@ def test_on_a_gpu_it_is_chosen_and_gives_the_records_of_single_runs(experiment, 
 def test_on_a_gpu_a_single_replicate_replays_graphs_and_resumes(make_experiment, new_run, monkeypatch):
     monkeypatch.setattr(level_module, "CHUNK_SECONDS", 0.0)
     device = torch.device("cuda")
-    here = make_experiment(checkpoint_seconds=0.0, rewind=3, iterations=20)
+    adam = OptimizerRecipe.named("adam", 0.01, device)
+    here = make_experiment(checkpoint_seconds=0.0, rewind=3, iterations=20, optimizer=adam)
     there = replace(here, device=device, loaders=Loaders(*(loader.to(device) for loader in here.loaders)))
     choice = choose(there)
     assert (choice.name, choice.refused) == ("CUDA graph", {})

@@ -31,12 +31,20 @@ from lth_fast.train.static_stepper import WARM_UP
 STEPS = 23
 # Learning rates that float32 holds exactly: on the device they are float32.
 OPTIMIZERS = {
-    "adam": OptimizerRecipe.named("adam", 2**-7),
-    "adamw": OptimizerRecipe.named("adamw", 2**-7, weight_decay=0.01),
-    "sgd": OptimizerRecipe.named("sgd", 2**-5, momentum=0.9, nesterov=True, weight_decay=1e-4),
-    "rmsprop": OptimizerRecipe.named("rmsprop", 2**-8),
-    "nadam": OptimizerRecipe.named("nadam", 2**-8),  # moves pruned weights: the layers' masks hold them at zero
+    "adam": ("adam", 2**-7, {}),
+    "adamw": ("adamw", 2**-7, {"weight_decay": 0.01}),
+    "sgd": ("sgd", 2**-5, {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}),
+    "rmsprop": ("rmsprop", 2**-8, {}),
+    "nadam": ("nadam", 2**-8, {}),  # moves pruned weights: the layers' masks hold them at zero
 }
+
+
+def optimizer_of(model, name="adam"):
+    """The fastest implementation on the model's device."""
+    kind, rate, settings = OPTIMIZERS[name]
+    return OptimizerRecipe.named(kind, rate, next(model.parameters()).device, **settings).build(model)
+
+
 SCHEDULE = StepSchedule(warmup=4, milestones=())
 
 
@@ -79,13 +87,18 @@ def as_it_is(step):
     return step
 
 
-def make(kind, recipe=OPTIMIZERS["adam"], model=None, iteration=0, data=None, **options):
+def make(kind, optimizer="adam", model=None, iteration=0, data=None, **options):
     model = network() if model is None else model
     if kind is GraphStepper and next(model.parameters()).device.type == "cpu":
         options.setdefault("record", as_it_is)
     data = loader(next(model.parameters()).device) if data is None else data
     return kind(
-        model, recipe.build(model), nn.CrossEntropyLoss(), batches_of(data, iteration), iteration=iteration, **options
+        model,
+        optimizer_of(model, optimizer),
+        nn.CrossEntropyLoss(),
+        batches_of(data, iteration),
+        iteration=iteration,
+        **options,
     )
 
 
@@ -95,8 +108,8 @@ def make(kind, recipe=OPTIMIZERS["adam"], model=None, iteration=0, data=None, **
 )
 @pytest.mark.parametrize("density", [1.0, 0.3])
 def test_the_recorded_function_takes_the_eager_steps_bit_for_bit(name, density, schedule):
-    eager = make(EagerStepper, OPTIMIZERS[name], network(density), schedule=schedule)
-    replayed = make(GraphStepper, OPTIMIZERS[name], network(density), schedule=schedule)
+    eager = make(EagerStepper, name, network(density), schedule=schedule)
+    replayed = make(GraphStepper, name, network(density), schedule=schedule)
     expected = eager.advance(STEPS)
     assert torch.equal(replayed.advance(STEPS), expected)
     assert expected[-5:].mean() < expected[:5].mean()
@@ -112,7 +125,7 @@ def test_the_recorded_function_takes_the_eager_steps_bit_for_bit(name, density, 
 @pytest.mark.parametrize("net", ["conv2", "resnet20"])
 def test_networks_with_convolutions_and_batch_norm_do_too(net):
     options = {"schedule": SCHEDULE, "precision": "bf16" if net == "conv2" else "float32"}
-    runs = [make(kind, OPTIMIZERS["sgd"], network(net=net), **options) for kind in (EagerStepper, GraphStepper)]
+    runs = [make(kind, "sgd", network(net=net), **options) for kind in (EagerStepper, GraphStepper)]
     expected, found = (stepper.advance(7) for stepper in runs)
     assert torch.equal(found, expected)
 
@@ -156,8 +169,8 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_bits(stop):
 
 def test_evaluating_in_between_changes_no_bit_and_sees_masked_weights():
     data = loader(augment=False)
-    expected = make(GraphStepper, OPTIMIZERS["nadam"]).advance(12)
-    stepper = make(GraphStepper, OPTIMIZERS["nadam"])
+    expected = make(GraphStepper, "nadam").advance(12)
+    stepper = make(GraphStepper, "nadam")
     found = []
     for _ in range(4):
         found.append(stepper.advance(3))
@@ -171,7 +184,7 @@ def test_a_data_loader_is_refused():
     model = network()
     batches = LoaderBatches([(torch.zeros(2, 1, 8, 8), torch.zeros(2))], lambda epoch: epoch, torch.device("cpu"))
     with pytest.raises(ValueError, match="batches: the data comes from a list, batch by batch"):
-        GraphStepper(model, OPTIMIZERS["adam"].build(model), nn.CrossEntropyLoss(), batches)
+        GraphStepper(model, optimizer_of(model, "adam"), nn.CrossEntropyLoss(), batches)
 
 
 def test_an_optimizer_that_may_count_its_steps_in_python_is_refused():
@@ -181,8 +194,9 @@ def test_an_optimizer_that_may_count_its_steps_in_python_is_refused():
 
     parameters = list(network().parameters())
     assert optimizer_refusal(Own(parameters)) == "Own does not say that it is capturable"
-    for recipe in OPTIMIZERS.values():
-        assert optimizer_refusal(recipe.build(network())) is None
+    for name in OPTIMIZERS:
+        assert optimizer_refusal(optimizer_of(network(), name)) is None
+    assert optimizer_refusal(torch.optim.SGD(parameters)) is None
 
 
 # ---- on a GPU ----
@@ -196,7 +210,7 @@ def on_gpu():
 
 def gpu_run(kind, name, device, net="lenet:32", steps=STEPS, **options):
     torch.manual_seed(0)
-    stepper = make(kind, OPTIMIZERS[name], network(device=device, net=net), **options)
+    stepper = make(kind, name, network(device=device, net=net), **options)
     return stepper, stepper.advance(steps)
 
 
@@ -220,7 +234,7 @@ def test_networks_with_convolutions_have_them_too_channels_last(net, precision, 
     for kind in (EagerStepper, GraphStepper):
         torch.manual_seed(0)
         model = network(net=net, device=on_gpu).to(memory_format=torch.channels_last)
-        losses[kind] = make(kind, OPTIMIZERS["sgd"], model, precision=precision).advance(12)
+        losses[kind] = make(kind, "sgd", model, precision=precision).advance(12)
     tolerance = 1e-3 if precision == "float32" else 5e-2
     torch.testing.assert_close(losses[GraphStepper], losses[EagerStepper], rtol=tolerance, atol=tolerance)
 
@@ -231,7 +245,12 @@ def test_dropout_draws_anew_in_every_replay_and_as_the_eager_steps_do(on_gpu):
         torch.manual_seed(5)
         draw = torch.Generator().manual_seed(0)
         model = models.build("lenet:32", (1, 8, 8), dropout=0.5, generator=draw).to(on_gpu)
-        stepper = make(kind, OptimizerRecipe.named("sgd", 2**-30), model, data=loader(on_gpu, augment=False))
+        stepper = kind(
+            model,
+            torch.optim.SGD(model.parameters(), lr=2**-30, fused=True),
+            nn.CrossEntropyLoss(),
+            batches_of(loader(on_gpu, augment=False)),
+        )
         return stepper.advance(STEPS)
 
     losses = run(GraphStepper)
@@ -244,7 +263,7 @@ def test_dropout_draws_anew_in_every_replay_and_as_the_eager_steps_do(on_gpu):
 def test_a_resumed_graph_has_the_same_losses_to_rounding_and_evaluation_does_not_disturb_it(stop, on_gpu):
     _, expected = gpu_run(GraphStepper, "adam", on_gpu, steps=20, schedule=SCHEDULE)
     first, _ = gpu_run(GraphStepper, "adam", on_gpu, steps=stop, schedule=SCHEDULE)
-    second = make(GraphStepper, OPTIMIZERS["adam"], network(device=on_gpu), schedule=SCHEDULE)
+    second = make(GraphStepper, "adam", network(device=on_gpu), schedule=SCHEDULE)
     second.model.load_state_dict(first.model.state_dict())
     saved = torch.utils._pytree.tree_map(
         lambda value: value.cpu() if torch.is_tensor(value) else value, first.optimizer.state_dict()
