@@ -54,6 +54,7 @@ OTHER = {
     "milestones": "2,3",
     "warmup": "3",
     "precision": "bf16",
+    "plan": "sparse",
 }
 MAY_DIFFER = {"data"}
 
