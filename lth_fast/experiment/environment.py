@@ -10,11 +10,11 @@ import numpy
 import torch
 
 import lth_fast
-from lth_fast._build_info import BUILD_TYPE, COMPILER, TORCH_VERSION
+from lth_fast._build_info import BUILD_TYPE, COMPILER, CUDA_ARCHITECTURES, TORCH_VERSION, WHY_NO_CUDA
 from lth_fast._C import active_isa, built_isas, usable_isas
 
 # A resumed run ends with the same bits only where these are the same.
-BITS_DEPEND_ON = ("torch", "lth_fast", "isa", "cpu", "device", "threads")
+BITS_DEPEND_ON = ("torch", "lth_fast", "isa", "cpu", "device", "cuda_kernels", "threads")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -28,6 +28,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cpu": cpu_name(),
         "isa": active_isa(),
         "device": device_name(device),
+        "cuda_kernels": cuda_kernels() if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
     }
 
@@ -57,6 +58,13 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def cuda_kernels() -> str:
+    """The architectures the build has kernels for (``compute_90``: as PTX), or why it has none."""
+    if CUDA_ARCHITECTURES:
+        return ", ".join(CUDA_ARCHITECTURES)
+    return f"none, {WHY_NO_CUDA}: CUDA tensors are served by plain PyTorch operations"
+
+
 def information() -> str:
     """The text of ``python -m lth_fast info``."""
     from lth_fast.train import choose_stepper
@@ -71,7 +79,7 @@ def information() -> str:
         "isa": f"{active_isa()} (built: {', '.join(built_isas())}; usable here: {', '.join(usable_isas())})",
         "threads": f"{torch.get_num_threads()} (--threads sets them; default 1 for lenet, all for other networks)",
         "gpu": ", ".join(gpus) or "none found",
-        "cuda kernels": "none in this build: CUDA tensors are served by plain PyTorch operations",
+        "cuda kernels": cuda_kernels(),
         "stepper": str(choose_stepper()),
     }
     width = max(map(len, rows))
