@@ -1,7 +1,9 @@
 // The CUDA kernels as functions of C that run on a CPU; see include/cuda_runtime_api.h.
+#include "cuda/kernels/adam_step.cu"
 #include "cuda/kernels/magnitude_threshold.cu"
 #include "cuda/kernels/mask_packing.cu"
 #include "cuda/kernels/masked_apply.cu"
+#include "cuda/kernels/sgd_step.cu"
 #include "cuda/kernels/sparse_linear.cu"
 
 namespace {
@@ -33,6 +35,13 @@ void sparse_layer(const SparseLines<Index>& rows, const SparseLines<Index>& colu
 }  // namespace
 
 extern "C" {
+
+void adam(const AdamTensor* tensors, int64_t count, int format, const AdamSettings* settings) {
+  adam_step({tensors, tensors + count}, static_cast<Format>(format), *settings, nullptr);
+}
+void sgd(const SgdTensor* tensors, int64_t count, int format, const SgdSettings* settings) {
+  sgd_step({tensors, tensors + count}, static_cast<Format>(format), *settings, nullptr);
+}
 
 void set_reversed(bool reversed) { cuda_on_cpu::reversed = reversed; }
 
