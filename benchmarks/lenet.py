@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,8 +81,8 @@ class Setting:
         return model
 
 
-def stepper(model: nn.Module, train: ResidentLoader, fused: bool) -> EagerStepper:
-    """The loop both sides run: our batches, Adam, cross-entropy."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=1.2e-3, fused=fused or None)
+def stepper(model: nn.Module, train: ResidentLoader, adam: Callable[..., torch.optim.Optimizer]) -> EagerStepper:
+    """The loop both sides run: our batches, the given Adam, cross-entropy."""
+    optimizer = adam(model.parameters(), lr=1.2e-3)
     batches = ResidentBatches(train, lambda epoch: epoch, lambda epoch: epoch)
     return EagerStepper(model, optimizer, nn.CrossEntropyLoss(), batches)

@@ -27,7 +27,7 @@ def ours_level(setting: Setting, splits, folder: Path) -> None:
         model=setting.model,
         loaders=Loaders(*splits),
         criterion=nn.CrossEntropyLoss(),
-        optimizer=OptimizerRecipe(torch.optim.Adam, {"lr": 1.2e-3, "fused": True}),
+        optimizer=OptimizerRecipe.named("adam", 1.2e-3),
         prune_net=partial(prune_all, rate=0.2),
         iterations=ITERATIONS,
         rounds=1,
@@ -45,7 +45,7 @@ def ours_level(setting: Setting, splits, folder: Path) -> None:
 def stock_level(setting: Setting, splits) -> None:
     """The same steps and evaluations on hooks and default Adam, with nothing recorded."""
     model = setting.stock()
-    loop = stepper(model, splits.train, fused=False)
+    loop = stepper(model, splits.train, torch.optim.Adam)
     for _ in range(ITERATIONS // EVERY):
         loop.advance(EVERY)
         for part in (splits.validation, splits.test):

@@ -1,6 +1,11 @@
 """One training step of LeNet (batch 60, Adam) under a mask: our layers against torch.nn.utils.prune."""
 
+from functools import partial
+
 import pytest
+import torch
+
+from lth_fast import optim
 
 from .alternation import alternate
 from .lenet import Setting, mnist, stepper
@@ -13,8 +18,8 @@ STEPS = 40
 def test_step(benchmark, threads, density, rival_fused):
     splits, data_used = mnist()
     setting = Setting.at(density)
-    ours = stepper(setting.ours(), splits.train, fused=True)
-    rival = stepper(setting.stock(), splits.train, fused=rival_fused)
+    ours = stepper(setting.ours(), splits.train, optim.Adam)
+    rival = stepper(setting.stock(), splits.train, partial(torch.optim.Adam, fused=rival_fused))
     result = alternate(benchmark, lambda: ours.advance(STEPS), lambda: rival.advance(STEPS))
     benchmark.extra_info.update(
         threads=threads,

@@ -11,12 +11,12 @@ import pytest
 import lth_fast
 
 _HELPERS = {"_names", "_require"}
-_NATIVE = {"_C", "_build_info"}
+_NATIVE = {"_C", "_build_info", "_machine"}
 _BELOW_EXPERIMENT = {"ops", "nn", "optim", "prune", "models", "data", "record", "train"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "ops": set(),
-    "nn": {"ops"},
+    "nn": {"ops", "_machine"},
     "optim": {"ops", "nn"},
     "prune": {"ops", "nn", "optim"},
     "models": _HELPERS,
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_compatibility": {"_build_info"},
     "_build_info": set(),
     "_C": set(),
+    "_machine": {"__init__", "_C"},
     "_names": set(),
     "_require": set(),
 }
@@ -96,7 +97,7 @@ def test_the_rules_form_no_circle_below_the_package_itself() -> None:
         seen.update(free)
 
 
-RULES = {"__init__": {"ops", "nn"}, "ops": set(), "nn": {"ops"}, "_names": set()}
+RULES = {"__init__": {"ops", "nn"}, "ops": set(), "nn": {"ops", "_machine"}, "_names": set()}
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
 // Where the survivors of a mask are: in row order for the forward and the gradient of the values, in column order for
 // the gradient of the input. Both orders are cut into panels, so that the features a panel covers stay in cache.
-#include <unistd.h>
-
 #include <algorithm>
 #include <limits>
 #include <tuple>
 #include <vector>
 
+#include "cpu/caches.h"
 #include "cpu/dispatch.h"
 #include "ops/torch_headers.h"
 
@@ -16,26 +15,16 @@ namespace {
 constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
 constexpr int64_t kWeightsPerTask = 1 << 16;
 
-int64_t cache_bytes(int name, int64_t otherwise) {
-  const int64_t bytes = sysconf(name);
-  return bytes > 0 ? bytes : otherwise;
-}
-
 // Features per panel. A panel that fits the first-level cache is fastest, but entering a row of a panel costs as much
 // as a few survivors (its sums are loaded and stored, and the end of its loop is mispredicted): below a dozen survivors
 // wider panels win, as long as they leave room in the second-level cache for the sums.
 int64_t panel_width(int64_t features, double density) {
   constexpr double kSurvivorsPerRow = 12;
-#ifdef _SC_LEVEL1_DCACHE_SIZE
-  static const int64_t level1 = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
-  static const int64_t level2 = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10);
-#else
-  static const int64_t level1 = 32 << 10, level2 = 512 << 10;
-#endif
   const auto lanes = kernels().sparse_linear_32.tile_lanes(std::numeric_limits<size_t>::max());
   const auto bytes_per_feature = static_cast<int64_t>(lanes * sizeof(float));
   const auto wanted = static_cast<int64_t>(kSurvivorsPerRow / std::max(density, 1e-6));
-  const int64_t width = std::clamp(wanted, level1 * 7 / 8 / bytes_per_feature, level2 / 2 / bytes_per_feature);
+  const int64_t width = std::clamp(wanted, level1_cache_bytes() * 7 / 8 / bytes_per_feature,
+                                   level2_cache_bytes() / 2 / bytes_per_feature);
   const int64_t panels = std::max<int64_t>((features + width - 1) / width, 1);
   return std::max<int64_t>((features + panels - 1) / panels, 1);
 }

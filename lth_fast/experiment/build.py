@@ -8,9 +8,9 @@ from torch import nn
 from lth_fast import data, models
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.experiment import Experiment, Loaders
-from lth_fast.experiment.pruning import pruning_function
+from lth_fast.experiment.pruning import Evidence, pruning_function
 from lth_fast.record import Run
-from lth_fast.train import OptimizerRecipe, Seeds
+from lth_fast.train import OptimizerRecipe, ResidentBatches, Seeds
 from lth_fast.train.schedule import StepSchedule
 
 
@@ -61,19 +61,36 @@ def build_experiment(config: Config, replicate: int = 0, ticket: Run | None = No
         )
 
     model = draw(seeds.stream("init", replicate))
+    loaders = Loaders(*(split if split is None else split.to(device) for split in splits))
+    criterion = torch.nn.CrossEntropyLoss()
+    evidence = Evidence(
+        initial=dict(model.named_parameters()),
+        criterion=criterion,
+        batch=lambda seed: ResidentBatches(loaders.train, lambda epoch: seed, lambda epoch: seed).next(),
+    )
     scheduled = bool(config.warmup or config.milestones)
     return Experiment(
         model=model,
-        loaders=Loaders(*(split if split is None else split.to(device) for split in splits)),
-        criterion=torch.nn.CrossEntropyLoss(),
+        loaders=loaders,
+        criterion=criterion,
         optimizer=OptimizerRecipe.named(
             config.optim,
             config.learn_rate,
+            device,
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
         ),
-        prune_net=pruning_function(config.scope, config.prune_rate, config.fc_rate, config.whole, config.prune_bias),
+        prune_net=pruning_function(
+            config.scope,
+            config.prune_rate,
+            config.fc_rate,
+            config.whole,
+            config.prune_bias,
+            config.score,
+            config.distribution,
+            evidence,
+        ),
         iterations=config.iter,
         rounds=config.rounds,
         rewind=config.rewind,
@@ -89,5 +106,6 @@ def build_experiment(config: Config, replicate: int = 0, ticket: Run | None = No
         prune_bias=config.prune_bias,
         branch=config.branch,
         ticket=None if ticket is None else ticket.replicate(replicate),
+        plan=config.plan,
         redraw=lambda seed: draw(seed).state_dict(),
     )

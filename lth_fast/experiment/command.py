@@ -17,7 +17,7 @@ from lth_fast.experiment.session import RunRefusedError, run_in
 from lth_fast.record import Run, create_run, open_run
 
 # In these a control arm and its ticket run may differ.
-_NOT_COMPARED = ("branch", "data", "save", "checkpoint_seconds", "gpu", "threads", "ticket", "keep")
+_NOT_COMPARED = ("branch", "data", "save", "checkpoint_seconds", "gpu", "threads", "ticket", "keep", "plan")
 
 
 class Interrupted(Exception):

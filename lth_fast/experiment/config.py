@@ -40,6 +40,8 @@ class Config:
     prune_rate: float = 0.2
     fc_rate: float | None = None
     scope: str = "layerwise"
+    score: str = "magnitude"
+    distribution: str = "uniform"
     whole: tuple[str, ...] = ()
     prune_bias: bool = False
     branch: str = "ticket"
@@ -62,6 +64,7 @@ class Config:
     threads: int = 1
     checkpoint_seconds: float = 10.0
     gpu: bool = False
+    plan: str = "auto"
     ticket: str | None = None
     sources: Mapping[str, Source] = field(default_factory=dict, compare=False)
 
@@ -96,9 +99,15 @@ class Config:
                 values[name], sources[name] = preset[name], "preset"
             else:
                 sources[name] = "default"
-        if sources["fc_rate"] == "preset" and "given" in (sources["prune_rate"], sources["scope"]):
-            # Alone, --prune_rate sets every layer; --scope global means one threshold.
+        if sources["fc_rate"] == "preset" and "given" in (
+            sources["prune_rate"],
+            sources["scope"],
+            sources["distribution"],
+        ):
+            # Alone, --prune_rate sets every layer; --scope global means one threshold, erk one rate for all.
             values["fc_rate"], sources["fc_rate"] = None, "default"
+        if values.get("distribution", cls.distribution) != "uniform" and sources["scope"] == "preset":
+            values["scope"], sources["scope"] = cls.scope, "default"
         if sources["optim"] == "given" and values["optim"] != preset.get("optim"):
             # The preset's settings belong to its own optimizer.
             for name in ("learn_rate", "momentum", "weight_decay"):
@@ -112,6 +121,10 @@ class Config:
         return config
 
     def _check_together(self) -> None:
+        if self.distribution != "uniform" and self.scope != "layerwise":
+            raise ValueError(f"--distribution: expected uniform with --scope {self.scope}, got {self.distribution!r}")
+        if self.distribution != "uniform" and self.fc_rate is not None:
+            raise ValueError(f"--fc_rate: expected with --distribution uniform, got it with {self.distribution!r}")
         if self.keep and self.keep[-1] > self.iter:
             raise ValueError(f"--keep: expected iterations up to --iter {self.iter}, got {self.keep[-1]}")
         if self.nesterov and not self.momentum:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -12,6 +11,7 @@ import torch
 import lth_fast
 from lth_fast._build_info import BUILD_TYPE, COMPILER, CUDA_ARCHITECTURES, TORCH_VERSION, WHY_NO_CUDA
 from lth_fast._C import active_isa, built_isas, usable_isas
+from lth_fast._machine import cpu_name, device_name
 
 # A resumed run ends with the same bits only where these are the same.
 BITS_DEPEND_ON = ("torch", "lth_fast", "isa", "cpu", "device", "cuda_kernels", "threads")
@@ -40,22 +40,6 @@ def differences(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
         for key in BITS_DEPEND_ON
         if recorded.get(key) != found.get(key)
     ]
-
-
-def cpu_name() -> str:
-    """The processor's own name where the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def device_name(device: torch.device) -> str:
-    """``cpu``, or the name of the CUDA device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def cuda_kernels() -> str:

@@ -47,6 +47,8 @@ class Experiment:
         prune_bias: Whether biases count among what is pruned.
         branch: ``ticket``, or a control arm (:mod:`lth_fast.experiment.branch`), which needs the next two.
         ticket: The finished ticket run's replicate.
+        plan: Which form the layers get where the run's manifest does not say it: a rule of
+            :mod:`lth_fast.experiment.forms`.
         redraw: New initial weights, a state dict, from a seed.
     """
 
@@ -70,6 +72,7 @@ class Experiment:
     prune_bias: bool = False
     branch: str = "ticket"
     ticket: Replicate | None = None
+    plan: str = "auto"
     redraw: Callable[[int], Mapping[str, Tensor]] | None = None
 
     def batches(self, level: int) -> Batches:

@@ -9,8 +9,10 @@ from typing import Any
 
 from lth_fast._names import match_name
 from lth_fast.experiment.branch import BRANCHES
+from lth_fast.experiment.forms import plan_source
 from lth_fast.experiment.presets import presets
-from lth_fast.experiment.pruning import ROLES, SCOPES
+from lth_fast.experiment.pruning import ROLES
+from lth_fast.prune import DISTRIBUTIONS, SCOPES, SCORES
 from lth_fast.train.optimizers import optimizer_class
 from lth_fast.train.precision import PRECISIONS
 
@@ -203,6 +205,17 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag("fc_rate", "the same for Linear layers, instead of --prune_rate", number(0, 0.99), ("-fc",)),
     Flag("scope", "layerwise, or global: one threshold over all weights, the output layer left whole", one_of(*SCOPES)),
+    Flag(
+        "score",
+        f"what the weights are ranked by, the lowest go: {', '.join(SCORES)}",
+        one_of(*SCORES),
+    ),
+    Flag(
+        "distribution",
+        "layer-wise: uniform, or erk: denser the fewer weights a layer has per unit (RigL); --prune_rate is then the "
+        "share pruned of all weights together",
+        one_of(*DISTRIBUTIONS),
+    ),
     Flag("prune_global", "the same as --scope global", stands_for=("scope", "global")),
     Flag("whole", "layers that are not pruned: output, shortcuts, both with a comma, or none", several_of(*ROLES)),
     Flag("prune_bias", "prune the biases of the pruned layers too (the reference project did)"),
@@ -224,6 +237,12 @@ FLAGS: tuple[Flag, ...] = (
     Flag("milestones", "iterations after which the learning rate drops to a tenth, e.g. 20000,25000", iterations),
     Flag("warmup", "iterations over which the learning rate rises linearly from 0", integer(0)),
     Flag("precision", "float32, tf32 (GPU) or bf16 (autocast) in forward and backward", one_of(*PRECISIONS)),
+    Flag(
+        "plan",
+        "form of the layers: auto (the fastest here, measured once), masked, sparse, or a run's folder, whose plan is "
+        "replayed",
+        plan_source,
+    ),
     Flag("save", "folder for the runs; each gets a folder of its own in it", text, ("-s",)),
     Flag("seed", "seed of everything random; drawn and recorded if not given", integer(0), ("-rs",)),
     Flag("init_seed", "seed of the initial weights, instead of --seed", integer(0)),

@@ -83,6 +83,7 @@ def iterative_pruning(
     milestones: Sequence[int] = (),
     warmup: int = 0,
     precision: str = "float32",
+    plan: str = "auto",
     gpu: bool = False,
     quiet: bool = False,
 ) -> Result:
@@ -118,6 +119,9 @@ def iterative_pruning(
         milestones: Iterations after which the learning rate drops to a tenth, in ascending order.
         warmup: Iterations over which the learning rate rises linearly from 0.
         precision: ``float32``, ``tf32`` (GPU) or ``bf16`` (autocast).
+        plan: Form of the layers: ``auto`` (the fastest here, measured once per machine), ``masked``, ``sparse``, or
+            the folder of a run, whose plan is replayed. A sparse layer's Parameter is ``values``, its ``weight`` is
+            computed at every access. Optimizers that do not treat every weight by itself see masked layers only.
         gpu: Train on the CUDA device.
         quiet: Print nothing. Otherwise the folder of the run and its progress go to stderr.
 
@@ -140,6 +144,7 @@ def iterative_pruning(
         "milestones": milestones,
         "warmup": warmup,
         "precision": precision,
+        "plan": plan,
     }.items():
         options[name] = BY_NAME[name].read(value, name)
     for name, value in {"seed": seed, "init_seed": init_seed, "order_seed": order_seed, "threads": threads}.items():
@@ -161,7 +166,7 @@ def iterative_pruning(
         model=plain,
         loaders=loaders,
         criterion=_criterion(model, criterion, device),
-        optimizer=_recipe(model, optim, learn_rate),
+        optimizer=_recipe(model, optim, learn_rate, device),
         prune_net=prune_net,
         iterations=options["iter"],
         rounds=options["rounds"],
@@ -174,6 +179,7 @@ def iterative_pruning(
         precision=options["precision"],
         keep=options["keep"],
         keep_optimizer=options["keep_optimizer"],
+        plan=options["plan"],
     )
     experiment.batches(0)  # refuses data that cannot be trained on, before anything is created
     if run is None:
@@ -231,7 +237,9 @@ def _criterion(
     return copy.deepcopy(chosen).to(device) if isinstance(chosen, nn.Module) else chosen
 
 
-def _recipe(model: nn.Module, optim: Optimizer | str | None, learn_rate: float | None) -> OptimizerRecipe:
+def _recipe(
+    model: nn.Module, optim: Optimizer | str | None, learn_rate: float | None, device: torch.device
+) -> OptimizerRecipe:
     chosen = getattr(model, "optim", None) if optim is None else optim
     if isinstance(chosen, Optimizer):
         if learn_rate is not None:
@@ -239,7 +247,7 @@ def _recipe(model: nn.Module, optim: Optimizer | str | None, learn_rate: float |
         return OptimizerRecipe.from_optimizer(chosen, model)
     if isinstance(chosen, str):
         rate = None if learn_rate is None else BY_NAME["learn_rate"].read(learn_rate, "learn_rate")
-        return OptimizerRecipe.named(BY_NAME["optim"].read(chosen, "optim"), rate)
+        return OptimizerRecipe.named(BY_NAME["optim"].read(chosen, "optim"), rate, device)
     raise ValueError(
         f"optim: expected a torch optimizer or the name of one, here or as model.optim, got {type(chosen).__name__}"
     )

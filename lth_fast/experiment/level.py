@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from lth_fast.experiment.experiment import Experiment
+from lth_fast.experiment.forms import take_forms
 from lth_fast.experiment.progress import Monitor
 from lth_fast.nn import dense_state, set_masks
+from lth_fast.optim import dense_optimizer_state, load_dense_optimizer_state
 from lth_fast.record import Level, Replicate
 from lth_fast.train import EagerStepper, Evaluation, evaluate, own_random_state, seed_loader
 from lth_fast.train.precision import forward_precision
@@ -44,10 +46,10 @@ def train_level(experiment: Experiment, record: Replicate, level: Level, monitor
     """
     masks = stored(level.masks(), level)
     start, first = _start(experiment, record, level)
-    training = _Training(experiment, level, masks, start, first, monitor)
+    training = _Training(experiment, record, level, masks, start, first, monitor)
     if training.checkpoint is None and experiment.keep_optimizer and level.number > 0:
         previous = record.level(level.number - 1)
-        training.optimizer.load_state_dict(stored(previous.optimizer(), previous))
+        load_dense_optimizer_state(training.optimizer, training.model, stored(previous.optimizer(), previous))
     training.run()
     training.finish()
 
@@ -82,6 +84,7 @@ class _Training:
     def __init__(
         self,
         experiment: Experiment,
+        record: Replicate,
         level: Level,
         masks: Mapping[str, Tensor],
         start: Mapping[str, Tensor],
@@ -103,6 +106,7 @@ class _Training:
         self.model.load_state_dict(start if self.checkpoint is None else self.checkpoint["model"])
         self.optimizer = experiment.optimizer.build(self.model)
         set_masks(self.model, {name: mask for name, mask in masks.items() if not bool(mask.all())})
+        take_forms(experiment, record, level.number, self.model, self.optimizer)
         self.batches = experiment.batches(level.number)
         self.interval = experiment.evaluation_interval(self.batches.per_epoch)
         self.stepper = EagerStepper(
@@ -248,7 +252,7 @@ class _Training:
         if self.best.iteration is not None:
             self.level.save_weights("early_stop", self.best.state)
         if self.experiment.keep_optimizer:
-            self.level.save_optimizer(self.optimizer.state_dict())
+            self.level.save_optimizer(dense_optimizer_state(self.optimizer, self.model))
         self.level.save_summary(
             {
                 "level": self.level.number,

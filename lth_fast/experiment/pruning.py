@@ -2,83 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from torch import nn
-from torch.nn.utils import prune as stock
+import torch
+from torch import Tensor, nn
 
 from lth_fast.models import output_layer, shortcut_layers
-from lth_fast.prune import global_unstructured, l1_unstructured
-from lth_fast.prune.layers import prunable
+from lth_fast.prune import Gradients, prune_by_score
+from lth_fast.prune.layers import prunable, prunable_names
 
 ROLES = ("output", "shortcuts")
-SCOPES = ("layerwise", "global")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What scores may ask for beside the weights.
+
+    Attributes:
+        initial: Weights before any training, by parameter name.
+        criterion: Mean loss of a batch from (outputs, labels).
+        batch: A seed → a batch of training data.
+    """
+
+    initial: Mapping[str, Tensor]
+    criterion: Callable[[Any, Any], Tensor]
+    batch: Callable[[int], tuple[Tensor, Tensor]]
 
 
 def pruning_function(
-    scope: str, prune_rate: float, fc_rate: float | None, whole: Collection[str], bias: bool
+    scope: str,
+    prune_rate: float,
+    fc_rate: float | None,
+    whole: Collection[str],
+    bias: bool,
+    score: str = "magnitude",
+    distribution: str = "uniform",
+    evidence: Evidence | None = None,
 ) -> Callable[[nn.Module], nn.Module]:
-    """The function that prunes a level's model for the next one.
+    """The function that prunes a level's model for the next one; what it draws comes from torch's global generator.
 
     Args:
-        scope: ``layerwise`` or ``global`` (one threshold over all layers that are pruned).
+        scope: ``layerwise``, or ``global``: one threshold over all layers but the output layer.
         prune_rate: Share of the survivors to prune.
-        fc_rate: The same for Linear layers, ``None``: as ``prune_rate``. Layer-wise, the output layer gets half of the
-            rate of its kind.
+        fc_rate: The same for Linear layers, ``None``: as ``prune_rate``. Layer-wise and uniform, the output layer gets
+            half of the rate of its kind (1803.03635, figure 2); globally, two rates mean two thresholds.
         whole: Roles of layers that are not pruned: ``output``, ``shortcuts``.
         bias: Prune the biases of the pruned layers as well.
+        score: A name of :data:`lth_fast.prune.SCORES`.
+        distribution: A name of :data:`lth_fast.prune.DISTRIBUTIONS`.
+        evidence: For scores that look at more than the weights.
     """
-    function = prune_globally if scope == "global" else prune_layerwise
     return partial(
-        function,
-        prune_rate=prune_rate,
-        fc_rate=prune_rate if fc_rate is None else fc_rate,
-        whole=frozenset(whole),
-        bias=bias,
+        _prune,
+        rates=partial(
+            _rates,
+            prune_rate=prune_rate,
+            fc_rate=prune_rate if fc_rate is None else fc_rate,
+            whole={*whole, "output"} if scope == "global" else set(whole),
+            bias=bias,
+            halved=scope == "layerwise" and distribution == "uniform",
+        ),
+        score=score,
+        scope=scope,
+        distribution=distribution,
+        evidence=evidence,
     )
 
 
-def prune_layerwise(
-    model: nn.Module, prune_rate: float, fc_rate: float, whole: Collection[str] = (), bias: bool = False
+def _prune(
+    model: nn.Module,
+    rates: Callable[[nn.Module], dict[str, float]],
+    score: str,
+    scope: str,
+    distribution: str,
+    evidence: Evidence | None,
 ) -> nn.Module:
-    """Prune each layer by the rate of its kind, the output layer by half of it (1803.03635, figure 2)."""
+    initial, gradients = None, None
+    if evidence is not None:
+        initial, draw = evidence.initial, evidence.batch
+        gradients = Gradients(model, evidence.criterion, lambda: draw(int(torch.randint(2**62, ()))))
+    return prune_by_score(model, rates(model), score, scope, distribution, initial=initial, gradients=gradients)
+
+
+def _rates(
+    model: nn.Module, prune_rate: float, fc_rate: float, whole: Collection[str], bias: bool, halved: bool
+) -> dict[str, float]:
+    """The rate of every parameter that is pruned, ``halved`` in the output layer if so asked."""
     output = output_layer(model)
-    for name, layer in _pruned_layers(model, whole).items():
-        rate = fc_rate if isinstance(layer, nn.Linear) else prune_rate
-        rate = rate / 2 if name == output else rate
-        for parameter in _parameters(layer, bias):
-            l1_unstructured(layer, parameter, float(rate))
-    return model
-
-
-def prune_globally(
-    model: nn.Module, prune_rate: float, fc_rate: float, whole: Collection[str] = (), bias: bool = False
-) -> nn.Module:
-    """Prune by one threshold over all layers but the output layer; with two rates, one over each kind of layer."""
-    layers = _pruned_layers(model, {*whole, "output"})
-    linear: list[nn.Module] = [layer for layer in layers.values() if isinstance(layer, nn.Linear)]
-    others = [layer for layer in layers.values() if not isinstance(layer, nn.Linear)]
-    groups: list[tuple[list[nn.Module], float]] = [(list(layers.values()), prune_rate)]
-    if fc_rate != prune_rate:
-        groups = [(linear, fc_rate), (others, prune_rate)]
-    for group, rate in groups:
-        pairs = [(layer, parameter) for layer in group for parameter in _parameters(layer, bias)]
-        if pairs:
-            global_unstructured(pairs, stock.L1Unstructured, amount=float(rate))
-    return model
-
-
-def _pruned_layers(model: nn.Module, whole: Collection[str]) -> dict[str, nn.Module]:
-    """The layers that are pruned, by layer name."""
-    kept = set()
+    kept = set(shortcut_layers(model)) if "shortcuts" in whole else set()
     if "output" in whole:
-        kept.add(output_layer(model))
-    if "shortcuts" in whole:
-        kept.update(shortcut_layers(model))
-    layers = {name.removesuffix("weight").removesuffix("."): layer for name, layer in prunable(model).items()}
-    return {name: layer for name, layer in layers.items() if name not in kept}
-
-
-def _parameters(layer: nn.Module, bias: bool) -> list[str]:
-    return ["weight", "bias"] if bias and getattr(layer, "bias", None) is not None else ["weight"]
+        kept.add(output)
+    layers = {name.rpartition(".")[0]: layer for name, layer in prunable(model).items()}
+    rates = {}
+    for name in prunable_names(model, bias):
+        layer = name.rpartition(".")[0]
+        if layer not in kept:
+            rate = fc_rate if isinstance(layers[layer], nn.Linear) else prune_rate
+            rates[name] = float(rate / 2 if halved and layer == output else rate)
+    return rates

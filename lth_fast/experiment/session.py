@@ -11,6 +11,8 @@ import torch
 
 from lth_fast.experiment.environment import describe, differences
 from lth_fast.experiment.experiment import Experiment
+from lth_fast.experiment.forms import RULES, recorded_plan
+from lth_fast.experiment.forms import obstacle as forms_obstacle
 from lth_fast.experiment.lottery import run_replicate
 from lth_fast.experiment.progress import Monitor
 from lth_fast.record import Run
@@ -87,7 +89,8 @@ def _continued(run: Run, found: Mapping[str, Any], force: bool) -> dict[str, Any
 def _manifest(experiment: Experiment, configuration: Mapping[str, Any]) -> dict[str, Any]:
     choice = choose_stepper()
     sizes = {name: _size(loader) for name, loader in experiment.loaders._asdict().items() if loader is not None}
-    return {
+    obstacle = forms_obstacle(experiment)
+    manifest = {
         "configuration": dict(configuration),
         "environment": describe(experiment.device),
         "stepper": {"name": choice.name, "refused": choice.refused},
@@ -95,7 +98,11 @@ def _manifest(experiment: Experiment, configuration: Mapping[str, Any]) -> dict[
         "model": repr(experiment.model),
         "examples": sizes,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "forms": "masked: " + obstacle if obstacle else experiment.plan,
     }
+    if experiment.plan not in RULES and not obstacle:
+        manifest["plan"] = recorded_plan(experiment.plan)
+    return manifest
 
 
 def _size(loader: Any) -> int | None:

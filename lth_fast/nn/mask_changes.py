@@ -1,4 +1,4 @@
-"""When masks were set: how an optimizer learns that weights it remembers have been pruned."""
+"""When masks were set and on what: how an optimizer learns that weights it remembers have been pruned."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import weakref
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lth_fast.nn.masked import MaskedLayer
     from lth_fast.nn.masked_parameter import MaskedParameter
 
@@ -16,12 +18,15 @@ class MaskChanges:
     """Every live masked layer or parameter, with a running number of when its mask was last set.
 
     Attributes:
-        newest: The running number of the latest change, 0 before the first.
+        newest: The running number of the latest change, 0 before the first; losing a mask counts as one, too.
     """
 
     def __init__(self) -> None:
         self.newest = 0
         self._last_change: weakref.WeakKeyDictionary[Holder, int] = weakref.WeakKeyDictionary()
+        # Of the state that is the change `_found_at`, by the identity of the weight.
+        self._found: dict[int, list[weakref.ref[Holder]]] = {}
+        self._found_at = 0
 
     def note(self, layer: Holder) -> None:
         """The mask of ``layer`` was set."""
@@ -30,11 +35,26 @@ class MaskChanges:
 
     def forget(self, layer: Holder) -> None:
         """``layer`` has no mask any more."""
-        self._last_change.pop(layer, None)
+        if self._last_change.pop(layer, None) is not None:
+            self.newest += 1
 
     def since(self, number: int) -> list[Holder]:
         """The layers whose masks were set after change ``number``; 0: every masked layer."""
         return [layer for layer, change in self._last_change.items() if change > number]
+
+    def holders_of(self, parameter: Tensor) -> list[Holder]:
+        """The masked layers whose weight ``parameter`` is: none or one, more where layers share it.
+
+        Looked up anew only after a change, so an optimizer may ask at every step.
+        """
+        if self._found_at != self.newest:
+            self._found = {}
+            for layer in self._last_change:
+                self._found.setdefault(id(layer.weight), []).append(weakref.ref(layer))
+            self._found_at = self.newest
+        found = (layer() for layer in self._found.get(id(parameter), ()))
+        # The weight may have been replaced since, or another tensor have got its identity.
+        return [layer for layer in found if layer is not None and layer.weight is parameter]
 
 
 mask_changes = MaskChanges()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lth_fast.nn.masked import MaskedLayer
+from lth_fast.nn.padding import pad
 from lth_fast.ops import masked_conv2d
 
 
@@ -26,14 +26,8 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         self.mask = None
 
     def forward(self, input: Tensor) -> Tensor:
-        padding = self.padding
         unbatched = input.dim() == 3
-        batched = input.unsqueeze(0) if unbatched else input
-        if self.padding_mode != "zeros" or isinstance(padding, str):
-            # torch keeps, for these cases, the four border widths that "same" or the mode stands for.
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            batched = F.pad(batched, self._reversed_padding_repeated_twice, mode=mode)
-            padding = (0, 0)
+        batched, padding = pad(self, input.unsqueeze(0) if unbatched else input)
         weight = self.masked_weight()
         output = masked_conv2d(
             batched, weight, self.bias, self.mask_bits, self.stride, padding, self.dilation, self.groups

@@ -1,10 +1,13 @@
 """The pruning functions of ``torch.nn.utils.prune``, by name and arguments, without its hooks.
 
-A layer that is pruned becomes a masked layer in place and keeps its parameter. Repeated calls prune among survivors.
+A layer that is pruned becomes a masked layer in place and keeps its parameter. Repeated calls prune among survivors, as
+stock's ``PruningContainer`` does. One seed gives the masks that stock draws.
 """
 
 from __future__ import annotations
 
+import functools
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,7 +16,15 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
 from lth_fast.nn import masks, restore, set_masks
-from lth_fast.prune.magnitude import prune_smallest
+from lth_fast.ops import prune_by_magnitude
+from lth_fast.prune.selection import prune_lowest
+
+
+def identity(module: nn.Module, name: str) -> nn.Module:
+    """Put a mask on the parameter ``name`` of ``module`` that prunes nothing more than is pruned already."""
+    weight, before = parameter_and_mask(module, name)
+    set_masks(module, {name: torch.ones_like(weight, dtype=torch.bool) if before is None else before})
+    return module
 
 
 def l1_unstructured(module: nn.Module, name: str, amount: float, importance_scores: Tensor | None = None) -> nn.Module:
@@ -25,18 +36,20 @@ def l1_unstructured(module: nn.Module, name: str, amount: float, importance_scor
         name: Name of the parameter, e.g. ``"weight"``.
         amount: Share of the survivors in [0, 1] if a float (rounded to the nearest count, halves to even, as stock
             does), their number if an int.
-        importance_scores: Tensor of the weight's shape whose magnitudes to rank by, instead of the weight's own.
+        importance_scores: Tensor of the weight's shape whose magnitudes to rank by, instead of the weight's own. An
+            infinite one counts as the largest number of its dtype.
 
     Returns:
         ``module``.
 
     Raises:
-        ValueError: ``amount`` is out of range, a score is NaN, or the module carries ``torch.nn.utils.prune`` hooks.
+        ValueError: ``amount`` is out of range, a score is NaN, a weight that is ranked by is infinite, or the module
+            carries ``torch.nn.utils.prune`` hooks.
     """
-    weight, mask = _parameter(module, name)
-    scores = _scores(weight, importance_scores, "importance_scores")
+    weight, mask = parameter_and_mask(module, name)
+    scores = scores_to_rank(weight, importance_scores, "importance_scores")
     k = count_to_prune(amount, _survivors(weight, mask))
-    set_masks(module, {name: prune_smallest(scores.abs(), k, mask)})
+    set_masks(module, {name: prune_by_magnitude([scores], k, [mask])[0]})
     return module
 
 
@@ -45,15 +58,22 @@ def random_unstructured(module: nn.Module, name: str, amount: float) -> nn.Modul
 
     Arguments and errors are those of :func:`l1_unstructured`.
     """
-    weight, mask = _parameter(module, name)
-    scores = torch.rand(weight.shape, device=weight.device)
-    set_masks(module, {name: prune_smallest(scores, count_to_prune(amount, _survivors(weight, mask)), mask)})
+    weight, mask = parameter_and_mask(module, name)
+    survivors = _survivors(weight, mask)
+    k = count_to_prune(amount, survivors)
+    kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+    if k:
+        # As stock: one number per survivor, the highest go.
+        draws = torch.rand(survivors, dtype=weight.dtype, device=weight.device)
+        scores = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device).masked_scatter(kept, -draws)
+        (kept,) = prune_lowest([scores], k, [mask])
+    set_masks(module, {name: kept})
     return module
 
 
 def custom_from_mask(module: nn.Module, name: str, mask: Tensor) -> nn.Module:
     """Prune where ``mask`` (bool, or zeros and ones, of the parameter's shape) is 0, beside what is pruned already."""
-    weight, before = _parameter(module, name)
+    weight, before = parameter_and_mask(module, name)
     if mask.shape != weight.shape:
         raise ValueError(f"mask must have the shape of {name} {list(weight.shape)}, got {list(mask.shape)}")
     wanted = mask.to(weight.device) != 0
@@ -87,32 +107,38 @@ def global_unstructured(
     if getattr(pruning_method, "PRUNING_TYPE", None) != "unstructured":
         raise TypeError(f"pruning_method: expected one that prunes single weights, got {pruning_method.__name__}")
     given = dict(importance_scores or {})
-    found = [_parameter(module, name) for module, name in pairs]
+    found = [parameter_and_mask(module, name) for module, name in pairs]
     scores = [
-        _scores(weight, given.get(pair), f"importance_scores[{pair[1]!r}]")
+        scores_to_rank(weight, given.get(pair), f"importance_scores[{pair[1]!r}]")
         for pair, (weight, _) in zip(pairs, found, strict=True)
     ]
-    shapes = [weight.shape for weight, _ in found]
-    before = [
-        torch.ones(weight.shape, dtype=torch.bool, device=weight.device) if mask is None else mask
-        for weight, mask in found
-    ]
-    flat_scores = torch.cat([score.reshape(-1) for score in scores])
-    flat_before = torch.cat([mask.reshape(-1) for mask in before])
+    before = [mask for _, mask in found]
+    survivors = sum(_survivors(weight, mask) for weight, mask in found)
     if pruning_method is stock.L1Unstructured:
         amount = kwargs.pop("amount")
         if kwargs:
             raise TypeError(f"global_unstructured: unexpected arguments for L1Unstructured: {', '.join(kwargs)}")
-        after = prune_smallest(flat_scores.abs(), count_to_prune(amount, int(flat_before.sum())), flat_before)
+        widest = functools.reduce(torch.promote_types, (score.dtype for score in scores))
+        scores = [score.to(widest) for score in scores]
+        after = prune_by_magnitude(scores, count_to_prune(amount, survivors), before)
     else:
-        method = pruning_method(**kwargs)
-        survivors = flat_before.nonzero().squeeze(1)
-        kept = method.compute_mask(flat_scores[survivors], torch.ones_like(flat_scores[survivors])) != 0
-        after = torch.zeros_like(flat_before)
-        after[survivors[kept]] = True
-    parts = after.split([shape.numel() for shape in shapes])
-    for (module, name), part, shape in zip(pairs, parts, shapes, strict=True):
-        set_masks(module, {name: part.reshape(shape)})
+        after = _masks_of_method(pruning_method(**kwargs), scores, before)
+    for (module, name), mask in zip(pairs, after, strict=True):
+        set_masks(module, {name: mask})
+
+
+def _masks_of_method(
+    method: stock.BasePruningMethod, scores: list[Tensor], before: list[Tensor | None]
+) -> list[Tensor]:
+    """The masks that a pruning class gives; it wants to see the survivors of all tensors as one vector."""
+    kept = [
+        torch.ones_like(score, dtype=torch.bool) if mask is None else mask
+        for score, mask in zip(scores, before, strict=True)
+    ]
+    candidates = torch.cat([score[mask] for score, mask in zip(scores, kept, strict=True)])
+    chosen = method.compute_mask(candidates, torch.ones_like(candidates)) != 0
+    parts = chosen.split([int(mask.sum()) for mask in kept])
+    return [mask.masked_scatter(mask, part) for mask, part in zip(kept, parts, strict=True)]
 
 
 def is_pruned(module: nn.Module) -> bool:
@@ -132,34 +158,39 @@ def remove(module: nn.Module, name: str) -> nn.Module:
     return set_masks(restore(module), others)
 
 
-def count_to_prune(amount: float, survivors: int) -> int:
-    """Number of ``survivors`` that ``amount`` (a share in [0, 1], or a count) prunes, rounded as stock does."""
-    if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+def count_to_prune(amount: float, units: int, unit: str = "survivors") -> int:
+    """Number of ``units`` that ``amount`` (a share in [0, 1], or a count) prunes, rounded as stock does."""
+    if isinstance(amount, bool) or not isinstance(amount, numbers.Real):
         raise TypeError(f"amount must be a share in [0, 1] or a number of weights, got {amount!r}")
-    if isinstance(amount, int):
-        if not 0 <= amount <= survivors:
-            raise ValueError(f"amount must be between 0 and the {survivors} survivors, got {amount}")
-        return amount
+    if isinstance(amount, numbers.Integral):
+        if not 0 <= amount <= units:
+            raise ValueError(f"amount must be between 0 and the {units} {unit}, got {amount}")
+        return int(amount)
     if not 0.0 <= amount <= 1.0:
         raise ValueError(f"amount must be a share in [0, 1] or a number of weights, got {amount}")
-    return round(amount * survivors)
+    return round(float(amount) * units)
 
 
-def _parameter(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
+def parameter_and_mask(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
+    """The values of a parameter that stock has not pruned, zero where pruned, and its mask if it has one."""
     if stock.is_pruned(module):
         raise ValueError(
-            f"module: this {type(module).__name__} is pruned by torch.nn.utils.prune; make it permanent with its "
-            "remove(), or keep using its functions"
+            f"module: this {type(module).__name__} is pruned by torch.nn.utils.prune; take it over with "
+            "lth_fast.prune.from_torch_prune, or keep using torch's functions"
         )
-    return getattr(module, name), masks(module).get(name)
+    return getattr(module, name).detach(), masks(module).get(name)
 
 
 def _survivors(weight: Tensor, mask: Tensor | None) -> int:
     return weight.numel() if mask is None else int(mask.sum())
 
 
-def _scores(weight: Tensor, given: Tensor | None, argument: str) -> Tensor:
-    scores = weight.detach() if given is None else given.detach()
-    if scores.shape != weight.shape:
-        raise ValueError(f"{argument} must have the parameter's shape {list(weight.shape)}, got {list(scores.shape)}")
-    return scores
+def scores_to_rank(weight: Tensor, given: Tensor | None, argument: str) -> Tensor:
+    """The weight itself, or the importance scores ``given`` instead of it as the selection takes them."""
+    if given is None:
+        return weight
+    if given.shape != weight.shape:
+        raise ValueError(f"{argument} must have the parameter's shape {list(weight.shape)}, got {list(given.shape)}")
+    scores = given.detach() if given.is_floating_point() else given.detach().double()
+    largest = torch.finfo(scores.dtype).max
+    return scores.clamp(-largest, largest)  # NaN stays, and is refused

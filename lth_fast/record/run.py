@@ -131,6 +131,16 @@ class Run:
         names = {key: value for key, value in self.manifest().items() if key in ("net", "dataset")}
         write_document(self.path / "meta.json", {**names, **manifest, "format": FORMAT})
 
+    def plan(self, level: int) -> dict[str, Any] | None:
+        """The form of every layer at ``level``, by parameter name, or None if it was not decided yet."""
+        plan: dict[str, Any] | None = self.manifest().get("plan", {}).get(str(level))
+        return plan
+
+    def save_plan(self, level: int, plan: Mapping[str, Any]) -> None:
+        """Note the form of every layer at ``level`` in the manifest."""
+        manifest = self.manifest()
+        self.save_manifest({**manifest, "plan": {**manifest.get("plan", {}), str(level): dict(plan)}})
+
     def save_report(self, png: bytes) -> Path:
         """Replace ``report.png``, the figure of the run, and return its path."""
         file = self.path / "report.png"
@@ -158,6 +168,11 @@ class Replicate:
 
     path: Path
     number: int
+
+    @property
+    def run(self) -> Run:
+        """The run this is a replicate of."""
+        return Run(self.path.parent)
 
     @property
     def initial_file(self) -> Path:

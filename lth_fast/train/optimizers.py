@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lth_fast._names import match_name
+from lth_fast.optim import SGD, Adam, AdamW
 
 # Not to be had by name: the base class, one whose step needs a closure, one for sparse gradients, one for matrices.
 _UNFIT = (Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam, getattr(torch.optim, "Muon", Optimizer))
@@ -24,8 +25,24 @@ _CLASSES: dict[str, type[Optimizer]] = {
 # These move nothing where the gradient has always been zero, so pruned weights stay zero through their step.
 KEEP_ZEROS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.RMSprop)
 
-# Those with a one-pass implementation; the plain ones take a pass over memory per operation.
+# One pass over the weights; the plain ones take a pass over memory per operation. On the CPU ours, else torch's.
+_OURS: dict[type[Optimizer], type[Optimizer]] = {
+    torch.optim.SGD: SGD,
+    torch.optim.Adam: Adam,
+    torch.optim.AdamW: AdamW,
+}
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
+
+# Their step treats a weight as part of a matrix.
+_OF_MATRICES = (getattr(torch.optim, "Adafactor", Optimizer), getattr(torch.optim, "Muon", Optimizer))
+
+
+def is_elementwise(kind: type[Optimizer]) -> bool:
+    """Whether optimizers of this class treat every weight by itself, whatever the shape it is stored in."""
+    return kind in (*_CLASSES.values(), *_OURS.values()) and kind not in _OF_MATRICES
+
+
+_CPU = torch.device("cpu")
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
@@ -52,12 +69,15 @@ class OptimizerRecipe:
     groups: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = ()
 
     @classmethod
-    def named(cls, name: str, learn_rate: float | None = None, **others: Any) -> OptimizerRecipe:
+    def named(
+        cls, name: str, learn_rate: float | None = None, device: torch.device = _CPU, **others: Any
+    ) -> OptimizerRecipe:
         """The fastest implementation of the optimizer called ``name``; without a ``learn_rate`` its class's own.
 
         Args:
             name: As :func:`optimizer_class` takes it.
             learn_rate: Learning rate.
+            device: Where the parameters will be. On the CPU, Adam, AdamW and SGD are those of ``lth_fast.optim``.
             others: More settings of the class, e.g. ``momentum``; those that are 0 or false are left out.
 
         Raises:
@@ -71,6 +91,8 @@ class OptimizerRecipe:
                 if key not in accepted:
                     raise ValueError(f"--{key}: expected an optimizer that has it, got {kind.__name__}")
                 settings[key] = value
+        if device.type == "cpu" and kind in _OURS:
+            return cls(_OURS[kind], settings)
         return cls(kind, {**settings, "fused": True} if kind in _FUSED else settings)
 
     @classmethod
@@ -104,8 +126,9 @@ class OptimizerRecipe:
         return self.kind(groups, **self.settings)
 
     def describe(self) -> dict[str, Any]:
-        """Name, settings and groups as JSON can hold them, for records."""
-        described = {"name": self.kind.__name__, **_plain(self.settings)}
+        """Class, its package, settings and groups as JSON can hold them, for records."""
+        package = self.kind.__module__.partition(".")[0]
+        described = {"name": self.kind.__name__, "package": package, **_plain(self.settings)}
         if self.groups:
             described["groups"] = [{"parameters": list(names), **_plain(own)} for names, own in self.groups]
         return described

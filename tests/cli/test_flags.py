@@ -14,6 +14,7 @@ from lth_fast import __version__, data
 from lth_fast.cli import main, parser
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.flags import FLAGS
+from lth_fast.prune import DISTRIBUTIONS, SCORES
 from lth_fast.record import Level, open_run
 
 BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "1", "--seed", "1")
@@ -105,10 +106,46 @@ def sees_the_threads(outcome):
     equal(outcome.run.manifest()["environment"]["threads"], 2)
 
 
+def sees_sparse_layers(outcome):
+    plan = outcome.run.manifest()["plan"]["1"]
+    equal({name: entry["form"] for name, entry in plan.items()}, dict.fromkeys(kept(outcome), "sparse"))
+    values = outcome.steps[-1].optimizer.param_groups[0]["params"][0::2]
+    equal([value.numel() for value in values], [int(mask.sum()) for mask in outcome.level(1).masks().values()])
+
+
+def sees_masked_layers(outcome):
+    plan = outcome.run.manifest()["plan"]["1"]
+    equal({name: entry["form"] for name, entry in plan.items()}, dict.fromkeys(kept(outcome), "masked"))
+    equal(outcome.steps[-1].optimizer.param_groups[0]["params"][0].shape, (8, 64))
+
+
 def sees_one_threshold(outcome):
     found = kept(outcome)
     equal(found["classifier.fc2.weight"], 1.0)
     equal(found["classifier.fc1.weight"], pytest.approx(0.8, abs=0.001))
+
+
+def sees_other_weights_pruned(outcome):
+    equal(
+        kept(outcome),
+        {"classifier.fc1.weight": pytest.approx(0.8, abs=0.001), "classifier.fc2.weight": pytest.approx(0.9)},
+    )
+    name = "classifier.fc1.weight"
+    magnitude, mask = outcome.level(0).weights("end")[name].abs(), outcome.level(1).masks()[name]
+    assert magnitude[~mask].max() > magnitude[mask].min()
+
+
+def sees_the_weights_that_grew_least_pruned(outcome):
+    sees_other_weights_pruned(outcome)
+    initial, end = outcome.run.replicate(0).initial(), outcome.level(0).weights("end")
+    for name, mask in outcome.level(1).masks().items():
+        growth = end[name].abs() - initial[name].abs()
+        assert growth[~mask].max() <= growth[mask].min()
+
+
+def sees_the_densities_of_erk(outcome):
+    # 80 weights of the output layer would be denser than dense; the other layer carries the fifth of all 592.
+    equal(kept(outcome), {"classifier.fc1.weight": (512 - 118) / 512, "classifier.fc2.weight": 1.0})
 
 
 def sees_pruned_biases(outcome):
@@ -168,6 +205,12 @@ ROWS = [
     Row("-fc 0.5 --prune_rate 0", sees_the_prune_rate),
     Row("--scope global", sees_one_threshold),
     Row("--prune_global", sees_one_threshold),
+    Row("--score random", sees_other_weights_pruned),
+    Row("--score magnitude_increase", sees_the_weights_that_grew_least_pruned),
+    Row("--score snip", sees_other_weights_pruned),
+    Row("--score grasp", sees_other_weights_pruned),
+    Row("--score synflow", sees_other_weights_pruned),
+    Row("--distribution erk", sees_the_densities_of_erk),
     Row("--whole output", sees_one_threshold),
     Row("--prune_bias", sees_pruned_biases),
     Row("--init normal:0.5", sees_initial_weights_of_spread(0.5)),
@@ -181,6 +224,8 @@ ROWS = [
     Row("--weight_decay 0.25", sees_settings_of_the_optimizer(weight_decay=0.25)),
     Row("--milestones 2,4 -lr 1", sees_rates(1, 1, 0.1, 0.1, 0.01, 0.01)),
     Row("--warmup 4 -lr 1", sees_rates(0.25, 0.5, 0.75, 1, 1, 1)),
+    Row("--plan sparse", sees_sparse_layers),
+    Row("--plan masked", sees_masked_layers),
     Row("--precision bf16", lambda outcome: equal(outcome.configuration["precision"], "bf16")),
     Row("--preset openlth", sees_the_preset),
     Row("--data {data} mnist", sees_the_data_folder),
@@ -237,6 +282,11 @@ WRONG = {
     "preset": ("one of paper, openlth", ("papers", "", "none")),
     "fc_rate": ("a number >= 0 and <= 0.99", ("-0.1", "1", "20%", "nan", "")),
     "scope": ("one of layerwise, global", ("both", "")),
+    "score": (
+        f"one of {', '.join(SCORES)}",
+        ("l1", "magnitudes", "s", "none", ""),
+    ),
+    "distribution": (f"one of {', '.join(DISTRIBUTIONS)}", ("er-k", "global", "")),
     "whole": ("some of output, shortcuts", ("input", "", "output,")),
     "branch": ("one of ticket, reinit, random_mask", ("r", "lottery", "")),
     "init": (
@@ -249,6 +299,7 @@ WRONG = {
     "weight_decay": ("a number >= 0", ("-0.1", "nan", "some", "")),
     "milestones": ("iterations", ITERATIONS),
     "warmup": ("a whole number >= 0", ("-1", *WHOLE_NUMBERS)),
+    "plan": ("auto, masked, sparse, or the folder of a run that holds a plan", ("dense", "", "no/such/run")),
     "precision": ("one of float32, tf32, bf16", ("float64", "half", "")),
     "batch_size": ("a whole number >= 1", ("0", "-1", *WHOLE_NUMBERS)),
     "optim": ("an optimizer of torch.optim", ("adm", "ada", "lbfgs", "")),

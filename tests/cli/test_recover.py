@@ -10,6 +10,7 @@ import pytest
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.environment import BITS_DEPEND_ON
 from lth_fast.experiment.flags import BY_NAME, FLAGS
+from lth_fast.prune import SCORES
 from lth_fast.record import create_run
 
 BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "1", "--seed", "1")
@@ -34,6 +35,8 @@ OTHER = {
     "preset": "openlth",
     "fc_rate": "0.3",
     "scope": "global",
+    "score": "random",
+    "distribution": "erk",
     "prune_global": None,
     "whole": "output",
     "prune_bias": None,
@@ -84,6 +87,27 @@ def test_an_unfinished_level_is_trained_again_to_the_same_bits(command, spied_st
     assert recovered.code == 0, recovered.err
     assert [(step.level, step.iteration) for step in recovered.steps] == [(0, i) for i in range(1, 7)]
     assert bits(run) == expected
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(f"--score {score}" for score in SCORES),
+        *(f"--score {score} --scope global" for score in SCORES),
+        "--distribution erk",
+        "--distribution erk --score grasp",
+    ],
+)
+def test_masks_that_were_lost_are_found_again_to_the_same_bits(flags, command, bits):
+    outcome = command(*BASE, "--rounds", "2", *flags.split())
+    assert outcome.code == 0, outcome.err
+    expected = bits(outcome.run)
+    for lost in ([2], [1, 2]):
+        for number in lost:
+            shutil.rmtree(outcome.level(number).path)
+        recovered = command("--recover", str(outcome.run.path), save=False)
+        assert recovered.code == 0, recovered.err
+        assert bits(outcome.run) == expected
 
 
 def test_a_complete_run_prints_its_report_again_wherever_it_was_made(command, spied_steps, bits):

@@ -12,7 +12,7 @@ from torch.nn.utils import prune as stock
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import lth_fast
-from lth_fast import iterative_pruning, load_run
+from lth_fast import iterative_pruning, load_run, optim
 from lth_fast.nn import masks
 from lth_fast.prune import fetch_layers, prune_all, sparsity
 
@@ -174,7 +174,7 @@ def test_what_is_passed_goes_before_what_the_model_carries(search, optimizer_ste
         return 2 * nn.functional.cross_entropy(outputs, labels)
 
     passed = search(optim="sgd", learn_rate=0.3, criterion=doubled)
-    assert {type(step.optimizer) for step in optimizer_steps} == {torch.optim.SGD}
+    assert {type(step.optimizer) for step in optimizer_steps} == {optim.SGD}
     assert {rate for step in optimizer_steps for rate in step.rates} == {0.3}
     carried = search()
     losses = [load_run(result.path).iterations(0)["train_loss"][0] for result in (passed, carried)]

@@ -87,6 +87,13 @@ def test_a_given_prune_rate_alone_sets_every_layer():
     assert Config.resolve("conv2", "cifar10", {"prune_rate": 0.3, "fc_rate": 0.1}).fc_rate == 0.1
 
 
+def test_a_given_distribution_wants_one_rate_and_a_threshold_for_every_layer():
+    config = Config.resolve("conv2", "cifar10", {"distribution": "erk"})
+    assert (config.fc_rate, config.scope) == (None, "layerwise")
+    config = Config.resolve("resnet20", "cifar10", {"distribution": "erk"})
+    assert (config.scope, config.sources["scope"], config.prune_rate) == ("layerwise", "default", 0.2)
+
+
 def test_another_optimizer_leaves_the_settings_of_the_presets_own_behind():
     config = Config.resolve("resnet20", "cifar10", {"optim": "adam"})
     assert (config.momentum, config.weight_decay, config.learn_rate) == (0.0, 0.0, 0.01)
@@ -106,6 +113,11 @@ def test_a_training_shorter_than_the_presets_rewind_point_keeps_it_in_proportion
         ({"precision": "tf32"}, "--precision: expected float32 or bf16 without --gpu, got 'tf32'"),
         ({"keep": "10,3000", "iter": 2000}, "--keep: expected iterations up to --iter 2000, got 3000"),
         ({"prune_global": True, "scope": "layerwise"}, "--prune_global: means --scope global, got it with --scope"),
+        (
+            {"distribution": "erk", "scope": "global"},
+            "--distribution: expected uniform with --scope global, got 'erk'",
+        ),
+        ({"distribution": "erk", "fc_rate": 0.1}, "--fc_rate: expected with --distribution uniform, got it with 'erk'"),
         ({"random": True, "branch": "ticket"}, "--random: means --branch reinit, got it with --branch ticket"),
     ],
 )

@@ -8,10 +8,10 @@ from torch import nn
 
 from lth_fast import models
 from lth_fast.experiment.presets import preset
-from lth_fast.experiment.pruning import pruning_function
+from lth_fast.experiment.pruning import Evidence, pruning_function
 from lth_fast.models import output_layer, shortcut_layers
 from lth_fast.nn import masks
-from lth_fast.prune import sparsity
+from lth_fast.prune import SCOPES, SCORES, sparsity
 
 
 def densities(model: nn.Module) -> dict[str, float]:
@@ -61,6 +61,54 @@ def test_biases_are_pruned_only_when_asked_for():
     model = pruning_function("layerwise", 0.4, None, (), True)(small())
     found = {name: float(mask.double().mean()) for name, mask in masks(model).items() if "bias" in name}
     assert found == pytest.approx({"0.bias": 5 / 8, "2.bias": 0.6, "3.bias": 0.8})
+
+
+def test_scores_see_the_initial_weights_and_a_batch_that_follows_torchs_generator():
+    seeds = []
+
+    def batch(seed):
+        seeds.append(seed)
+        draw = torch.Generator().manual_seed(seed)
+        return torch.randn(9, 1, 9, 5, generator=draw), torch.randint(20, (9,), generator=draw)
+
+    evidence = Evidence(dict(small().named_parameters()), nn.functional.cross_entropy, batch)
+
+    def found(score, seed):
+        prune, model = pruning_function("global", 0.3, None, (), False, score, "uniform", evidence), small()
+        torch.manual_seed(seed)
+        return {name: mask.tolist() for name, mask in masks(prune(model)).items()}
+
+    for score in ("snip", "grasp"):
+        assert found(score, 1) == found(score, 1) != found(score, 2)
+    assert seeds[0] == seeds[1] != seeds[2]
+    assert found("synflow", 1) == found("synflow", 2)
+    assert found("random", 1) == found("random", 1) != found("random", 2)
+    count = len(seeds)
+    # Nothing grew since the beginning: all scores are equal, so the first weights go.
+    first = torch.tensor(found("magnitude_increase", 1)["0.weight"]).reshape(-1)
+    assert not first.any()
+    found("magnitude", 1)
+    assert len(seeds) == count
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_every_score_prunes_a_real_network_exactly_by_its_rate(score, scope):
+    model = models.build("resnet20", (1, 8, 8), generator=torch.Generator().manual_seed(0))
+    data = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
+    evidence = Evidence(
+        {name: torch.zeros_like(value) for name, value in model.named_parameters()},
+        nn.functional.cross_entropy,
+        lambda seed: data,
+    )
+    prune = pruning_function(scope, 0.2, None, ("output", "shortcuts"), False, score, "uniform", evidence)
+    counts = []
+    for _ in range(2):
+        prune(model)
+        counts.append(sum(int(mask.sum()) for mask in masks(model).values()))
+    sizes = [mask.numel() for mask in masks(model).values()]
+    left = [size - round(0.2 * size) for size in (sizes if scope == "layerwise" else [sum(sizes)])]
+    assert counts == [sum(left), sum(size - round(0.2 * size) for size in left)]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.nn.utils import prune as stock
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lth_fast import optim
 from lth_fast.nn import masked_layers, masks, restore, set_masks
 from lth_fast.optim import apply_masks
 
@@ -36,17 +36,12 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "RMSprop": partial(RMSprop, lr=1e-2, momentum=0.9, centered=True),
     "Adagrad": partial(Adagrad, lr=1e-2),
     "Adagrad, initial value": partial(Adagrad, lr=1e-2, initial_accumulator_value=0.1),
+    "our SGD": partial(optim.SGD, lr=0.1, weight_decay=1e-2),
+    "our SGD, Nesterov": partial(optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-2),
+    "our Adam": partial(optim.Adam, lr=1e-2),
+    "our Adam, weight decay, AMSGrad": partial(optim.Adam, lr=1e-2, weight_decay=1e-2, amsgrad=True),
+    "our AdamW": partial(optim.AdamW, lr=1e-2, weight_decay=1e-1),
 }
-
-
-@pytest.fixture(autouse=True)
-def reproducible(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Random inputs that differ from case to case and are the same in every run; one thread, as tensors are small."""
-    torch.manual_seed(zlib.crc32(request.node.name.encode()))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=OPTIMIZERS)

@@ -47,6 +47,47 @@ struct SparseLinearKernels {
                          const Element* input, Element* grad_values, size_t lanes);
 };
 
+// sparse_conv2d: the survivors of every output channel, by panels of source channels. Row r has the survivors starts[i]
+// to starts[i + 1] in panel p, where i = p * rows + r; `offsets` lead from a pixel of the output to the source's pixel
+// that the survivor multiplies, in elements.
+struct TapRows {
+  const int32_t* starts;
+  size_t panels;
+  size_t rows;
+  const int32_t* offsets;
+};
+
+// The pixels to work on and the order to visit them in, block after block. Strides are in elements.
+struct TapRegion {
+  size_t height, width;
+  size_t block_height, block_width;
+  size_t lanes;
+  size_t source_row;
+  size_t output_row, output_channel;
+};
+
+// sparse_conv2d: a tile holds up to `lanes` samples, innermost, with zeros behind them.
+template <typename Element>
+struct SparseConv2dKernels {
+  size_t vector_lanes;   // `lanes` is a multiple of it
+  size_t piece_vectors;  // the most vectors of a block of the product, whose height is 1
+
+  // Planes of one channel of `samples` samples, `stride` elements apart, into a tile: pixel i goes to places[i]; and
+  // back.
+  void (*to_tile)(const Element* input, size_t stride, size_t samples, size_t pixels, const int32_t* places,
+                  Element* tile, size_t lanes);
+  void (*from_tile)(const Element* tile, const int32_t* places, size_t pixels, Element* output, size_t stride,
+                    size_t samples);
+
+  // Channels first to last of: output = sum of value * shifted source over the survivors + bias (0 where null).
+  void (*product)(const TapRows& rows, const Element* values, const Element* bias, size_t first, size_t last,
+                  const Element* source, Element* output, const TapRegion& region);
+
+  // Channels first to last of: grad_values += dot product of grad_output and the shifted source, per survivor.
+  void (*values_grad)(const TapRows& rows, size_t first, size_t last, const Element* grad_output, const Element* source,
+                      Element* grad_values, const TapRegion& region);
+};
+
 // magnitude_threshold: a key is the bit pattern of a magnitude, as a signed integer of the weight's size.
 template <typename Key>
 struct MagnitudeWindow {
@@ -76,6 +117,50 @@ struct MagnitudeKernels {
   size_t (*prune)(const Key* weights, const uint8_t* mask, size_t count, Key threshold, uint8_t* new_mask);
 };
 
+// adam_step: the numbers that one step of one parameter needs, each worked out in float64.
+template <typename Element>
+struct AdamFactors {
+  Element gradient_sign;       // -1 to maximize
+  Element weight_decay;        // share of the weight added to its gradient
+  Element kept;                // share of the weight that decoupled weight decay leaves
+  Element gradient_share;      // of the first moment: 1 - beta1
+  Element beta2;               // kept share of the second moment
+  Element square_share;        // of the second moment: 1 - beta2
+  Element root_of_correction;  // of the second moment's bias: sqrt(1 - beta2^step)
+  Element epsilon;
+  Element step_size;  // lr / (1 - beta1^step)
+};
+
+// The weights of one parameter and what belongs to them, element by element.
+template <typename Element>
+struct AdamTensors {
+  Element* parameter;
+  const Element* gradient;
+  Element* exp_avg;
+  Element* exp_avg_sq;
+  Element* max_exp_avg_sq;  // null without AMSGrad
+  const uint8_t* mask;      // bits; null: every weight survives
+};
+
+// sgd_step.
+template <typename Element>
+struct SgdFactors {
+  Element gradient_sign;   // -1 to maximize
+  Element weight_decay;    // share of the weight added to its gradient
+  Element momentum;        // kept share of the momentum
+  Element gradient_share;  // of the momentum: 1 - dampening
+  Element step_size;
+  bool nesterov;
+};
+
+template <typename Element>
+struct SgdTensors {
+  Element* parameter;
+  const Element* gradient;
+  Element* momentum;    // null without
+  const uint8_t* mask;  // bits; null: every weight survives
+};
+
 struct KernelTable {
   // mask_packing: `mask` holds a bool per byte, any value but 0 is true; weight i is bit i % 8 of byte i / 8 of `bits`.
   // Bits behind `count` in the last byte are written as 0.
@@ -89,10 +174,20 @@ struct KernelTable {
 
   SparseLinearKernels<float> sparse_linear_32;
   SparseLinearKernels<double> sparse_linear_64;
+  SparseConv2dKernels<float> sparse_conv2d_32;
+  SparseConv2dKernels<double> sparse_conv2d_64;
   // magnitude_threshold, for elements of 2, 4 and 8 bytes.
   MagnitudeKernels<int16_t> magnitudes_16;
   MagnitudeKernels<int32_t> magnitudes_32;
   MagnitudeKernels<int64_t> magnitudes_64;
+
+  // adam_step and sgd_step: one step of the weights first to first + count; `first` is a multiple of 8.
+  void (*adam_step_32)(const AdamTensors<float>& tensors, const AdamFactors<float>& factors, size_t first,
+                       size_t count);
+  void (*adam_step_64)(const AdamTensors<double>& tensors, const AdamFactors<double>& factors, size_t first,
+                       size_t count);
+  void (*sgd_step_32)(const SgdTensors<float>& tensors, const SgdFactors<float>& factors, size_t first, size_t count);
+  void (*sgd_step_64)(const SgdTensors<double>& tensors, const SgdFactors<double>& factors, size_t first, size_t count);
 };
 
 }  // namespace lth_fast
@@ -102,4 +197,7 @@ struct KernelTable {
   X(mask_packing)                   \
   X(masked_apply)                   \
   X(magnitude_threshold)            \
-  X(sparse_linear)
+  X(sparse_linear)                  \
+  X(sparse_conv2d)                  \
+  X(adam_step)                      \
+  X(sgd_step)

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from lth_fast.prune import prune_smallest
+from lth_fast.prune import prune_lowest, prune_smallest
 
 
 def pruned_places(mask: Tensor) -> list[int]:
@@ -89,3 +91,73 @@ def test_nan_among_the_survivors_is_refused() -> None:
 def test_a_mask_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"mask must have the shape of scores \[2, 3\], got \[3, 2\]"):
         prune_smallest(torch.rand(2, 3), 1, torch.ones(3, 2) > 0)
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def lowest_by_sorting(scores: list[Tensor], k: int, masks: list[Tensor | None]) -> list[Tensor]:
+    """One stable sort of everything joined: what the list is selected like."""
+    kept = [torch.ones_like(s, dtype=torch.bool) if m is None else m for s, m in zip(scores, masks, strict=True)]
+    candidates = torch.cat([s[m] for s, m in zip(scores, kept, strict=True)])
+    chosen = torch.ones_like(candidates, dtype=torch.bool)
+    chosen[candidates.sort(stable=True).indices[:k]] = False
+    parts = chosen.split([int(m.sum()) for m in kept])
+    return [m.masked_scatter(m, part) for m, part in zip(kept, parts, strict=True)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**32 - 1),
+    sizes=st.lists(st.integers(0, 60), min_size=1, max_size=4),
+    levels=st.sampled_from([0, 1, 3, 1000]),
+    shift=st.sampled_from([-5.0, -0.5, 0.0, 5.0]),
+    density=st.sampled_from([None, 0.0, 0.4, 1.0]),
+    share=st.floats(0, 1),
+)
+def test_signed_scores_of_several_tensors_are_selected_as_by_one_stable_sort(
+    dtype: torch.dtype,
+    seed: int,
+    sizes: list[int],
+    levels: int,
+    shift: float,
+    density: float | None,
+    share: float,
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    scores, masks = [], []
+    for size in sizes:
+        values = torch.randint(-levels, levels + 1, (3, size), generator=draw) / max(1, levels) + shift
+        scores.append(values.to(dtype).t() if size % 2 else values.to(dtype))
+        masks.append(None if density is None else torch.rand(scores[-1].shape, generator=draw) < density)
+    survivors = sum(s.numel() if m is None else int(m.sum()) for s, m in zip(scores, masks, strict=True))
+    k = round(share * survivors)
+    found = prune_lowest(scores, k, masks)
+    assert all(mask.is_contiguous() for mask in found)
+    for mask, expected in zip(found, lowest_by_sorting(scores, k, masks), strict=True):
+        assert torch.equal(mask, expected)
+
+
+def test_equal_scores_below_zero_go_in_the_order_of_tensors_and_indices() -> None:
+    scores = [torch.tensor([-1.0, 2.0, -1.0]), torch.tensor([-1.0, -3.0])]
+    order = [(1, 1), (0, 0), (0, 2), (1, 0), (0, 1)]
+    for k in range(6):
+        masks = prune_lowest(scores, k)
+        assert {(i, j) for i, mask in enumerate(masks) for j in pruned_places(mask)} == set(order[:k])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_a_score_that_cannot_be_ranked_is_refused_with_its_tensor(value: float, k: int) -> None:
+    scores = [torch.tensor([-1.0, -2.0]), torch.tensor([-4.0, value, 3.0])]
+    with pytest.raises(ValueError, match=r"weights\[1\] holds NaN or infinity"):
+        prune_lowest(scores, k)
+    prune_lowest(scores, k, [None, torch.tensor([True, False, True])])
+
+
+@pytest.mark.parametrize("k", [-1, 6])
+def test_a_count_beyond_the_survivors_of_the_list_is_refused(k: int) -> None:
+    scores = [torch.tensor([-1.0, -2.0]), torch.tensor([-4.0, 1.0, 3.0])]
+    with pytest.raises(ValueError, match=f"k must be between 0 and the 5 survivors, got {k}"):
+        prune_lowest(scores, k)

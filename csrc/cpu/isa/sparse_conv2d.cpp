@@ -1,0 +1,246 @@
+// Convolution over the survivors of a mask, on tiles of samples.
+//
+// A tile holds `lanes` samples, [rows of pixels][channels][pixels of a row][lanes], with the zeros of the padding
+// around each plane: the samples lie innermost, so one survivor meets whole vectors of them, and a survivor is one
+// constant offset from a pixel of the output to the pixel of the source that it multiplies. The product keeps a piece
+// of one output row in registers while the survivors of that output channel pass by; the gradient of the values keeps
+// several survivors' sums in registers while pixels pass by. The source channels are cut into panels: all output
+// channels visit one panel of one piece while it stays in cache, before the next one.
+#include "eight_by_eight.h"
+#include "flush_denormals.h"
+#include "table.h"
+#include "vector.h"
+
+namespace lth_fast::LTH_FAST_ISA {
+namespace {
+
+// Vectors of a piece of an output row: as many as there are registers, but for the weight and one to spare.
+#if defined(__AVX512F__)
+constexpr size_t kPiece = 28;
+#elif defined(__AVX2__)
+constexpr size_t kPiece = 14;
+#else
+constexpr size_t kPiece = 6;  // a vector is a pair of registers
+#endif
+
+template <typename Element>
+struct Register {
+#if defined(__AVX512F__)
+  static constexpr size_t kWidth = 64 / sizeof(Element);
+#else
+  static constexpr size_t kWidth = 8;  // a pair of registers where they are narrower: see vector.h
+#endif
+  typedef Element Vector __attribute__((vector_size(kWidth * sizeof(Element)), aligned(sizeof(Element)), may_alias));
+};
+
+template <typename Element>
+using Eight = typename Lanes<Element>::Vector;
+
+// ---- planes to tiles and back: blocks of eight samples by eight pixels ----
+
+template <typename Element>
+void to_tile(const Element* input, size_t stride, size_t samples, size_t pixels, const int32_t* places, Element* tile,
+             size_t lanes) {
+  const Element absent[8] = {};
+  for (size_t lane = 0; lane < lanes; lane += 8) {
+    const Element* planes[8];
+    size_t step[8];
+    for (size_t i = 0; i < 8; ++i) {
+      const bool present = lane + i < samples;
+      planes[i] = present ? input + (lane + i) * stride : absent;
+      step[i] = present ? 1 : 0;
+    }
+    Element* to = tile + lane;
+    size_t pixel = 0;
+    for (; pixel + 8 <= pixels; pixel += 8) {
+      Eight<Element> block[8];
+      for (size_t i = 0; i < 8; ++i) block[i] = *reinterpret_cast<const Eight<Element>*>(planes[i] + pixel * step[i]);
+      EightByEight<Element>::transpose(block);
+      for (size_t i = 0; i < 8; ++i) *reinterpret_cast<Eight<Element>*>(to + places[pixel + i]) = block[i];
+    }
+    for (; pixel < pixels; ++pixel) {
+      for (size_t i = 0; i < 8; ++i) to[places[pixel] + i] = planes[i][pixel * step[i]];
+    }
+  }
+}
+
+template <typename Element>
+void from_tile(const Element* tile, const int32_t* places, size_t pixels, Element* output, size_t stride,
+               size_t samples) {
+  for (size_t lane = 0; lane < samples; lane += 8) {
+    const size_t present = samples - lane < 8 ? samples - lane : 8;
+    const Element* from = tile + lane;
+    Element* planes = output + lane * stride;
+    size_t pixel = 0;
+    for (; pixel + 8 <= pixels; pixel += 8) {
+      Eight<Element> block[8];
+      for (size_t i = 0; i < 8; ++i) block[i] = *reinterpret_cast<const Eight<Element>*>(from + places[pixel + i]);
+      EightByEight<Element>::transpose(block);
+      if (present == 8) {
+        for (size_t i = 0; i < 8; ++i) *reinterpret_cast<Eight<Element>*>(planes + i * stride + pixel) = block[i];
+      } else {
+        for (size_t i = 0; i < 7; ++i) {
+          if (i < present) *reinterpret_cast<Eight<Element>*>(planes + i * stride + pixel) = block[i];
+        }
+      }
+    }
+    for (; pixel < pixels; ++pixel) {
+      for (size_t i = 0; i < present; ++i) planes[i * stride + pixel] = from[places[pixel] + i];
+    }
+  }
+}
+
+// ---- the product ----
+
+// One piece of one output row, of the channels first to last, over one panel.
+template <typename Element, size_t kVectors>
+void product_piece(const TapRows& rows, size_t panel, const Element* values, const Element* bias, size_t first,
+                   size_t last, const Element* source, Element* output, size_t channel_stride) {
+  using Vector = typename Register<Element>::Vector;
+  const int32_t* starts = rows.starts + panel * rows.rows;
+  for (size_t row = first; row < last; ++row) {
+    auto* to = reinterpret_cast<Vector*>(output + row * channel_stride);
+    Vector sum[kVectors];
+    if (panel == 0) {
+      const Element start = bias == nullptr ? Element{0} : bias[row];
+      for (size_t k = 0; k < kVectors; ++k) sum[k] = start - Vector{};
+    } else {
+      for (size_t k = 0; k < kVectors; ++k) sum[k] = to[k];
+    }
+    for (int32_t survivor = starts[row]; survivor < starts[row + 1]; ++survivor) {
+      const auto* from = reinterpret_cast<const Vector*>(source + rows.offsets[survivor]);
+      const Element value = values[survivor];
+      for (size_t k = 0; k < kVectors; ++k) sum[k] += value * from[k];
+    }
+    for (size_t k = 0; k < kVectors; ++k) to[k] = sum[k];
+  }
+}
+
+// The function for a piece of `vectors` vectors, 1 to kPiece.
+template <typename Element, size_t kVectors = kPiece>
+auto product_of(size_t vectors) {
+  if constexpr (kVectors == 1) {
+    return product_piece<Element, 1>;
+  } else {
+    return vectors == kVectors ? product_piece<Element, kVectors> : product_of<Element, kVectors - 1>(vectors);
+  }
+}
+
+template <typename Element>
+void product(const TapRows& rows, const Element* values, const Element* bias, size_t first, size_t last,
+             const Element* source, Element* output, const TapRegion& region) {
+  const FlushDenormals flush;
+  constexpr size_t width = Register<Element>::kWidth;
+  for (size_t y = 0; y < region.height; ++y) {
+    for (size_t x = 0; x < region.width; x += region.block_width) {
+      const size_t pixels = region.width - x < region.block_width ? region.width - x : region.block_width;
+      const auto piece = product_of<Element>(pixels * region.lanes / width);
+      const Element* from = source + y * region.source_row + x * region.lanes;
+      Element* to = output + y * region.output_row + x * region.lanes;
+      for (size_t panel = 0; panel < rows.panels; ++panel) {
+        piece(rows, panel, values, bias, first, last, from, to, region.output_channel);
+      }
+    }
+  }
+}
+
+// ---- the gradient of the values: a dot product of an output plane and a shifted source plane per survivor ----
+
+// The lanes of a register, folded to eight.
+template <typename Element>
+inline Eight<Element> fold(typename Register<Element>::Vector vector) {
+  if constexpr (Register<Element>::kWidth == 8) {
+    return reinterpret_cast<Eight<Element>>(vector);
+  } else {
+    const auto* halves = reinterpret_cast<const Eight<Element>*>(&vector);
+    return halves[0] + halves[1];
+  }
+}
+
+struct Block {
+  size_t height, vectors;
+  size_t source_row, output_row;
+};
+
+template <typename Element, size_t kSurvivors>
+void dot_block(const Element* gradient, const Element* source, const int32_t* offsets, const Block& block,
+               Element* grad_values) {
+  using Vector = typename Register<Element>::Vector;
+  const Vector* from[kSurvivors];
+  Vector sum[kSurvivors];
+  for (size_t s = 0; s < kSurvivors; ++s) {
+    from[s] = reinterpret_cast<const Vector*>(source + offsets[s]);
+    sum[s] = Vector{};
+  }
+  const auto* with = reinterpret_cast<const Vector*>(gradient);
+  for (size_t y = 0; y < block.height; ++y) {
+    for (size_t x = 0; x < block.vectors; ++x) {
+      const Vector factor = with[x];
+      for (size_t s = 0; s < kSurvivors; ++s) sum[s] += factor * from[s][x];
+    }
+    with += block.output_row;
+    for (size_t s = 0; s < kSurvivors; ++s) from[s] += block.source_row;
+  }
+  Eight<Element> lanes[8];
+  for (size_t s = 0; s < 8; ++s)
+    lanes[s] = s < kSurvivors ? fold<Element>(sum[s < kSurvivors ? s : 0]) : Eight<Element>{};
+  const Eight<Element> sums = EightByEight<Element>::sums(lanes);
+  if constexpr (kSurvivors == 8) {
+    *reinterpret_cast<Eight<Element>*>(grad_values) += sums;
+  } else {
+    for (size_t s = 0; s < kSurvivors; ++s) grad_values[s] += sums[s];
+  }
+}
+
+template <typename Element, size_t kSurvivors = 8>
+auto dot_of(size_t survivors) {
+  if constexpr (kSurvivors == 1) {
+    return dot_block<Element, 1>;
+  } else {
+    return survivors == kSurvivors ? dot_block<Element, kSurvivors> : dot_of<Element, kSurvivors - 1>(survivors);
+  }
+}
+
+template <typename Element>
+void values_grad(const TapRows& rows, size_t first, size_t last, const Element* gradient, const Element* source,
+                 Element* grad_values, const TapRegion& region) {
+  const FlushDenormals flush;
+  constexpr size_t width = Register<Element>::kWidth;
+  for (size_t y = 0; y < region.height; y += region.block_height) {
+    for (size_t x = 0; x < region.width; x += region.block_width) {
+      const size_t pixels = region.width - x < region.block_width ? region.width - x : region.block_width;
+      const Block block = {region.height - y < region.block_height ? region.height - y : region.block_height,
+                           pixels * region.lanes / width, region.source_row / width, region.output_row / width};
+      const Element* from = source + y * region.source_row + x * region.lanes;
+      const Element* with = gradient + y * region.output_row + x * region.lanes;
+      for (size_t panel = 0; panel < rows.panels; ++panel) {
+        const int32_t* starts = rows.starts + panel * rows.rows;
+        for (size_t row = first; row < last; ++row) {
+          const Element* row_gradient = with + row * region.output_channel;
+          int32_t survivor = starts[row];
+          for (; survivor + 8 <= starts[row + 1]; survivor += 8) {
+            dot_block<Element, 8>(row_gradient, from, rows.offsets + survivor, block, grad_values + survivor);
+          }
+          if (const int32_t rest = starts[row + 1] - survivor; rest > 0) {
+            dot_of<Element>(rest)(row_gradient, from, rows.offsets + survivor, block, grad_values + survivor);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <typename Element>
+SparseConv2dKernels<Element> kernels() {
+  return {Register<Element>::kWidth, kPiece,           to_tile<Element>,
+          from_tile<Element>,        product<Element>, values_grad<Element>};
+}
+
+}  // namespace
+
+void register_sparse_conv2d(KernelTable& table) {
+  table.sparse_conv2d_32 = kernels<float>();
+  table.sparse_conv2d_64 = kernels<double>();
+}
+
+}  // namespace lth_fast::LTH_FAST_ISA

@@ -1,0 +1,635 @@
+// Convolutions over survivors: the forward, and both gradients, in terms of two kernels (csrc/cpu/isa/sparse_conv2d.cpp
+// says how their tiles of samples lie).
+//
+// Stride and dilation become offsets. Cut every axis of the padded input into `stride` phases, pixel i into phase
+// i % stride at position i / stride: then a tap of the kernel reads one phase, and next to each other lie what
+// neighbouring pixels of the output read. So the forward is a product over neighbours for every stride, and the
+// gradient of the input is one such product per phase, over the taps that read the phase, mirrored.
+//
+// The batch goes by one tile after the other; every thread owns channels of it, so no sum depends on the number of
+// threads.
+#include "ops/sparse_conv2d.h"
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "cpu/caches.h"
+#include "cpu/dispatch.h"
+
+namespace lth_fast {
+namespace {
+
+// About 10 microseconds of work: below it, one thread is faster than waking a second one.
+constexpr int64_t kProductsPerThread = 1 << 18, kElementsPerThread = 1 << 15;
+
+int64_t ceiling_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <typename Element>
+const SparseConv2dKernels<Element>& sparse_conv2d_kernels() {
+  if constexpr (sizeof(Element) == 4) {
+    return kernels().sparse_conv2d_32;
+  } else {
+    return kernels().sparse_conv2d_64;
+  }
+}
+
+// ---- geometry ----
+
+// One of the two directions of the image.
+struct Axis {
+  int64_t input, output, kernel, stride, padding, dilation;
+
+  int64_t phase(int64_t tap) const { return tap * dilation % stride; }
+  int64_t shift(int64_t tap) const { return tap * dilation / stride; }
+  int64_t last_shift() const { return shift(kernel - 1); }
+
+  int64_t phase_of_pixel(int64_t pixel) const { return (pixel + padding) % stride; }
+  int64_t position_of_pixel(int64_t pixel) const { return (pixel + padding) / stride; }
+  // Positions of a phase that some output or some pixel of the input has to do with.
+  int64_t positions() const { return std::max(output + last_shift(), position_of_pixel(input - 1) + 1); }
+
+  // The pixels of a phase are those at `count` positions from `first`.
+  int64_t first_position(int64_t phase) const { return ceiling_divide(std::max<int64_t>(padding - phase, 0), stride); }
+  int64_t count(int64_t phase) const {
+    const int64_t end = input + padding - phase;  // below it: position * stride
+    return std::max<int64_t>((end <= 0 ? 0 : ceiling_divide(end, stride)) - first_position(phase), 0);
+  }
+  int64_t largest_count() const { return ceiling_divide(input, stride); }
+};
+
+struct Geometry {
+  int64_t batch, in_channels, out_channels, groups;
+  Axis vertical, horizontal;
+
+  int64_t taps() const { return vertical.kernel * horizontal.kernel; }
+};
+
+Geometry geometry(at::IntArrayRef input, int64_t out_channels, const Convolution& convolution) {
+  const auto axis = [&](size_t i) -> Axis {
+    return {input[2 + i],
+            convolved_size(convolution, i, input[2 + i]),
+            convolution.kernel_size[i],
+            convolution.stride[i],
+            convolution.padding[i],
+            convolution.dilation[i]};
+  };
+  return {input[0], input[1], out_channels, convolution.groups, axis(0), axis(1)};
+}
+
+// Lanes of a tile: enough vectors in an output row to hide the latency of the multiply-add, if the batch has them.
+template <typename Element>
+int64_t tile_lanes(int64_t width, int64_t batch) {
+  const auto& table = sparse_conv2d_kernels<Element>();
+  const auto enough = static_cast<int64_t>(table.piece_vectors + 2) / 2;
+  auto lanes = static_cast<int64_t>(table.vector_lanes);
+  for (int64_t vectors = width; vectors < enough && lanes < batch; vectors *= 2) lanes *= 2;
+  return lanes;
+}
+
+// ---- tiles ----
+
+// Where the pixels of an image lie in a tile: pixel i of channel c at places[i] + c * channel. In elements.
+struct Layout {
+  std::vector<int32_t> places;
+  int64_t row, channel, elements;
+
+  // `rows` rows of `width` pixels of all channels.
+  Layout(int64_t rows, int64_t channels, int64_t width, int64_t lanes)
+      : row(channels * width * lanes), channel(width * lanes), elements(rows * row) {
+    TORCH_CHECK(elements <= std::numeric_limits<int32_t>::max(), "sparse_conv2d: ", lanes, " samples of ", rows,
+                " rows by ", width, " pixels by ", channels, " channels are more than 2**31 - 1 elements");
+  }
+
+  template <typename Row, typename Column>
+  void place(int64_t height, int64_t width, int64_t lanes, const Row& row_of, const Column& column_of) {
+    places.reserve(height * width);
+    for (int64_t y = 0; y < height; ++y) {
+      for (int64_t x = 0; x < width; ++x) {
+        places.push_back(static_cast<int32_t>(row_of(y) * row + column_of(x) * lanes));
+      }
+    }
+  }
+};
+
+// The padded input, phase after phase.
+Layout source_layout(const Geometry& shape, int64_t lanes) {
+  const Axis &vertical = shape.vertical, &horizontal = shape.horizontal;
+  const int64_t rows = vertical.positions(), columns = horizontal.positions();
+  Layout layout(vertical.stride * rows, shape.in_channels, horizontal.stride * columns, lanes);
+  layout.place(
+      vertical.input, horizontal.input, lanes,
+      [&](int64_t y) { return vertical.phase_of_pixel(y) * rows + vertical.position_of_pixel(y); },
+      [&](int64_t x) { return horizontal.phase_of_pixel(x) * columns + horizontal.position_of_pixel(x); });
+  return layout;
+}
+
+Layout output_layout(const Geometry& shape, int64_t lanes) {
+  const Axis &vertical = shape.vertical, &horizontal = shape.horizontal;
+  Layout layout(vertical.output, shape.out_channels, horizontal.output, lanes);
+  layout.place(vertical.output, horizontal.output, lanes, [](int64_t y) { return y; }, [](int64_t x) { return x; });
+  return layout;
+}
+
+// The gradient of the output, with zeros around it for the taps that reach beyond.
+Layout grad_output_layout(const Geometry& shape, int64_t lanes) {
+  const Axis &vertical = shape.vertical, &horizontal = shape.horizontal;
+  Layout layout(vertical.positions() + vertical.last_shift(), shape.out_channels,
+                horizontal.positions() + horizontal.last_shift(), lanes);
+  layout.place(
+      vertical.output, horizontal.output, lanes, [&](int64_t y) { return y + vertical.last_shift(); },
+      [&](int64_t x) { return x + horizontal.last_shift(); });
+  return layout;
+}
+
+// The gradient of the input, phase after phase, without the padding.
+Layout grad_input_layout(const Geometry& shape, int64_t lanes) {
+  const auto place = [](const Axis& axis, int64_t pixel) {
+    const int64_t phase = axis.phase_of_pixel(pixel);
+    return phase * axis.largest_count() + axis.position_of_pixel(pixel) - axis.first_position(phase);
+  };
+  const Axis &vertical = shape.vertical, &horizontal = shape.horizontal;
+  Layout layout(vertical.stride * vertical.largest_count(), shape.in_channels,
+                horizontal.stride * horizontal.largest_count(), lanes);
+  layout.place(
+      vertical.input, horizontal.input, lanes, [&](int64_t y) { return place(vertical, y); },
+      [&](int64_t x) { return place(horizontal, x); });
+  return layout;
+}
+
+// The samples of a batch that share a tile.
+struct Samples {
+  int64_t first, count, lanes;
+};
+
+template <typename Element>
+void pack(const at::Tensor& images, const Samples& samples, const Layout& layout, const at::Tensor& tile) {
+  const auto& table = sparse_conv2d_kernels<Element>();
+  const auto pixels = static_cast<int64_t>(layout.places.size()), sample = images.size(1) * pixels;
+  const auto* from = images.const_data_ptr<Element>() + samples.first * sample;
+  auto* to = tile.mutable_data_ptr<Element>();
+  const int64_t channels = kElementsPerThread / (pixels * samples.lanes + 1) + 1;
+  at::parallel_for(0, images.size(1), channels, [&](int64_t first, int64_t last) {
+    for (int64_t channel = first; channel < last; ++channel) {
+      table.to_tile(from + channel * pixels, sample, samples.count, pixels, layout.places.data(),
+                    to + channel * layout.channel, samples.lanes);
+    }
+  });
+}
+
+// Channels first to last of a tile.
+template <typename Element>
+void unpack(const Element* tile, const Layout& layout, const Samples& samples, int64_t first, int64_t last,
+            const at::Tensor& images) {
+  const auto pixels = static_cast<int64_t>(layout.places.size()), sample = images.size(1) * pixels;
+  auto* to = images.mutable_data_ptr<Element>() + samples.first * sample;
+  for (int64_t channel = first; channel < last; ++channel) {
+    sparse_conv2d_kernels<Element>().from_tile(tile + channel * layout.channel, layout.places.data(), pixels,
+                                               to + channel * pixels, sample, samples.count);
+  }
+}
+
+template <typename Work>
+void for_each_tile(int64_t batch, int64_t lanes, const Work& work) {
+  for (int64_t first = 0; first < batch; first += lanes) work(Samples{first, std::min(lanes, batch - first), lanes});
+}
+
+// ---- survivors as the kernels take them ----
+
+// One of the two orders of the pattern: the survivors starts[r] to starts[r + 1] belong to channel r, and the survivor
+// at i has the index taps[i] in [channels on the other side, of the same group][taps of the kernel] and the value at
+// permutation[i] (i where null).
+struct Order {
+  const int32_t *starts, *taps, *permutation;
+  int64_t rows, sources, groups;
+};
+
+Order by_output(const Geometry& shape, const at::Tensor& output_starts, const at::Tensor& input_taps) {
+  return {output_starts.const_data_ptr<int32_t>(),
+          input_taps.const_data_ptr<int32_t>(),
+          nullptr,
+          shape.out_channels,
+          shape.in_channels,
+          shape.groups};
+}
+
+Order by_input(const Geometry& shape, const at::Tensor& input_starts, const at::Tensor& output_taps,
+               const at::Tensor& permutation) {
+  return {input_starts.const_data_ptr<int32_t>(),
+          output_taps.const_data_ptr<int32_t>(),
+          permutation.const_data_ptr<int32_t>(),
+          shape.in_channels,
+          shape.out_channels,
+          shape.groups};
+}
+
+constexpr int32_t kAbsent = -1;
+
+// The survivors of an order whose taps have an offset, panel after panel and row after row within, with their offsets
+// and the places of their values.
+class Survivors {
+ public:
+  // `offsets` holds one offset per tap, or kAbsent; `panel` is the number of sources in a panel, `channel` the distance
+  // of two sources.
+  Survivors(const Order& order, const std::vector<int32_t>& offsets, int64_t panel, int64_t channel)
+      : rows_(order.rows) {
+    const auto taps = static_cast<int64_t>(offsets.size()), sources = order.sources / order.groups;
+    const int64_t panels = std::max<int64_t>(ceiling_divide(sources, panel), 1);
+    std::vector<int32_t> offset_of(sources * taps);
+    for (int64_t i = 0; i < sources * taps; ++i) {
+      const int32_t offset = offsets[i % taps];
+      offset_of[i] = offset == kAbsent ? kAbsent : static_cast<int32_t>(offset + i / taps * channel);
+    }
+    const auto for_each = [&](const auto& visit) {
+      const int64_t share = order.starts[rows_] / std::max<int64_t>(rows_, 1) + 1;
+      at::parallel_for(0, rows_, kElementsPerThread / share + 1, [&](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; ++row) {
+          int32_t i = order.starts[row];
+          for (int64_t p = 0; p < panels; ++p) {
+            const int64_t end = std::min((p + 1) * panel, sources) * taps;
+            const int32_t begin = i;
+            while (i < order.starts[row + 1] && order.taps[i] < end) ++i;
+            visit(row, p * rows_ + row, begin, i);
+          }
+        }
+      });
+    };
+
+    starts_.resize(panels * rows_ + 1);
+    for_each([&](int64_t, int64_t segment, int32_t begin, int32_t end) {
+      starts_[segment + 1] = static_cast<int32_t>(
+          std::count_if(order.taps + begin, order.taps + end, [&](int32_t tap) { return offset_of[tap] != kAbsent; }));
+    });
+    for (int64_t segment = 0; segment < panels * rows_; ++segment) starts_[segment + 1] += starts_[segment];
+    offsets_.resize(starts_.back());
+    places_.resize(starts_.back());
+    for_each([&](int64_t row, int64_t segment, int32_t begin, int32_t end) {
+      const auto group = static_cast<int32_t>(row / (rows_ / order.groups) * sources * channel);
+      int32_t next = starts_[segment];
+      for (int32_t i = begin; i < end; ++i) {
+        const int32_t offset = offset_of[order.taps[i]];
+        if (offset == kAbsent) continue;
+        offsets_[next] = group + offset;
+        places_[next++] = order.permutation == nullptr ? i : order.permutation[i];
+      }
+    });
+  }
+
+  TapRows rows() const {
+    const auto rows = static_cast<size_t>(rows_);
+    return {starts_.data(), rows == 0 ? 0 : (starts_.size() - 1) / rows, rows, offsets_.data()};
+  }
+
+  int64_t count() const { return static_cast<int64_t>(places_.size()); }
+
+  // The values in this order.
+  template <typename Element>
+  at::Tensor gather(const at::Tensor& values) const {
+    at::Tensor gathered = at::empty({count()}, values.options());
+    const auto* from = values.const_data_ptr<Element>();
+    auto* to = gathered.mutable_data_ptr<Element>();
+    at::parallel_for(0, count(), kElementsPerThread, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) to[i] = from[places_[i]];
+    });
+    return gathered;
+  }
+
+  // Back into the order of the values.
+  template <typename Element>
+  at::Tensor scatter(const at::Tensor& gathered) const {
+    at::Tensor values = at::empty_like(gathered);
+    const auto* from = gathered.const_data_ptr<Element>();
+    auto* to = values.mutable_data_ptr<Element>();
+    at::parallel_for(0, count(), kElementsPerThread, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) to[places_[i]] = from[i];
+    });
+    return values;
+  }
+
+ private:
+  int64_t rows_;
+  std::vector<int32_t> starts_, offsets_, places_;
+};
+
+// Sources per panel. What a block reads of a panel should fit the first-level cache; but entering a row of a panel
+// costs as much as a few survivors, so that below a dozen of them wider panels win, as long as they leave room in the
+// second-level cache.
+template <typename Element>
+int64_t panel_width(const Geometry& shape, const Order& order, const TapRegion& region) {
+  constexpr int64_t kSurvivorsPerRow = 12;
+  const auto read = [](const Axis& axis, size_t block) {
+    return (static_cast<int64_t>(block) + axis.last_shift()) * std::min(axis.kernel, axis.stride);
+  };
+  const int64_t bytes_per_source = read(shape.vertical, region.block_height) *
+                                   read(shape.horizontal, region.block_width) *
+                                   static_cast<int64_t>(region.lanes * sizeof(Element));
+  const int64_t sources = std::max<int64_t>(order.sources / order.groups, 1);
+  const int64_t survivors_per_row = order.starts[order.rows] / std::max<int64_t>(order.rows, 1) + 1;
+  const int64_t wanted = kSurvivorsPerRow * sources / survivors_per_row;
+  const int64_t width =
+      std::clamp(wanted, level1_cache_bytes() * 7 / 8 / bytes_per_source, level2_cache_bytes() / 2 / bytes_per_source);
+  return ceiling_divide(sources, ceiling_divide(sources, std::max<int64_t>(width, 1)));
+}
+
+// Channels that keep a thread busy for a while.
+int64_t channels_per_thread(int64_t survivors, int64_t channels, const TapRegion& region) {
+  const auto products = survivors * static_cast<int64_t>(region.height * region.width * region.lanes);
+  return kProductsPerThread / (products / std::max<int64_t>(channels, 1) + 1) + 1;
+}
+
+// ---- the product: forward, and gradient of the input ----
+
+// The pixels of a phase, by blocks of one row that are as wide as the registers allow.
+template <typename Element>
+TapRegion product_region(int64_t height, int64_t width, int64_t lanes, const Layout& source, const Layout& target) {
+  const auto& table = sparse_conv2d_kernels<Element>();
+  const int64_t widest = static_cast<int64_t>(table.piece_vectors * table.vector_lanes) / lanes;
+  const int64_t pieces = std::max<int64_t>(ceiling_divide(width, widest), 1);
+  TapRegion region{};
+  region.height = height;
+  region.width = width;
+  region.block_height = 1;
+  region.block_width = std::max<int64_t>(ceiling_divide(width, pieces), 1);
+  region.lanes = lanes;
+  region.source_row = source.row;
+  region.output_row = target.row;
+  region.output_channel = target.channel;
+  return region;
+}
+
+template <typename Element>
+class Product {
+ public:
+  Product(const Geometry& shape, const Order& order, const at::Tensor& values, const std::vector<int32_t>& offsets,
+          const TapRegion& region, const Layout& source)
+      : region_(region),
+        survivors_(order, offsets, panel_width<Element>(shape, order, region), source.channel),
+        values_(survivors_.template gather<Element>(values)) {}
+
+  int64_t channels_per_thread(int64_t channels) const {
+    return lth_fast::channels_per_thread(survivors_.count(), channels, region_);
+  }
+
+  void compute(int64_t first, int64_t last, const Element* bias, const Element* source, Element* output) const {
+    sparse_conv2d_kernels<Element>().product(survivors_.rows(), values_.template const_data_ptr<Element>(), bias, first,
+                                             last, source, output, region_);
+  }
+
+ private:
+  TapRegion region_;
+  Survivors survivors_;
+  at::Tensor values_;
+};
+
+// offset(vertical tap, horizontal tap) of every tap.
+template <typename Offset>
+std::vector<int32_t> tap_offsets(const Geometry& shape, const Offset& offset) {
+  std::vector<int32_t> offsets;
+  for (int64_t y = 0; y < shape.vertical.kernel; ++y) {
+    for (int64_t x = 0; x < shape.horizontal.kernel; ++x) offsets.push_back(static_cast<int32_t>(offset(y, x)));
+  }
+  return offsets;
+}
+
+// From the first pixel of the output to what the taps read of the padded input.
+std::vector<int32_t> source_offsets(const Geometry& shape, const Layout& source, int64_t lanes) {
+  const auto place = [](const Axis& axis, int64_t tap) { return axis.phase(tap) * axis.positions() + axis.shift(tap); };
+  return tap_offsets(shape, [&](int64_t y, int64_t x) {
+    return place(shape.vertical, y) * source.row + place(shape.horizontal, x) * lanes;
+  });
+}
+
+// From the first pixel of a phase of the input to the gradients of the outputs that the taps made of it.
+std::vector<int32_t> mirrored_offsets(const Geometry& shape, int64_t row, int64_t column, const Layout& grad_output,
+                                      int64_t lanes) {
+  const auto place = [](const Axis& axis, int64_t phase, int64_t tap) {
+    return axis.first_position(phase) + axis.last_shift() - axis.shift(tap);
+  };
+  return tap_offsets(shape, [&](int64_t y, int64_t x) -> int64_t {
+    if (shape.vertical.phase(y) != row || shape.horizontal.phase(x) != column) return kAbsent;
+    return place(shape.vertical, row, y) * grad_output.row + place(shape.horizontal, column, x) * lanes;
+  });
+}
+
+template <typename Element>
+at::Tensor forward(const Geometry& shape, const Order& order, const at::Tensor& input, const at::Tensor& values,
+                   const std::optional<at::Tensor>& bias) {
+  const Axis &vertical = shape.vertical, &horizontal = shape.horizontal;
+  at::Tensor output = at::empty({shape.batch, shape.out_channels, vertical.output, horizontal.output}, input.options());
+  if (output.numel() == 0) return output;
+  const int64_t lanes = tile_lanes<Element>(horizontal.output, shape.batch);
+  const Layout source = source_layout(shape, lanes), target = output_layout(shape, lanes);
+  const auto region = product_region<Element>(vertical.output, horizontal.output, lanes, source, target);
+  const Product<Element> product(shape, order, values.contiguous(), source_offsets(shape, source, lanes), region,
+                                 source);
+  const at::Tensor images = input.contiguous(), added = bias.has_value() ? bias->contiguous() : at::Tensor();
+  const auto* start = bias.has_value() ? added.const_data_ptr<Element>() : nullptr;
+
+  const at::Tensor source_tile = at::zeros({source.elements}, input.options());
+  const at::Tensor target_tile = at::empty({target.elements}, input.options());
+  const auto* from = source_tile.const_data_ptr<Element>();
+  auto* to = target_tile.mutable_data_ptr<Element>();
+  for_each_tile(shape.batch, lanes, [&](const Samples& samples) {
+    pack<Element>(images, samples, source, source_tile);
+    const int64_t grain = product.channels_per_thread(shape.out_channels);
+    at::parallel_for(0, shape.out_channels, grain, [&](int64_t first, int64_t last) {
+      product.compute(first, last, start, from, to);
+      unpack<Element>(to, target, samples, first, last, output);
+    });
+  });
+  return output;
+}
+
+template <typename Element>
+class InputGrad {
+ public:
+  InputGrad(const Geometry& shape, const Order& order, const at::Tensor& values, const Layout& source, int64_t lanes)
+      : result_(at::empty({shape.batch, shape.in_channels, shape.vertical.input, shape.horizontal.input},
+                          values.options())),
+        target_(grad_input_layout(shape, lanes)),
+        tile_(at::empty({target_.elements}, values.options())) {
+    const Axis &vertical = shape.vertical, &horizontal = shape.horizontal;
+    for (int64_t row = 0; row < vertical.stride; ++row) {
+      for (int64_t column = 0; column < horizontal.stride; ++column) {
+        const auto region =
+            product_region<Element>(vertical.count(row), horizontal.count(column), lanes, source, target_);
+        const Product<Element> product(shape, order, values, mirrored_offsets(shape, row, column, source, lanes),
+                                       region, source);
+        const int64_t place =
+            row * vertical.largest_count() * target_.row + column * horizontal.largest_count() * lanes;
+        phases_.push_back({product, place});
+      }
+    }
+  }
+
+  void compute(const Samples& samples, const Element* grad_output) {
+    auto* to = tile_.template mutable_data_ptr<Element>();
+    const int64_t channels = result_.size(1), grain = phases_.front().product.channels_per_thread(channels);
+    at::parallel_for(0, channels, grain, [&](int64_t first, int64_t last) {
+      for (const Phase& phase : phases_) phase.product.compute(first, last, nullptr, grad_output, to + phase.place);
+      unpack<Element>(to, target_, samples, first, last, result_);
+    });
+  }
+
+  const at::Tensor& result() const { return result_; }
+
+ private:
+  struct Phase {
+    Product<Element> product;
+    int64_t place;  // of its first pixel in the tile
+  };
+
+  at::Tensor result_;
+  Layout target_;
+  at::Tensor tile_;
+  std::vector<Phase> phases_;
+};
+
+// ---- the gradient of the values ----
+
+// Blocks of about as many vectors as make up for entering them.
+template <typename Element>
+TapRegion values_region(const Geometry& shape, int64_t lanes, const Layout& source, const Layout& grad_output) {
+  constexpr int64_t kVectors = 32;
+  const auto pixels = kVectors * static_cast<int64_t>(sparse_conv2d_kernels<Element>().vector_lanes) / lanes;
+  const int64_t height = shape.vertical.output, width = shape.horizontal.output;
+  TapRegion region{};
+  region.height = height;
+  region.width = width;
+  region.block_width = std::min(width, pixels);
+  region.block_height = std::clamp<int64_t>(pixels / width, 1, height);
+  region.lanes = lanes;
+  region.source_row = source.row;
+  region.output_row = grad_output.row;
+  region.output_channel = grad_output.channel;
+  return region;
+}
+
+template <typename Element>
+class ValuesGrad {
+ public:
+  ValuesGrad(const Geometry& shape, const Order& order, const at::Tensor& input, const Layout& grad_output,
+             int64_t lanes)
+      : images_(input.contiguous()),
+        source_(source_layout(shape, lanes)),
+        tile_(at::zeros({source_.elements}, input.options())),
+        region_(values_region<Element>(shape, lanes, source_, grad_output)),
+        survivors_(order, source_offsets(shape, source_, lanes), panel_width<Element>(shape, order, region_),
+                   source_.channel),
+        sums_(at::zeros({survivors_.count()}, input.options())) {}
+
+  // `grad_output` points to the first pixel, inside of the zeros around it.
+  void add(const Samples& samples, const Element* grad_output) {
+    pack<Element>(images_, samples, source_, tile_);
+    const auto* from = tile_.template const_data_ptr<Element>();
+    auto* to = sums_.template mutable_data_ptr<Element>();
+    const auto channels = static_cast<int64_t>(survivors_.rows().rows);
+    const int64_t grain = channels_per_thread(survivors_.count(), channels, region_);
+    at::parallel_for(0, channels, grain, [&](int64_t first, int64_t last) {
+      sparse_conv2d_kernels<Element>().values_grad(survivors_.rows(), first, last, grad_output, from, to, region_);
+    });
+  }
+
+  at::Tensor result() const { return survivors_.template scatter<Element>(sums_); }
+
+ private:
+  at::Tensor images_;
+  Layout source_;
+  at::Tensor tile_;
+  TapRegion region_;
+  Survivors survivors_;
+  at::Tensor sums_;
+};
+
+// The gradients whose orders are given: of the input by `input_order`, of the values by `output_order`.
+template <typename Element>
+std::tuple<at::Tensor, at::Tensor> backward(const Geometry& shape, const at::Tensor& grad_output,
+                                            const std::optional<Order>& input_order, const at::Tensor* values,
+                                            const std::optional<Order>& output_order, const at::Tensor* input) {
+  const int64_t lanes = tile_lanes<Element>(shape.horizontal.output, shape.batch);
+  const Layout layout = grad_output_layout(shape, lanes);
+  std::optional<InputGrad<Element>> input_grad;
+  if (input_order.has_value()) input_grad.emplace(shape, *input_order, values->contiguous(), layout, lanes);
+  std::optional<ValuesGrad<Element>> values_grad;
+  if (output_order.has_value()) values_grad.emplace(shape, *output_order, *input, layout, lanes);
+
+  const at::Tensor images = grad_output.contiguous(), tile = at::zeros({layout.elements}, images.options());
+  const auto* from = tile.const_data_ptr<Element>();
+  for_each_tile(shape.batch, lanes, [&](const Samples& samples) {
+    pack<Element>(images, samples, layout, tile);
+    if (input_grad.has_value()) input_grad->compute(samples, from);
+    if (values_grad.has_value()) values_grad->add(samples, from + layout.places.front());
+  });
+  return {input_grad.has_value() ? input_grad->result() : at::Tensor(),
+          values_grad.has_value() ? values_grad->result() : at::Tensor()};
+}
+
+// ---- the registered functions ----
+
+at::Tensor sparse_conv2d(const at::Tensor& input, const at::Tensor& values, const std::optional<at::Tensor>& bias,
+                         const at::Tensor& output_starts, const at::Tensor& input_taps, const at::Tensor& input_starts,
+                         const at::Tensor& output_taps, const at::Tensor& permutation, at::IntArrayRef kernel_size,
+                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+  const Convolution convolution = {kernel_size, stride, padding, dilation, groups};
+  if (c10::InferenceMode::is_enabled()) {
+    check_sparse_conv2d(input, values, bias, {output_starts, input_taps, input_starts, output_taps, permutation},
+                        convolution);
+  }
+  const Geometry shape = geometry(input.sizes(), output_starts.size(0) - 1, convolution);
+  const Order order = by_output(shape, output_starts, input_taps);
+  return input.scalar_type() == at::kFloat ? forward<float>(shape, order, input, values, bias)
+                                           : forward<double>(shape, order, input, values, bias);
+}
+
+at::Tensor sparse_conv2d_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
+                                    const at::Tensor& input_starts, const at::Tensor& output_taps,
+                                    const at::Tensor& permutation, at::IntArrayRef input_size,
+                                    at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+                                    at::IntArrayRef dilation, int64_t groups) {
+  if (grad_output.numel() == 0) return at::zeros(input_size, grad_output.options());
+  const Geometry shape = geometry(input_size, grad_output.size(1), {kernel_size, stride, padding, dilation, groups});
+  const Order order = by_input(shape, input_starts, output_taps, permutation);
+  return std::get<0>(grad_output.scalar_type() == at::kFloat
+                         ? backward<float>(shape, grad_output, order, &values, std::nullopt, nullptr)
+                         : backward<double>(shape, grad_output, order, &values, std::nullopt, nullptr));
+}
+
+at::Tensor sparse_conv2d_values_grad(const at::Tensor& grad_output, const at::Tensor& input,
+                                     const at::Tensor& output_starts, const at::Tensor& input_taps,
+                                     at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+                                     at::IntArrayRef dilation, int64_t groups) {
+  if (grad_output.numel() == 0) return at::zeros(input_taps.sizes(), input.options());
+  const Geometry shape = geometry(input.sizes(), grad_output.size(1), {kernel_size, stride, padding, dilation, groups});
+  const Order order = by_output(shape, output_starts, input_taps);
+  return std::get<1>(grad_output.scalar_type() == at::kFloat
+                         ? backward<float>(shape, grad_output, std::nullopt, nullptr, order, &input)
+                         : backward<double>(shape, grad_output, std::nullopt, nullptr, order, &input));
+}
+
+std::tuple<at::Tensor, at::Tensor> sparse_conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                                          const at::Tensor& values, const at::Tensor& output_starts,
+                                                          const at::Tensor& input_taps, const at::Tensor& input_starts,
+                                                          const at::Tensor& output_taps, const at::Tensor& permutation,
+                                                          at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                                                          at::IntArrayRef padding, at::IntArrayRef dilation,
+                                                          int64_t groups) {
+  if (grad_output.numel() == 0) return {at::zeros_like(input, at::MemoryFormat::Contiguous), at::zeros_like(values)};
+  const Geometry shape = geometry(input.sizes(), grad_output.size(1), {kernel_size, stride, padding, dilation, groups});
+  const Order by_source = by_input(shape, input_starts, output_taps, permutation);
+  const Order by_target = by_output(shape, output_starts, input_taps);
+  return grad_output.scalar_type() == at::kFloat
+             ? backward<float>(shape, grad_output, by_source, &values, by_target, &input)
+             : backward<double>(shape, grad_output, by_source, &values, by_target, &input);
+}
+
+}  // namespace
+}  // namespace lth_fast
+
+TORCH_LIBRARY_IMPL(lth_fast, CPU, library) {
+  library.impl("sparse_conv2d", lth_fast::sparse_conv2d);
+  library.impl("sparse_conv2d_input_grad", lth_fast::sparse_conv2d_input_grad);
+  library.impl("sparse_conv2d_values_grad", lth_fast::sparse_conv2d_values_grad);
+  library.impl("sparse_conv2d_backward", lth_fast::sparse_conv2d_backward);
+}

@@ -1,0 +1,58 @@
+// What the optimizer steps share: lists of tensors, one entry per parameter, all of one dtype and device.
+#pragma once
+
+#include "ops/checks.h"
+
+namespace lth_fast {
+
+// One entry per parameter, none where every weight survives.
+using OptionalTensors = c10::List<std::optional<at::Tensor>>;
+
+inline void check_parameters(const char* function, at::TensorList parameters) {
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const auto type = parameters[i].scalar_type();
+    TORCH_CHECK(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, function,
+                ": parameters[", i, "] must be float32, float64, bfloat16 or float16, got ", type);
+    TORCH_CHECK(type == parameters[0].scalar_type(), function, ": parameters must have one dtype, got ",
+                parameters[0].scalar_type(), " in parameters[0] and ", type, " in parameters[", i, "]");
+    TORCH_CHECK(parameters[i].device() == parameters[0].device(), function, ": parameters must be on one device, got ",
+                parameters[0].device(), " for parameters[0] and ", parameters[i].device(), " for parameters[", i, "]");
+  }
+}
+
+// Gradients and whatever else there is one value of per weight.
+inline void check_like_parameters(const char* function, at::TensorList tensors, const char* name,
+                                  at::TensorList parameters) {
+  TORCH_CHECK(tensors.size() == parameters.size(), function, ": ", name, " must hold one entry per parameter (",
+              parameters.size(), "), got ", tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const at::Tensor &tensor = tensors[i], &parameter = parameters[i];
+    TORCH_CHECK(tensor.sizes() == parameter.sizes() && tensor.scalar_type() == parameter.scalar_type() &&
+                    tensor.device() == parameter.device(),
+                function, ": ", name, "[", i, "] must have shape, dtype and device of parameters[", i, "] (",
+                parameter.sizes(), " ", parameter.scalar_type(), " on ", parameter.device(), "), got ", tensor.sizes(),
+                " ", tensor.scalar_type(), " on ", tensor.device());
+  }
+}
+
+inline void check_masks(const char* function, const OptionalTensors& mask_bits, at::TensorList parameters) {
+  TORCH_CHECK(mask_bits.size() == parameters.size(), function, ": mask_bits must hold one entry per parameter (",
+              parameters.size(), "), got ", mask_bits.size());
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const std::optional<at::Tensor> bits = mask_bits.get(i);
+    if (bits.has_value()) check_mask_bits(function, *bits, parameters[i], "the parameter");
+  }
+}
+
+inline void check_lr_tensor(const char* function, const std::optional<at::Tensor>& lr_tensor,
+                            at::TensorList parameters) {
+  if (!lr_tensor.has_value()) return;
+  TORCH_CHECK(lr_tensor->numel() == 1 && lr_tensor->is_floating_point(), function,
+              ": lr_tensor must be one floating-point number, got shape ", lr_tensor->sizes(), " ",
+              lr_tensor->scalar_type());
+  TORCH_CHECK(parameters.empty() || lr_tensor->device() == parameters[0].device(), function,
+              ": lr_tensor must be on the device of the parameters (", parameters[0].device(), "), got ",
+              lr_tensor->device());
+}
+
+}  // namespace lth_fast

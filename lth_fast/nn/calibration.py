@@ -1,0 +1,183 @@
+"""How long a layer takes in each form on this machine: measured once, then remembered.
+
+What pays depends on the CPU, its instruction set, the threads, the shape and the density, so nothing but a
+measurement tells. The times are kept in one small file. A second process waits for the first one's measurement instead
+of disturbing it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lth_fast._machine import machine_name
+
+_ALTERNATIONS = 7
+_SETTLED = 1.3  # a ratio beyond which two alternations are enough
+_LEAST_SECONDS = 0.002  # of what is timed in one go: clocks and interrupts weigh less than a hundredth then
+
+Forms = Callable[[nn.Module, Tensor], tuple[nn.Module, nn.Module]]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one forward and backward pass of a layer in either form, the best of several alternating rounds.
+
+    The best, because other programs only ever add time.
+    """
+
+    masked: float
+    sparse: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a layer is asked to do.
+
+    Attributes:
+        input_shape: Shape of its input.
+        input_grad: Whether the backward computes the input's gradient; the first layer of a network needs none.
+    """
+
+    input_shape: tuple[int, ...]
+    input_grad: bool = True
+
+
+def measured_times(layer: nn.Module, density: float, work: Work, forms: Forms) -> Times:
+    """Time ``layer`` in both forms, or recall it.
+
+    Args:
+        layer: Plain ``nn.Linear`` or ``nn.Conv2d``. It is only looked at.
+        density: Share of survivors, 0 to 1. It is rounded to a quarter of a power of two, and the survivors are drawn
+            at random: the times of every single mask could not be remembered.
+        work: What the layer is asked to do.
+        forms: Makes the masked and the sparse form of a plain layer and a mask.
+    """
+    bucket = round(4 * math.log2(max(density, 2.0**-16)))
+    weight = layer.weight
+    key = f"{layer}, {weight.dtype}, input {list(work.input_shape)}, input_grad {work.input_grad}, 2^({bucket}/4)"
+    with _locked(cache_file()) as file:
+        known = _read(file)
+        of_this_machine = known.setdefault(machine_name(weight.device), {})  # type: ignore[arg-type]
+        entry = of_this_machine.get(key)
+        if entry is None:
+            entry = of_this_machine[key] = asdict(_measure(layer, 2.0 ** (bucket / 4), work, forms))
+            _write(file, known)
+    return Times(**entry)
+
+
+def cache_file() -> Path:
+    """Where the times are kept: in the folder ``LTH_FAST_CACHE``, else in ``lth_fast`` of the user's cache folder."""
+    folder = os.environ.get("LTH_FAST_CACHE")
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(folder) if folder else Path(caches) / "lth_fast") / "calibration.json"
+
+
+def _measure(layer: nn.Module, density: float, work: Work, forms: Forms) -> Times:
+    weight: Any = layer.weight
+    draw = torch.Generator().manual_seed(0)  # its own: to measure or to recall makes no difference to what follows
+    plain = _like(layer, draw)
+    mask = torch.rand(weight.shape, generator=draw) < density
+    inputs = torch.randn(work.input_shape, generator=draw, dtype=torch.float32).to(weight)
+    steps = [_step(form, inputs, work.input_grad) for form in forms(plain, mask.to(weight.device))]
+    with torch.enable_grad():
+        repeats = [max(1, math.ceil(_LEAST_SECONDS / _seconds(step, 1, weight.device))) for step in steps]
+        samples: tuple[list[float], list[float]] = ([], [])
+        for alternation in range(1, _ALTERNATIONS + 1):
+            for times, step, repeat in zip(samples, steps, repeats, strict=True):
+                times.append(_seconds(step, repeat, weight.device))
+            masked, sparse = (min(times) for times in samples)
+            if alternation >= 2 and not 1 / _SETTLED < masked / sparse < _SETTLED:
+                break
+    return Times(masked, sparse)
+
+
+def _like(layer: nn.Module, draw: torch.Generator) -> nn.Module:
+    """A plain layer of the same shape with weights of its own."""
+    twin: Any = object.__new__(type(layer))
+    twin.__dict__.update(layer.__dict__)
+    twin._parameters = {
+        name: None if value is None else nn.Parameter(torch.randn(value.shape, generator=draw).to(value))
+        for name, value in layer._parameters.items()
+    }
+    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        setattr(twin, hooks, {})
+    return twin
+
+
+def _step(layer: nn.Module, inputs: Tensor, input_grad: bool) -> Callable[[], None]:
+    inputs = inputs.requires_grad_(input_grad) if input_grad else inputs
+    output_grad = torch.ones_like(layer(inputs))
+    parameters = list(layer.parameters())
+
+    def step() -> None:
+        inputs.grad = None
+        for parameter in parameters:
+            parameter.grad = None
+        layer(inputs).backward(output_grad)
+
+    step()
+    return step
+
+
+def _seconds(step: Callable[[], None], repeats: int, device: torch.device) -> float:
+    _wait_for(device)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    _wait_for(device)
+    return (time.perf_counter() - began) / repeats
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[Path | None]:
+    """Hold the lock beside ``file``; where that folder cannot be written, go on without a file and say so."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        warnings.warn(f"times of layers cannot be remembered, they are measured anew: {error}", stacklevel=2)
+        yield None
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield file
+    finally:
+        os.close(descriptor)
+
+
+def _read(file: Path | None) -> dict[str, dict[str, dict[str, float]]]:
+    try:
+        found = json.loads(file.read_bytes()) if file is not None else {}
+    except (OSError, ValueError):  # missing, or damaged: what it held can be measured again
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(file: Path | None, known: dict[str, dict[str, dict[str, float]]]) -> None:
+    if file is None:
+        return
+    temporary = file.with_suffix(".partial")
+    try:
+        temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+        os.replace(temporary, file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        warnings.warn(f"times of layers cannot be remembered, they are measured anew: {error}", stacklevel=2)

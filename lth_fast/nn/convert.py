@@ -1,0 +1,324 @@
+"""Each layer in the form that is fastest here: dense, masked or sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from lth_fast.nn.calibration import Work, measured_times
+from lth_fast.nn.distributed import broadcast_masks, from_first
+from lth_fast.nn.masked import MaskedLayer
+from lth_fast.nn.masked_parameter import masked_parameter
+from lth_fast.nn.model import (
+    SPARSE,
+    TWINS,
+    keep_masks_out_of_ddp,
+    make_masked,
+    make_sparse,
+    restore,
+    set_masks,
+    sparse_layers,
+)
+
+_CHOICES = "_choices"
+
+FORMS = ("auto", "dense", "masked", "sparse")
+
+# Above this density no sparse kernel wins; nothing is measured there.
+_NEVER_SPARSE_ABOVE = 0.8
+# A form is worth a change of storage where it saves a twentieth of the time.
+_WORTH = 0.95
+# Without an example input the batch is taken to be this large ...
+_ASSUMED_BATCH = 64
+# ... and a convolution, whose image size nobody knows then, is sparse up to this density.
+_SPARSE_CONVOLUTION = 0.1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form of one layer and why it has it.
+
+    Attributes:
+        form: ``dense``, ``masked`` or ``sparse``.
+        density: Share of survivors, 0 to 1.
+        reason: In words.
+        masked_seconds: Measured forward and backward of the masked form; ``None`` where nothing was measured.
+        sparse_seconds: The same of the sparse form.
+    """
+
+    form: str
+    density: float
+    reason: str
+    masked_seconds: float | None = None
+    sparse_seconds: float | None = None
+
+
+def convert(
+    model: nn.Module,
+    masks: Mapping[str, Tensor] | None = None,
+    form: str | Mapping[str, str] = "auto",
+    example_input: Any = None,
+) -> nn.Module:
+    """Give every masked layer of ``model`` the form that is fastest on this machine, in place.
+
+    A *dense* layer is plain, with zeros where its mask prunes. A *masked* layer (:class:`~lth_fast.nn.MaskedLinear`)
+    computes densely and keeps its mask. A *sparse* layer (:class:`~lth_fast.nn.SparseLinear`,
+    :class:`~lth_fast.nn.SparseConv2d`) holds and computes its
+    survivors only; its Parameter is the one-dimensional ``values`` instead of ``weight``, so make the optimizer
+    afterwards. ``state_dict`` has the plain model's keys and shapes in every form.
+
+    Only the weights of ``nn.Linear`` and ``nn.Conv2d`` themselves become sparse. A subclass, a weight that is shared,
+    parametrized, or read by anything but its layer's forward, and a layer whose forward does not run, keep their
+    storage; :func:`explain` tells the reason. Where all weights survive, the layer becomes plain. The times behind
+    ``auto`` are measured once per machine and kept (see :mod:`lth_fast.nn.calibration`); a layer becomes sparse where
+    that saves at least 5 %.
+
+    Args:
+        model: Any module, in any form.
+        masks: Parameter name (``"0.weight"``) → bool tensor, as :func:`~lth_fast.nn.set_masks` takes them. Where a
+            process group of ``torch.distributed`` has several processes, those of rank 0 hold. ``None`` keeps the
+            masks the model has.
+        form: ``auto``; or ``dense``, ``masked``, ``sparse`` for every layer that can have it; or one of the three by
+            parameter name, as :func:`plan` gives them (layers not named are masked).
+        example_input: The model's input, or a tuple of them, as in training. The model runs on it once, without
+            leaving a trace, to learn which layers run and on what shapes. Without one, linear layers are timed on a
+            batch of 64 and convolutions are sparse up to a density of 0.1.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: ``form`` is none of these, or a layer named there cannot have the form.
+        KeyError, TypeError, ValueError: ``masks`` are not as :func:`~lth_fast.nn.set_masks` takes them.
+    """
+    asked = {name: _form(value, f"form[{name!r}]") for name, value in form.items()} if isinstance(form, Mapping) else {}
+    general = "masked" if isinstance(form, Mapping) else _form(form, "form")
+    unknown = sorted(asked.keys() - _weights(model).keys() - sparse_layers(model).keys())
+    if unknown:
+        raise ValueError(f"form: expected names of weights of Linear or Conv2d, got {', '.join(map(repr, unknown))}")
+    make_masked(model)
+    if masks is not None:
+        set_masks(model, masks)
+    broadcast_masks(model)
+    layers = _weights(model)
+    observed = _observe(model, layers, example_input)
+    decided = from_first(
+        {name: _choose(name, layer, asked.get(name, general), observed) for name, layer in layers.items()}
+    )
+    for name, choice in decided.items():
+        if choice.form != "sparse" and asked.get(name) == "sparse":
+            raise ValueError(f"form[{name!r}]: expected a form that the layer can have, got 'sparse': {choice.reason}")
+    for name, choice in decided.items():
+        layer = layers[name]
+        if isinstance(layer, MaskedLayer) and choice.form == "sparse":
+            make_sparse(layer)
+        elif isinstance(layer, MaskedLayer) and choice.form == "dense":
+            restore(layer)
+    keep_masks_out_of_ddp(model)
+    model.__dict__[_CHOICES] = decided
+    return model
+
+
+def plan(model: nn.Module) -> dict[str, str]:
+    """The form of each masked parameter of ``model`` by name; ``convert(model, masks, form=plan)`` repeats it."""
+    return {name: choice.form for name, choice in choices(model).items()}
+
+
+def choices(model: nn.Module) -> dict[str, Choice]:
+    """Form and reason of every layer that :func:`convert` decided on, by parameter name."""
+    return {
+        f"{name}.{layer}" if name else layer: choice
+        for name, part in model.named_modules()
+        for layer, choice in part.__dict__.get(_CHOICES, {}).items()
+    }
+
+
+def explain(model: nn.Module) -> str:
+    """A table of the layers that :func:`convert` decided on: density, form, measured times in ms, reason.
+
+    Returns:
+        The table, one line per layer, which is printed too.
+    """
+    rows = [("layer", "density", "form", "masked ms", "sparse ms", "reason")]
+    for name, choice in choices(model).items():
+        times = (_milliseconds(choice.masked_seconds), _milliseconds(choice.sparse_seconds))
+        rows.append((name, f"{choice.density:.4g}", choice.form, *times, choice.reason))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    table = "\n".join(lines)
+    print(table)
+    return table
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e3 * seconds:.3g}"
+
+
+def _form(given: str, called: str) -> str:
+    if given not in FORMS:
+        raise ValueError(f"{called}: expected one of {', '.join(FORMS)}, got {given!r}")
+    return given
+
+
+def _weights(model: nn.Module) -> dict[str, nn.Module]:
+    """Every layer with the weight of a Linear or Conv2d, by parameter name; a layer that has two names has one here."""
+    return {
+        f"{name}.weight" if name else "weight": layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, (nn.Linear, nn.Conv2d))
+    }
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """What the example input showed; empty without one.
+
+    Attributes:
+        works: What each layer that ran was asked to do.
+        reasons: Why a layer should keep its storage.
+        looked: Whether there was an example input.
+    """
+
+    works: dict[str, Work]
+    reasons: dict[str, str]
+    looked: bool
+
+
+def _choose(name: str, layer: nn.Module, asked: str, observed: _Observed) -> Choice:
+    if not isinstance(layer, MaskedLayer):
+        return _choice_without_mask(layer)
+    density = layer.density
+    if asked in ("dense", "masked"):
+        return Choice(asked, density, "asked for")
+    obstacle = observed.reasons.get(name) or _obstacle(layer)
+    if asked == "auto" and density == 1:
+        return Choice("dense", density, "all weights survive")
+    if obstacle is not None:
+        return Choice("masked", density, obstacle)
+    if asked == "sparse":
+        return Choice("sparse", density, "asked for")
+    if density == 0:
+        return Choice("sparse", density, "no weight survives")
+    if density > _NEVER_SPARSE_ABOVE:
+        return Choice("masked", density, f"denser than {_NEVER_SPARSE_ABOVE}: not measured")
+    work = observed.works.get(name)
+    if work is None and isinstance(layer, nn.Conv2d):
+        form = "sparse" if density <= _SPARSE_CONVOLUTION else "masked"
+        return Choice(form, density, f"no example input: sparse up to a density of {_SPARSE_CONVOLUTION}")
+    assumed = "" if work is not None else f", on an assumed batch of {_ASSUMED_BATCH}"
+    work = work or Work((_ASSUMED_BATCH, layer.in_features))  # type: ignore[arg-type]
+    times = measured_times(layer.to_dense(), density, work, _both_forms)
+    form = "sparse" if times.sparse <= _WORTH * times.masked else "masked"
+    reason = f"sparse takes {times.sparse / times.masked:.2f} of masked's time{assumed}"
+    return Choice(form, density, reason, times.masked, times.sparse)
+
+
+def _both_forms(plain: nn.Module, mask: Tensor) -> tuple[nn.Module, nn.Module]:
+    masked = TWINS[type(plain)].from_dense(plain, mask)
+    return masked, SPARSE[type(plain)].from_dense(plain, mask)
+
+
+def _choice_without_mask(layer: nn.Module) -> Choice:
+    masked = masked_parameter(layer, "weight")
+    if masked is not None:
+        kind = type(layer).__mro__[1].__name__  # under the class that parametrize makes
+        density = float(masked.mask.float().mean())
+        return Choice("masked", density, f"a mask on the weight of a {kind} is a parametrization")
+    return Choice("dense", 1.0, "no mask")
+
+
+def _obstacle(layer: MaskedLayer) -> str | None:
+    """Why this masked layer cannot be sparse."""
+    if layer.weight.dtype not in (torch.float32, torch.float64):
+        return f"sparse layers compute in float32 or float64, this one has {layer.weight.dtype}"
+    return None
+
+
+def _observe(model: nn.Module, layers: Mapping[str, nn.Module], example_input: Any) -> _Observed:
+    reasons = {}
+    users: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        users.setdefault(id(parameter), []).append(name)
+    for name, layer in layers.items():
+        shared = [other for other in users.get(id(layer.weight), []) if other != name]
+        if shared:
+            reasons[name] = f"its weight is shared with {', '.join(shared)}"
+    if example_input is None:
+        return _Observed({}, reasons, False)
+    works: dict[str, Work] = {}
+    weights = {id(layer.weight): name for name, layer in layers.items()}
+    reads = _DirectReads(weights)
+    arguments = example_input if isinstance(example_input, (tuple, list)) else (example_input,)
+
+    def enters(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        tensor = next((value for value in tree_leaves((given, named)) if isinstance(value, Tensor)), None)
+        reads.running.append(name)
+        if tensor is not None and tensor.numel():
+            works.setdefault(name, Work(tuple(tensor.shape), tensor.requires_grad))
+
+    hooks = []
+    for name, layer in layers.items():
+        hooks.append(
+            layer.register_forward_pre_hook(
+                lambda _layer, given, named, name=name: enters(name, given, named), with_kwargs=True
+            )
+        )
+        hooks.append(layer.register_forward_hook(lambda *_: reads.running.pop() and None, always_call=True))
+    try:
+        with _without_a_trace(model), reads:
+            model(*arguments)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name in layers:
+        if name in reads.found:
+            reasons.setdefault(name, "its weight is read outside of its forward")
+        elif name not in works:
+            reasons.setdefault(name, "its forward does not run on the example input")
+    return _Observed(works, reasons, True)
+
+
+@contextmanager
+def _without_a_trace(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, so that no statistics are gathered, with gradients, which show where they are needed."""
+    modes = {module: module.training for module in model.modules()}
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+
+class _DirectReads(TorchFunctionMode):
+    """Finds the weights that something other than their layer's own forward computes with.
+
+    Args:
+        weights: Name by the weight's ``id``.
+    """
+
+    _METADATA = frozenset(("shape", "dtype", "device", "requires_grad", "is_leaf", "layout", "ndim", "grad_fn"))
+
+    def __init__(self, weights: Mapping[int, str]) -> None:
+        super().__init__()
+        self.weights = weights
+        self.running: list[str] = []
+        self.found: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        attribute = getattr(getattr(func, "__self__", None), "__name__", None)
+        if not (func.__name__ == "__get__" and attribute in self._METADATA):
+            for value in tree_leaves((args, kwargs)):
+                name = self.weights.get(id(value))
+                if name is not None and name not in self.running:
+                    self.found.add(name)
+        return func(*args, **(kwargs or {}))

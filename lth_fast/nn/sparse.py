@@ -1,0 +1,156 @@
+"""What every sparse layer shares: values instead of a weight, a pattern beside them, the plain layer's state dict."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lth_fast.nn.dynamic_sizes import compile_for_any_number_of_survivors
+from lth_fast.nn.masked import MaskedLayer, check_mask
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
+
+
+class SparseLayer(nn.Module):
+    """Base of ``SparseLinear`` and ``SparseConv2d``: a layer under a fixed mask that holds and computes survivors only.
+
+    The Parameter ``values`` ``[survivors]`` holds the weights the mask keeps, in row-major order (``weight[mask]``):
+    any optimizer works on it, and its state has survivors only. ``state_dict`` speaks the plain layer's language: the
+    keys ``weight`` and ``bias`` in dense shapes, in and out. The mask is not part of it; it moves with ``.to()``,
+    deepcopy and pickle. It belongs to the layer for good: for another one, make another layer from :meth:`to_dense`.
+    """
+
+    plain_class: ClassVar[type[nn.Module]]
+    plain_attributes: ClassVar[tuple[str, ...]]
+    """What the layer has in common with the plain one, besides the parameters."""
+    pattern_fields: ClassVar[tuple[str, ...]]
+    """Names of the tensors of the pattern: the layer's buffers."""
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+
+    def _find_pattern(self, mask: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def spread(self, values: Tensor) -> Tensor:
+        """``values`` ``[survivors]`` in the weight's shape: at the survivors' places, 0 elsewhere."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dense(cls, layer: nn.Module, mask: Tensor | None = None) -> Self:
+        """Make a sparse layer of the survivors of ``layer``.
+
+        Args:
+            layer: The plain layer or its masked twin; it is left as it is. The bias is shared, the weight is not.
+            mask: Bool tensor of the weight's shape; ``None`` takes the mask of a masked layer and keeps every weight of
+                a plain one.
+
+        Raises:
+            TypeError: ``layer`` is of another class, or ``mask`` is not bool.
+            ValueError: ``mask`` has another shape than the weight.
+        """
+        if not isinstance(layer, cls.plain_class):
+            raise TypeError(f"layer must be an nn.{cls.plain_class.__name__}, got {type(layer).__name__}")
+        if mask is None and isinstance(layer, MaskedLayer):
+            mask = layer.mask
+        sparse = cls.__new__(cls)
+        nn.Module.__init__(sparse)
+        sparse._take(layer, mask)
+        return sparse.train(layer.training)
+
+    def _take(self, layer: Any, mask: Tensor | None) -> None:
+        weight: Tensor = layer.weight
+        if mask is None:
+            mask = torch.ones(weight.shape, dtype=torch.bool)
+        check_mask(mask, weight, "mask")
+        mask = mask.detach().to(weight.device)
+        for name in self.plain_attributes:
+            setattr(self, name, getattr(layer, name))
+        self.weight_shape = weight.shape
+        self.values = nn.Parameter(weight.detach()[mask], requires_grad=weight.requires_grad)
+        self.register_parameter("bias", layer.bias)
+        compile_for_any_number_of_survivors(self.pattern_fields)
+        for name, part in zip(self.pattern_fields, self._find_pattern(mask), strict=True):
+            self.register_buffer(name, part, persistent=False)
+
+    def to_dense(self) -> Any:
+        """The plain layer with the same weights, zeros where the mask prunes. The bias is shared, the weight is not."""
+        plain: Any = self.plain_class.__new__(self.plain_class)
+        nn.Module.__init__(plain)
+        for name in self.plain_attributes:
+            setattr(plain, name, getattr(self, name))
+        plain.weight = nn.Parameter(self.spread(self.values.detach()), requires_grad=self.values.requires_grad)
+        plain.register_parameter("bias", self.bias)
+        return plain.train(self.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, computed anew at every access and differentiable.
+
+        For code that reads a layer's weight; it costs memory and time that the layer itself does not take.
+        """
+        return self.spread(self.values)
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool tensor of the weight's shape, ``True`` where the weight survives. A copy."""
+        return self.spread(torch.ones_like(self.values, dtype=torch.bool))
+
+    @property
+    def survivors(self) -> int:
+        """Number of weights the mask keeps."""
+        return self.values.numel()
+
+    @property
+    def density(self) -> float:
+        """Share of the weights the mask keeps, 0 to 1 (1 for an empty weight)."""
+        weights = self.weight_shape.numel()
+        return self.survivors / weights if weights else 1.0
+
+    def extra_repr(self) -> str:
+        return f"{self.plain_class.extra_repr(self)}, density={self.density:.4g}"
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        values = self.values if keep_vars else self.values.detach()
+        destination[f"{prefix}weight"] = self.spread(values)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        del destination[f"{prefix}values"]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Torch's own loading, on a copy in which the dense weight has become the values.
+        weight_key, values_key = f"{prefix}weight", f"{prefix}values"
+        translated = dict(state_dict)
+        if translated.pop(values_key, None) is not None and strict:
+            unexpected_keys.append(values_key)
+        weight = translated.pop(weight_key, None)
+        if weight is not None:
+            if weight.shape == self.weight_shape:
+                translated[values_key] = self._survivors_of(weight.detach(), weight_key)
+            else:
+                expected, given = list(self.weight_shape), list(weight.shape)
+                error_msgs.append(f"{weight_key} must have shape {expected}, got {given}")
+                translated[values_key] = self.values
+        missing: list[str] = []
+        super()._load_from_state_dict(translated, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
+        missing_keys.extend(weight_key if key == values_key else key for key in missing)
+
+    def _survivors_of(self, weight: Tensor, name: str) -> Tensor:
+        mask = self.mask.to(weight.device)
+        revived = int(weight.masked_fill(mask, 0).count_nonzero())
+        if revived:
+            message = f"{name}: {revived} pruned weights are not zero in the state dict; they stay zero"
+            warnings.warn(message, stacklevel=2)
+        return weight[mask]

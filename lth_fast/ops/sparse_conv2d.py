@@ -1,0 +1,233 @@
+"""A 2-D convolution that computes on the survivors of its mask only, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lth_fast.ops.library import serve_cuda
+from lth_fast.ops.sparse_conv2d_pattern import SparseConv2dPattern, coordinates
+
+
+def sparse_conv2d(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    pattern: SparseConv2dPattern,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """Convolve as ``torch.nn.functional.conv2d`` for a weight of which only the survivors exist.
+
+    The work is proportional to the number of survivors, in the forward and in both gradients; a gradient that autograd
+    does not ask for is not computed. The result does not depend on the number of threads.
+
+    Args:
+        input: float32 or float64 ``[batch, in_channels, height, width]``; read fastest where it is contiguous.
+        values: ``[survivors]``, the weights the mask keeps in row-major order (``weight[mask]``), of the dtype and on
+            the device of ``input``.
+        bias: ``[out_channels]`` or ``None``.
+        pattern: The survivors' places, from :func:`~lth_fast.ops.sparse_conv2d_pattern` for the same ``groups``. It is
+            trusted: shapes and dtypes are checked, the numbers inside are not.
+        kernel_size: Height and width of the kernel.
+        stride: Step in pixels, (vertical, horizontal).
+        padding: Zeros added on either side, in pixels.
+        dilation: Distance of the kernel's taps, in pixels.
+        groups: Number of channel groups.
+
+    Returns:
+        ``[batch, out_channels, height', width']``, contiguous. Under autocast the layer computes in float32.
+
+    Raises:
+        RuntimeError: An argument is not as described; the message names it, what was expected and what was given.
+    """
+    return torch.ops.lth_fast.sparse_conv2d(
+        input, values, bias, *pattern, kernel_size, stride, padding, dilation, groups
+    )
+
+
+def to_dense(values: Tensor, pattern: SparseConv2dPattern, kernel_size: Sequence[int], groups: int = 1) -> Tensor:
+    """The dense weight: ``values`` at the survivors' places, 0 elsewhere.
+
+    Returns:
+        ``[out_channels, in_channels / groups, *kernel_size]``.
+    """
+    out_channels, in_channels = pattern.output_starts.numel() - 1, pattern.input_starts.numel() - 1
+    shape = (out_channels, in_channels // groups, *kernel_size)
+    return values.new_zeros(shape).flatten(1).index_put(coordinates(pattern), values).view(shape)
+
+
+def reference(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    pattern: SparseConv2dPattern,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """Definition of :func:`sparse_conv2d`: a convolution with the dense weight, differentiable as it stands."""
+    weight = to_dense(values, pattern, kernel_size, groups)
+    return F.conv2d(input, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+def _forward(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    output_starts: Tensor,
+    input_taps: Tensor,
+    input_starts: Tensor,
+    output_taps: Tensor,
+    permutation: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    pattern = SparseConv2dPattern(output_starts, input_taps, input_starts, output_taps, permutation)
+    return reference(input, values, bias, pattern, kernel_size, stride, padding, dilation, groups).contiguous()
+
+
+def _input_grad(
+    grad_output: Tensor,
+    values: Tensor,
+    input_starts: Tensor,
+    output_taps: Tensor,
+    permutation: Tensor,
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    # Built by input channel, [groups * inputs, outputs, height, width], then turned round within each group.
+    lengths = input_starts.diff().long()
+    channel = torch.arange(lengths.numel(), device=lengths.device).repeat_interleave(lengths)
+    shape = (lengths.numel(), grad_output.shape[1] // groups, *kernel_size)
+    by_input = values.new_zeros(shape).flatten(1)
+    by_input[channel, output_taps.long()] = values[permutation.long()]
+    weight = by_input.view(shape).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    gradients = torch.ops.aten.convolution_backward(
+        grad_output,
+        grad_output.new_empty(tuple(input_size)),
+        weight,
+        None,
+        stride,
+        padding,
+        dilation,
+        False,
+        (0, 0),
+        groups,
+        (True, False, False),
+    )
+    return gradients[0].contiguous()
+
+
+def _values_grad(
+    grad_output: Tensor,
+    input: Tensor,
+    output_starts: Tensor,
+    input_taps: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    lengths = output_starts.diff().long()
+    channel = torch.arange(lengths.numel(), device=lengths.device).repeat_interleave(lengths)
+    shape = (lengths.numel(), input.shape[1] // groups, *kernel_size)
+    gradients = torch.ops.aten.convolution_backward(
+        grad_output,
+        input,
+        input.new_empty(shape),
+        None,
+        stride,
+        padding,
+        dilation,
+        False,
+        (0, 0),
+        groups,
+        (False, True, False),
+    )
+    return gradients[1].flatten(1)[channel, input_taps.long()]
+
+
+def _backward(
+    grad_output: Tensor,
+    input: Tensor,
+    values: Tensor,
+    output_starts: Tensor,
+    input_taps: Tensor,
+    input_starts: Tensor,
+    output_taps: Tensor,
+    permutation: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[Tensor, Tensor]:
+    geometry = (kernel_size, stride, padding, dilation, groups)
+    return (
+        _input_grad(grad_output, values, input_starts, output_taps, permutation, input.shape, *geometry),
+        _values_grad(grad_output, input, output_starts, input_taps, *geometry),
+    )
+
+
+serve_cuda("sparse_conv2d", _forward)
+serve_cuda("sparse_conv2d_input_grad", _input_grad)
+serve_cuda("sparse_conv2d_values_grad", _values_grad)
+serve_cuda("sparse_conv2d_backward", _backward)
+
+
+@torch.library.register_fake("lth_fast::sparse_conv2d")
+def _(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    output_starts: Tensor,
+    input_taps: Tensor,
+    input_starts: Tensor,
+    output_taps: Tensor,
+    permutation: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    height, width = (
+        (size + 2 * pad - step * (kernel - 1) - 1) // stride_ + 1
+        for size, kernel, stride_, pad, step in zip(
+            input.shape[2:], kernel_size, stride, padding, dilation, strict=True
+        )
+    )
+    return input.new_empty((input.shape[0], output_starts.shape[0] - 1, height, width))
+
+
+@torch.library.register_fake("lth_fast::sparse_conv2d_input_grad")
+def _(grad_output: Tensor, values: Tensor, *pattern_and_geometry: Sequence[int]) -> Tensor:
+    input_size = pattern_and_geometry[3]
+    return grad_output.new_empty(tuple(input_size))
+
+
+@torch.library.register_fake("lth_fast::sparse_conv2d_values_grad")
+def _(grad_output: Tensor, input: Tensor, output_starts: Tensor, input_taps: Tensor, *geometry: object) -> Tensor:
+    return input.new_empty(input_taps.shape)
+
+
+@torch.library.register_fake("lth_fast::sparse_conv2d_backward")
+def _(grad_output: Tensor, input: Tensor, values: Tensor, *pattern_and_geometry: object) -> tuple[Tensor, Tensor]:
+    return input.new_empty(input.shape), values.new_empty(values.shape)

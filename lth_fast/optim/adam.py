@@ -1,0 +1,66 @@
+"""Adam and AdamW in one fused pass that honours masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lth_fast.ops import adam_step_
+from lth_fast.optim.fused import FusedOptimizer, Masks, learning_rate, of_one_kind
+
+
+class _FusedAdam(FusedOptimizer):
+    def _step_group(self, group: dict[str, Any]) -> None:
+        parameters: list[Tensor] = []
+        gradients: list[Tensor] = []
+        exp_avgs: list[Tensor] = []
+        exp_avg_sqs: list[Tensor] = []
+        max_exp_avg_sqs: list[Tensor] = []
+        steps: list[Tensor] = []
+        # torch's own: refuses sparse gradients and makes the state where there is none yet.
+        self._init_group(group, parameters, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps)  # type: ignore[attr-defined]
+        beta1, beta2 = group["betas"]
+        for members in of_one_kind(parameters):
+            held = [parameters[i] for i in members]
+            masks = Masks(held)
+            adam_step_(
+                held,
+                [gradients[i] for i in members],
+                [exp_avgs[i] for i in members],
+                [exp_avg_sqs[i] for i in members],
+                [max_exp_avg_sqs[i] for i in members] if group["amsgrad"] else [],
+                [self._step_count(parameters[i], steps[i]) for i in members],
+                masks.bits,
+                **learning_rate(group["lr"]),
+                beta1=float(beta1),
+                beta2=float(beta2),
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                decoupled_weight_decay=group["decoupled_weight_decay"],
+                maximize=group["maximize"],
+            )
+            masks.applied()
+
+    def _step_count(self, parameter: Tensor, step: Tensor) -> Tensor:
+        """``step`` on the parameter's device; torch keeps it on the CPU unless told otherwise."""
+        if step.device != parameter.device:
+            step = self.state[parameter]["step"] = step.to(parameter.device)
+        return step
+
+
+class Adam(_FusedAdam, torch.optim.Adam):
+    """:class:`torch.optim.Adam` whose step is one native pass over the weights.
+
+    Takes torch's arguments, ``param_groups`` and learning-rate schedulers; state dicts load both ways. Weights that a
+    mask of our layers prunes, and their moments, are exactly 0 after every step, whatever their gradient. Denormal
+    numbers count as 0. ``foreach``, ``fused`` and ``capturable`` are accepted and choose nothing.
+
+    Raises:
+        RuntimeError: ``differentiable`` is set: the step has no derivative.
+    """
+
+
+class AdamW(_FusedAdam, torch.optim.AdamW):
+    """:class:`torch.optim.AdamW`, Adam with decoupled weight decay; the rest as in :class:`Adam`."""

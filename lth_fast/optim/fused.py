@@ -1,0 +1,103 @@
+"""What the optimizers with a fused step share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lth_fast.nn.mask_changes import mask_changes
+from lth_fast.nn.masked import MaskedLayer
+
+
+class FusedOptimizer(Optimizer):
+    """Base of the optimizers whose step is one native pass over each group's parameters, under their masks.
+
+    Stands before a class of ``torch.optim``, keeps its arguments, ``param_groups`` and state, and replaces ``step``.
+    There is one implementation: ``foreach``, ``fused`` and ``capturable`` are accepted and choose nothing.
+    """
+
+    # torch.amp.GradScaler: it has to unscale the gradients itself, also where torch's class with fused=True would.
+    _step_supports_amp_scaling = property(lambda self: False, lambda self, value: None)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self._refuse_differentiable({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for group in state["param_groups"]:
+            self._refuse_differentiable(group)
+        super().__setstate__(state)
+
+    def _refuse_differentiable(self, group: dict[str, Any]) -> None:
+        if group.get("differentiable"):
+            name = type(self).__name__
+            raise RuntimeError(
+                f"{name}: differentiable must be False, the step has no derivative; use torch.optim.{name}"
+            )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: Recomputes the gradients and returns the loss.
+
+        Returns:
+            What ``closure`` returned.
+
+        Raises:
+            RuntimeError: A gradient is sparse, or a parameter is neither float32, float64, bfloat16 nor float16.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._step_group(group)
+        return loss
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+def learning_rate(rate: float | Tensor) -> dict[str, Any]:
+    """A group's ``lr`` as the ops take it: a tensor on a device stays there, for graphs that were captured with it."""
+    if isinstance(rate, Tensor) and not rate.is_cpu:
+        return {"lr": 0.0, "lr_tensor": rate.detach()}
+    return {"lr": float(rate)}
+
+
+def of_one_kind(parameters: Sequence[Tensor]) -> Iterator[list[int]]:
+    """The indices of the parameters that one call of an op can take: one device, one dtype."""
+    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, parameter in enumerate(parameters):
+        kinds.setdefault((parameter.device, parameter.dtype), []).append(i)
+    yield from kinds.values()
+
+
+class Masks:
+    """The masks on some parameters during one step.
+
+    Attributes:
+        bits: Per parameter the packed mask, ``None`` where nothing is pruned.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._holders = [mask_changes.holders_of(parameter) for parameter in parameters]
+        self.bits: list[Tensor | None] = []
+        for holders in self._holders:
+            bits = [holder.mask_bits for holder in holders]
+            # A shared weight survives where all of its layers keep it.
+            self.bits.append(reduce(torch.bitwise_and, bits) if bits else None)
+
+    def applied(self) -> None:
+        """The step has zeroed the pruned weights: the layers need not look again."""
+        for holders in self._holders:
+            for holder in holders:
+                if isinstance(holder, MaskedLayer):
+                    holder.trust_weight()

@@ -1,0 +1,100 @@
+"""Pruning a model by a score, under one threshold or one per parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as stock
+
+from lth_fast.nn import dense_state, masks, set_masks
+from lth_fast.ops import prune_by_magnitude
+from lth_fast.prune.distributions import DISTRIBUTIONS
+from lth_fast.prune.gradients import Gradients
+from lth_fast.prune.layers import prunable_names
+from lth_fast.prune.scores import SCORES, Weights
+from lth_fast.prune.selection import prune_lowest
+
+SCOPES = ("layerwise", "global")
+
+
+def prune_by_score(
+    model: nn.Module,
+    rates: float | Mapping[str, float],
+    score: str = "magnitude",
+    scope: str = "layerwise",
+    distribution: str = "uniform",
+    *,
+    initial: Mapping[str, Tensor] | None = None,
+    gradients: Gradients | None = None,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """Prune the survivors of ``model`` that score lowest; among equal ones the lowest (parameter, flat index) go.
+
+    Args:
+        model: Any module; it is pruned in place, as by :func:`lth_fast.nn.set_masks`.
+        rates: Share of the survivors to prune, 0 to 1, by parameter name in the order of ties; a number: for all
+            weights of ``nn.Linear`` and ``nn.Conv2d``.
+        score: A name of :data:`~lth_fast.prune.scores.SCORES`.
+        scope: ``layerwise``: every parameter loses what the distribution says. ``global``: parameters of the same rate
+            share one threshold.
+        distribution: A name of :data:`~lth_fast.prune.distributions.DISTRIBUTIONS`, for ``layerwise``.
+        initial: Weights before any training, by parameter name, for ``magnitude_increase``.
+        gradients: Derivatives for ``snip``, ``grasp`` and ``synflow``.
+        generator: For ``random``.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: A name is unknown, a rate is out of range, the score lacks what it needs, or it is NaN or infinite
+            at a survivor.
+    """
+    for argument, given, known in (
+        ("score", score, SCORES),
+        ("scope", scope, SCOPES),
+        ("distribution", distribution, DISTRIBUTIONS),
+    ):
+        if given not in known:
+            raise ValueError(f"{argument}: expected one of {', '.join(known)}, got {given!r}")
+    if scope == "global" and distribution != "uniform":
+        raise ValueError(f"distribution: expected uniform with the scope global, got {distribution!r}")
+    if stock.is_pruned(model):
+        raise ValueError("model: it is pruned by torch.nn.utils.prune; take it over with from_torch_prune first")
+    rate_of = dict(rates) if isinstance(rates, Mapping) else dict.fromkeys(prunable_names(model), rates)
+    for name, rate in rate_of.items():
+        if not 0.0 <= rate <= 1.0:
+            raise ValueError(f"rates: expected shares between 0 and 1, got {rate} for {name!r}")
+
+    before = masks(model)
+    state = dense_state(model)
+    trained = {name: state[name].detach() for name in rate_of}
+    survivors = {name: int(before[name].sum()) if name in before else trained[name].numel() for name in rate_of}
+    if scope == "global":
+        groups = [
+            (names, round(rate * sum(survivors[name] for name in names))) for names, rate in _by_rate(rate_of).items()
+        ]
+    else:
+        shapes = {name: weight.shape for name, weight in trained.items()}
+        groups = [((name,), k) for name, k in DISTRIBUTIONS[distribution](shapes, survivors, rate_of).items()]
+
+    select: Callable[..., list[Tensor]] = prune_lowest
+    if score == "magnitude":  # the op takes the weights themselves
+        scores, select = trained, prune_by_magnitude
+    else:
+        weights = Weights(trained, initial or {}, generator)
+        scores = SCORES[score](weights, gradients or Gradients(model))
+    after: dict[str, Tensor] = {}
+    for names, k in groups:
+        found = select([scores[name] for name in names], k, [before.get(name) for name in names])
+        after.update(zip(names, found, strict=True))
+    return set_masks(model, after)
+
+
+def _by_rate(rates: Mapping[str, float]) -> dict[tuple[str, ...], float]:
+    """Names of the same rate, in their order."""
+    groups: dict[float, list[str]] = {}
+    for name, rate in rates.items():
+        groups.setdefault(rate, []).append(name)
+    return {tuple(names): rate for rate, names in groups.items()}

@@ -1,0 +1,120 @@
+"""Mask patterns: masks of a regular form, as hardware or blocked kernels want them.
+
+A weight counts as a matrix ``[outputs, inputs]``; a convolution's ``[outputs, inputs, height, width]`` has one matrix
+per tap in :class:`NOfM`, and rows of ``inputs * height * width`` in :class:`Blocks`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lth_fast.prune.selection import prune_lowest
+
+
+@dataclass(frozen=True)
+class NOfM:
+    """At most ``n`` survivors among every ``m`` inputs in a row, e.g. ``NOfM(2, 4)`` for sparse tensor cores.
+
+    (Mishra et al. 2021, 2104.08378; Zhou et al. 2021, 2102.04010.)
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.n <= self.m or self.m < 1:
+            raise ValueError(f"n and m: expected 0 <= n <= m and m >= 1, got {self.n} of {self.m}")
+
+    def mask(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Prune the lowest scores of every group until ``n`` survive; ties fall to the lowest index.
+
+        Args:
+            scores: ``[outputs, inputs, ...]``, ``inputs`` a multiple of ``m``.
+            mask: Survivors so far, bool of the same shape; ``None``: all. The pruned ones stay pruned.
+
+        Returns:
+            The new mask.
+
+        Raises:
+            ValueError: The shape does not fit, or a survivor's score is NaN.
+        """
+        ranked = self._groups(scores.detach())
+        if mask is not None:
+            survives = self._groups(mask)
+            # Before every survivor, whatever its score.
+            order = torch.sort(ranked, dim=-1, stable=True).indices
+            order = order.gather(-1, torch.sort(survives.gather(-1, order).byte(), dim=-1, stable=True).indices)
+        else:
+            survives = torch.ones_like(ranked, dtype=torch.bool)
+            order = torch.sort(ranked, dim=-1, stable=True).indices
+        if bool((ranked.isnan() & survives).any()):
+            raise ValueError("scores holds NaN among the survivors; did the training diverge?")
+        kept = survives.scatter(-1, order[..., : self.m - self.n], False)
+        return kept.flatten(-2).movedim(-1, 1).contiguous()
+
+    def fits(self, mask: Tensor) -> bool:
+        """Whether ``mask``, bool ``[outputs, inputs, ...]``, has this pattern."""
+        return bool((self._groups(mask).sum(-1) <= self.n).all())
+
+    def _groups(self, tensor: Tensor) -> Tensor:
+        """``[outputs, ..., inputs / m, m]``."""
+        if tensor.dim() < 2 or tensor.shape[1] % self.m:
+            raise ValueError(
+                f"expected a shape [outputs, inputs, ...] with a multiple of {self.m} inputs, got {list(tensor.shape)}"
+            )
+        return tensor.movedim(1, -1).unflatten(-1, (-1, self.m))
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Whole blocks of ``rows`` outputs by ``columns`` inputs survive or go; those at the borders may be smaller."""
+
+    rows: int
+    columns: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.columns < 1:
+            raise ValueError(f"rows and columns: expected sizes >= 1, got {self.rows} and {self.columns}")
+
+    def mask(self, scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
+        """Prune exactly ``k`` more blocks, those of the lowest mean score; ties fall to the first in row-major order.
+
+        Args:
+            scores: ``[outputs, inputs, ...]``.
+            k: Number of blocks, 0 to the number of blocks that survive.
+            mask: Survivors so far, bool of the same shape, of this pattern; ``None``: all.
+
+        Returns:
+            The new mask.
+
+        Raises:
+            ValueError: The shape does not fit, ``mask`` has another pattern, ``k`` is out of range, or a score is NaN
+                or infinite.
+        """
+        scores = scores.detach()
+        if mask is not None and not self.fits(mask):
+            raise ValueError(f"mask: expected whole blocks of {self.rows} x {self.columns}, got some in part")
+        sizes = self._tiles(torch.ones_like(scores)).sum((1, 3))
+        alive = None if mask is None else self._tiles(mask).any(3).any(1)
+        (kept,) = prune_lowest([self._tiles(scores).sum((1, 3)) / sizes], k, [alive])
+        rows, columns = scores.flatten(1).shape
+        wide = kept.repeat_interleave(self.rows, 0)[:rows].repeat_interleave(self.columns, 1)[:, :columns]
+        return wide.reshape(scores.shape).contiguous()
+
+    def fits(self, mask: Tensor) -> bool:
+        """Whether ``mask``, bool ``[outputs, inputs, ...]``, has this pattern."""
+        inside = self._tiles(torch.ones_like(mask))
+        tiles = self._tiles(mask)
+        return bool((tiles.any(3, True).any(1, True) & inside == tiles).all())
+
+    def _tiles(self, tensor: Tensor) -> Tensor:
+        """``[rows of blocks, rows, columns of blocks, columns]``, zero beyond the borders."""
+        if tensor.dim() < 2:
+            raise ValueError(f"expected a shape [outputs, inputs, ...], got {list(tensor.shape)}")
+        matrix = tensor.flatten(1)
+        missing = (0, -matrix.shape[1] % self.columns, 0, -matrix.shape[0] % self.rows)
+        return pad(matrix, missing).unflatten(1, (-1, self.columns)).unflatten(0, (-1, self.rows))

@@ -1,0 +1,115 @@
+"""Masked and sparse layers beside the rest of torch: compilation, several processes, accumulation, clipping."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as processes
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lth_fast.nn import convert, masks, restore, set_masks
+from lth_fast.nn.dynamic_sizes import compile_for_any_number_of_survivors
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10), nn.ReLU(), nn.Linear(10, 5))
+
+
+def random_masks(model: nn.Module, density: float) -> dict[str, torch.Tensor]:
+    return {name: torch.rand(weight.shape) < density for name, weight in model.named_parameters() if weight.dim() > 1}
+
+
+@pytest.mark.parametrize("form", ["masked", "sparse"])
+def test_one_compiled_model_serves_27_levels(form):
+    torch.manual_seed(len(form))
+    model, inputs = network(), torch.randn(8, 20)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in model.named_parameters()}
+    kept = {name: mask for name, mask in kept.items() if mask.dim() > 1}
+    for _ in range(27):
+        kept = {name: mask & (torch.rand(mask.shape) < 0.8) for name, mask in kept.items()}
+        convert(model, kept, form=form)
+        for parameter in model.parameters():
+            parameter.grad = None
+        compiled(inputs).square().sum().backward()
+        found = [parameter.grad.clone() for parameter in model.parameters()]
+        for parameter in model.parameters():
+            parameter.grad = None
+        model(inputs).square().sum().backward()
+        for gradient, parameter in zip(found, model.parameters(), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad)
+
+
+def test_a_users_dynamic_sources_stay():
+    with torch.compiler.config.patch(dynamic_sources="L['x']"):
+        for _ in range(2):
+            compile_for_any_number_of_survivors(("rows", "columns"))
+        first, *others = torch.compiler.config.dynamic_sources.split(",")
+    assert first == "L['x']"
+    assert len(others) == 3
+
+
+def gradients(model: nn.Module, batches: list[torch.Tensor], norm: float) -> list[torch.Tensor]:
+    for batch in batches:
+        model(batch).square().sum().backward()
+    total = nn.utils.clip_grad_norm_(model.parameters(), norm)
+    assert total > norm
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def test_accumulated_and_clipped_gradients_are_those_of_the_masked_form():
+    torch.manual_seed(7)
+    model = network()
+    kept = random_masks(model, 0.3)
+    masked, sparse = (convert(copy.deepcopy(model), kept, form=form) for form in ("masked", "sparse"))
+    batches = [torch.randn(4, 20) for _ in range(3)]
+    expected, found = gradients(masked, batches, 0.1), gradients(sparse, batches, 0.1)
+    for dense, compact in zip(expected, found, strict=True):
+        if compact.shape != dense.shape:
+            dense = dense[next(mask for mask in kept.values() if mask.shape == dense.shape)]
+        torch.testing.assert_close(compact, dense)
+
+
+def _train_on_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = network()
+    torch.manual_seed(100 + rank)  # each process would prune differently
+    kept = random_masks(model, 0.3)
+    convert(model, kept, form={"0.weight": "sparse", "2.weight": "sparse"})
+    parallel = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        parallel(torch.randn(6, 20)).square().sum().backward()
+        optimizer.step()
+    result = {"own": kept, "masks": masks(model), "state": model.state_dict(), "synced": len(parallel.modules_buffers)}
+    torch.save(result, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_train_the_masks_of_the_first_and_sync_none_of_them(tmp_path: Path):
+    processes.spawn(_train_on_two, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for name, mask in first["own"].items():
+        assert torch.equal(first["masks"][name], mask)
+        assert torch.equal(second["masks"][name], mask)
+        assert not torch.equal(second["own"][name], mask)
+    for name, value in first["state"].items():
+        assert torch.equal(value, second["state"][name])
+    assert first["synced"] == second["synced"] == 0
+
+
+def test_set_masks_keeps_masks_out_of_the_sync_and_a_users_list_stays():
+    model = network()
+    model._ddp_params_and_buffers_to_ignore = ["4.bias"]
+    set_masks(model, random_masks(model, 0.5))
+    assert model._ddp_params_and_buffers_to_ignore == ["0.mask_bits", "2.mask_bits", "4.bias", "4.mask_bits"]
+    restore(model)
+    assert model._ddp_params_and_buffers_to_ignore == ["4.bias"]

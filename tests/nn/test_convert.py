@@ -1,0 +1,305 @@
+"""convert: each layer in the form that is fastest, the model's function and state unchanged."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lth_fast.nn import (
+    MaskedLinear,
+    SparseLinear,
+    calibration,
+    choices,
+    convert,
+    explain,
+    masks,
+    plan,
+    restore,
+    set_masks,
+)
+from lth_fast.nn.calibration import Times
+
+
+@pytest.fixture(autouse=True)
+def calibration_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LTH_FAST_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch):
+    """Lets a test say how long the forms take, and keeps what was asked."""
+
+    def set_times(masked: float, sparse: float) -> list[tuple[str, tuple[int, ...], bool]]:
+        asked: list[tuple[str, tuple[int, ...], bool]] = []
+
+        def measure(layer, density, work, forms):
+            forms(layer, torch.rand(layer.weight.shape) < density)
+            asked.append((str(layer), work.input_shape, work.input_grad))
+            return Times(masked, sparse)
+
+        monkeypatch.setattr(calibration, "_measure", measure)
+        return asked
+
+    return set_times
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10), nn.ReLU(), nn.Linear(10, 5))
+
+
+def random_masks(model: nn.Module, density: float) -> dict[str, torch.Tensor]:
+    """Exactly that share of every weight: the density that a layer is timed at does not hang on the draw."""
+    weights = {name: weight for name, weight in model.named_parameters() if weight.dim() > 1}
+    return {
+        name: (torch.randperm(weight.numel()) < round(density * weight.numel())).reshape(weight.shape)
+        for name, weight in weights.items()
+    }
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.6, 1.0])
+@pytest.mark.parametrize("form", ["auto", "dense", "masked", "sparse"])
+def test_a_converted_model_computes_what_the_masked_one_does_and_its_state_is_plain(form, density):
+    torch.manual_seed(10 * len(form) + int(10 * density))
+    model, inputs = network(), torch.randn(7, 4, 5)
+    kept = random_masks(model, density)
+    masked = set_masks(copy.deepcopy(model), kept)
+    assert convert(model, kept, form=form, example_input=inputs) is model
+    torch.testing.assert_close(model(inputs), masked(inputs), rtol=1e-5, atol=1e-6)
+    assert {name: value.shape for name, value in model.state_dict().items()} == {
+        name: value.shape for name, value in network().state_dict().items()
+    }
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, masked.state_dict()[name])
+
+
+def test_each_form_has_its_classes_and_restore_undoes_them_all():
+    kept = random_masks(network(), 0.3)
+    expected = {"dense": nn.Linear, "masked": MaskedLinear, "sparse": SparseLinear}
+    for form, kind in expected.items():
+        model = convert(network(), kept, form=form)
+        assert [type(layer) for layer in model[1::2]] == [kind] * 3
+        state = model.state_dict()
+        restore(model)
+        assert [type(layer) for layer in model[1::2]] == [nn.Linear] * 3
+        assert choices(model) == {}
+        assert list(model.state_dict()) == list(state)
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_goes_from_form_to_form_with_its_masks_and_gradients():
+    torch.manual_seed(3)
+    model = network()
+    kept = random_masks(model, 0.3)
+    convert(model, kept, form="masked")
+    model(torch.randn(6, 20)).square().sum().backward()
+    gradients = [layer.weight.grad.clone() for layer in model[1::2]]
+    for form in ("sparse", "masked", "sparse"):
+        convert(model, form=form)
+        assert all(torch.equal(mask, kept[name]) for name, mask in masks(model).items())
+    for layer, gradient in zip(model[1::2], gradients, strict=True):
+        assert torch.equal(layer.values.grad, gradient[layer.mask])
+
+
+def test_the_order_of_parameters_stays_so_that_optimizers_mean_the_same():
+    model = convert(network(), random_masks(network(), 0.3), form="sparse")
+    assert [name for name, _ in model.named_parameters()] == [
+        f"{layer}.{part}" for layer in (1, 3, 5) for part in ("values", "bias")
+    ]
+
+
+def test_hooks_and_attributes_that_a_user_put_on_a_layer_stay():
+    model, seen = network(), []
+    model[1].register_forward_hook(lambda *_: seen.append(1))
+    model[1].purpose = "first"
+    model[1].register_buffer("scale", torch.ones(1))
+    convert(model, random_masks(model, 0.3), form="sparse")
+    model(torch.randn(2, 20))
+    assert seen == [1]
+    assert model[1].purpose == "first"
+    assert "1.scale" in model.state_dict()
+
+
+def test_a_layer_is_sparse_where_that_saves_a_twentieth_and_not_where_it_saves_less(timed):
+    kept = random_masks(network(), 0.3)
+    timed(1.0, 0.94)
+    assert set(plan(convert(network(), kept, example_input=torch.randn(9, 20))).values()) == {"sparse"}
+
+
+def test_a_layer_stays_masked_where_sparse_saves_less_than_a_twentieth(timed):
+    kept = random_masks(network(), 0.3)
+    timed(1.0, 0.96)
+    assert set(plan(convert(network(), kept, example_input=torch.randn(9, 20))).values()) == {"masked"}
+
+
+def test_times_are_taken_on_the_shapes_that_the_example_shows_and_once_only(timed):
+    asked = timed(1.0, 0.5)
+    for _ in range(2):
+        model = network()
+        convert(model, random_masks(model, 0.3), example_input=torch.randn(9, 20))
+    assert [(shape, wants_grad) for _, shape, wants_grad in asked] == [
+        ((9, 20), False),
+        ((9, 30), True),
+        ((9, 10), True),
+    ]
+
+
+def test_without_an_example_a_batch_of_64_is_assumed_and_said(timed):
+    asked = timed(1.0, 0.5)
+    model = network()
+    convert(model, random_masks(model, 0.3))
+    assert [shape for _, shape, _ in asked] == [(64, 20), (64, 30), (64, 10)]
+    assert all("assumed batch of 64" in choice.reason for choice in choices(model).values())
+
+
+def test_nothing_is_measured_where_the_answer_is_known(timed):
+    asked = timed(1.0, 0.5)
+    model = network()
+    kept = random_masks(model, 0.3)
+    kept["1.weight"] = torch.ones(30, 20, dtype=torch.bool)
+    kept["3.weight"] = torch.zeros(10, 30, dtype=torch.bool)
+    kept["5.weight"][:] = True
+    kept["5.weight"][0, 0] = False
+    convert(model, kept, example_input=torch.randn(9, 20))
+    assert plan(model) == {"1.weight": "dense", "3.weight": "sparse", "5.weight": "masked"}
+    assert asked == []
+
+
+def test_measured_times_are_real_and_survive_in_the_file(calibration_folder):
+    model = network()
+    convert(model, random_masks(model, 0.3), example_input=torch.randn(9, 20))
+    chosen = choices(model)
+    assert all(choice.masked_seconds > 0 and choice.sparse_seconds > 0 for choice in chosen.values())
+    (machine,) = json.loads((calibration_folder / "calibration.json").read_text()).values()
+    assert len(machine) == 3
+    again = network()
+    convert(again, random_masks(again, 0.3), example_input=torch.randn(9, 20))
+    assert {name: choice.masked_seconds for name, choice in choices(again).items()} == {
+        name: choice.masked_seconds for name, choice in chosen.items()
+    }
+
+
+def test_a_damaged_file_of_times_is_measured_anew(calibration_folder):
+    (calibration_folder / "calibration.json").write_text('{"half a')
+    model = convert(network(), random_masks(network(), 0.3))
+    assert len(plan(model)) == 3
+    assert json.loads((calibration_folder / "calibration.json").read_text())
+
+
+def test_a_folder_that_cannot_be_written_is_said_once_per_layer_and_stops_nothing(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LTH_FAST_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.warns(UserWarning, match="cannot be remembered"):
+        model = convert(network(), random_masks(network(), 0.3))
+    assert len(plan(model)) == 3
+
+
+def test_a_plan_repeats_the_forms_without_measuring(timed):
+    asked = timed(1.0, 0.5)
+    kept = random_masks(network(), 0.3)
+    model = convert(network(), kept, form={"1.weight": "sparse", "5.weight": "dense"})
+    assert plan(model) == {"1.weight": "sparse", "3.weight": "masked", "5.weight": "dense"}
+    assert plan(convert(network(), kept, form=plan(model))) == plan(model)
+    assert asked == []
+
+
+def test_the_example_run_leaves_no_trace():
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+    model[2].eval()
+    modes = [module.training for module in model.modules()]
+    kept, inputs = random_masks(model, 0.3), torch.randn(5, 6)
+    set_masks(model, kept)
+    before, random_state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    convert(model, kept, example_input=inputs)
+    assert all(choice.sparse_seconds is not None for choice in choices(model).values())
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class Unusual(nn.Module):
+    """Reads one weight around its layer, never runs another, shares a third, and has a subclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.Linear(8, 8)
+        self.idle = nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.normal = nn.Linear(8, 8)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        mixed, _ = self.attention(inputs, inputs, inputs)
+        assert self.read.weight.shape == (8, 8)
+        return self.normal(mixed) @ self.read.weight
+
+
+def test_what_cannot_be_sparse_stays_masked_and_explain_tells_why(capsys):
+    model = Unusual()
+    kept = {name: torch.rand(8, 8) < 0.2 for name in ("read.weight", "idle.weight", "normal.weight")}
+    kept["attention.out_proj.weight"] = torch.rand(8, 8) < 0.2
+    convert(model, kept, form="sparse", example_input=torch.randn(3, 4, 8))
+    reasons = {name: choice.reason for name, choice in choices(model).items()}
+    assert reasons["read.weight"] == "its weight is read outside of its forward"
+    assert reasons["idle.weight"] == "its forward does not run on the example input"
+    assert "NonDynamicallyQuantizableLinear" in reasons["attention.out_proj.weight"]
+    assert {name: form for name, form in plan(model).items() if form == "sparse"} == {"normal.weight": "sparse"}
+    table = explain(model)
+    assert capsys.readouterr().out == table + "\n"
+    assert all(name in table and reason in table for name, reason in reasons.items())
+
+
+def test_a_weight_read_around_its_sparse_layer_is_its_dense_form():
+    model = Unusual()
+    kept = {"read.weight": torch.rand(8, 8) < 0.3}
+    inputs = torch.randn(3, 4, 8)
+    expected = set_masks(copy.deepcopy(model), kept)(inputs)
+    convert(model, kept, form="sparse")
+    output = model(inputs)
+    torch.testing.assert_close(output, expected)
+    output.sum().backward()
+    assert model.read.values.grad.shape == (int(kept["read.weight"].sum()),)
+
+
+def test_half_precision_layers_stay_masked():
+    model = nn.Sequential(nn.Linear(8, 8)).to(torch.bfloat16)
+    convert(model, {"0.weight": torch.rand(8, 8) < 0.2}, form="sparse")
+    assert "bfloat16" in choices(model)["0.weight"].reason
+    assert plan(model) == {"0.weight": "masked"}
+
+
+def test_under_autocast_a_sparse_layer_computes_densely_in_half_precision():
+    layer = nn.Linear(8, 8)
+    sparse = SparseLinear.from_dense(layer, torch.rand(8, 8) < 0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert sparse(torch.randn(3, 8)).dtype == torch.bfloat16
+
+
+def test_copies_and_pickles_keep_forms_and_reasons():
+    model = convert(network(), random_masks(network(), 0.3), form="sparse")
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert choices(twin) == choices(model)
+        inputs = torch.randn(3, 20)
+        assert torch.equal(twin(inputs), model(inputs))
+
+
+def test_wrong_arguments_are_named_with_what_was_expected_and_given():
+    model = convert(network(), random_masks(network(), 0.3), form="sparse")
+    with pytest.raises(ValueError, match=r"form: expected one of auto, dense, masked, sparse, got 'fast'"):
+        convert(model, form="fast")
+    with pytest.raises(ValueError, match=r"form\['1.weight'\]: expected one of .*, got 'quick'"):
+        convert(model, form={"1.weight": "quick"})
+    with pytest.raises(ValueError, match=r"form: expected names of weights of Linear or Conv2d, got '7.weight'"):
+        convert(model, form={"7.weight": "sparse"})
+    with pytest.raises(TypeError, match=r"masks\['1.weight'\]: expected a layer that can take a mask, got a sparse"):
+        set_masks(model, {"1.weight": torch.ones(30, 20) > 0})
+    unusual = Unusual()
+    kept = {"read.weight": torch.rand(8, 8) < 0.3}
+    with pytest.raises(ValueError, match=r"form\['read.weight'\]: .* got 'sparse': its weight is read outside"):
+        convert(unusual, kept, form={"read.weight": "sparse"}, example_input=torch.randn(3, 4, 8))

@@ -1,0 +1,441 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lth_fast.ops import SparseConv2dPattern, sparse_conv2d, sparse_conv2d_pattern
+from lth_fast.ops.sparse_conv2d import _backward, _forward, _input_grad, _values_grad, reference, to_dense
+
+Distance = Callable[[Tensor, Tensor], float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution and an input for it."""
+
+    batch: int = 3
+    in_channels: int = 4
+    out_channels: int = 6
+    size: tuple[int, int] = (9, 8)
+    kernel_size: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    density: float = 0.4
+
+    def mask(self) -> Tensor:
+        return torch.rand(self.out_channels, self.in_channels // self.groups, *self.kernel_size) < self.density
+
+    def input(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(self.batch, self.in_channels, *self.size, dtype=dtype)
+
+    @property
+    def geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int], int]:
+        return (self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
+
+
+GEOMETRIES = {
+    "3x3": Case(),
+    "3x3 without padding": Case(padding=(0, 0)),
+    "1x1": Case(kernel_size=(1, 1), padding=(0, 0)),
+    "1x1, stride": Case(kernel_size=(1, 1), padding=(0, 0), stride=(2, 2)),
+    "1x1, stride and padding": Case(kernel_size=(1, 1), padding=(0, 4), stride=(3, 3), size=(4, 4)),
+    "stride": Case(stride=(2, 1), padding=(1, 2)),
+    "stride that leaves out pixels": Case(stride=(4, 5), kernel_size=(2, 3), padding=(0, 1)),
+    "dilation": Case(dilation=(2, 1)),
+    "stride and dilation": Case(stride=(2, 3), dilation=(3, 2), kernel_size=(2, 3), padding=(2, 0)),
+    "groups": Case(groups=2),
+    "depthwise": Case(groups=4, out_channels=8),
+    "5x3 with everything": Case(
+        kernel_size=(5, 3), stride=(3, 2), padding=(2, 0), dilation=(2, 3), groups=2, size=(11, 13)
+    ),
+    "padding beyond the kernel": Case(padding=(4, 5), size=(2, 2)),
+    "more rows than fit the registers": Case(size=(3, 37)),
+}
+# Widths from one pixel to more than the registers hold, with batches that fill tiles of each width, and a rest.
+MAPS = [((1, 1), 70), ((2, 2), 33), ((3, 3), 64), ((4, 4), 64), ((7, 7), 17), ((8, 8), 8), ((5, 16), 9), ((2, 33), 1)]
+
+
+def random_layer(case: Case, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, SparseConv2dPattern]:
+    """Values, bias and pattern."""
+    mask = case.mask()
+    values, bias = torch.randn(int(mask.sum()), dtype=dtype), torch.randn(case.out_channels, dtype=dtype)
+    return values, bias, sparse_conv2d_pattern(mask, case.groups)
+
+
+def as_leaves(*tensors: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
+    return [tensor.detach().clone().to(dtype or tensor.dtype).requires_grad_() for tensor in tensors]
+
+
+def assert_agrees_with_reference(
+    case: Case, distance: Distance, dtype: torch.dtype = torch.float32, inputs: Tensor | None = None
+) -> None:
+    """Output and all gradients, in ``dtype``, against the reference in float64."""
+    values, bias, pattern = random_layer(case, dtype)
+    tensors = (case.input(dtype) if inputs is None else inputs, values, bias)
+    ours, expected = as_leaves(*tensors), as_leaves(*tensors, dtype=torch.float64)
+    out, like = sparse_conv2d(*ours, pattern, *case.geometry), reference(*expected, pattern, *case.geometry)
+    assert distance(out, like) <= 1e-6
+    gradient = torch.randn(out.shape, dtype=out.dtype)
+    out.backward(gradient)
+    like.backward(gradient.double())
+    for tensor, leaf in zip(ours, expected, strict=True):
+        assert tensor.grad is not None
+        assert leaf.grad is not None
+        assert distance(tensor.grad, leaf.grad) <= 1e-6
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_output_and_gradients_are_those_of_the_reference(name: str, dtype: torch.dtype, distance: Distance) -> None:
+    assert_agrees_with_reference(GEOMETRIES[name], distance, dtype)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("size", "batch"), MAPS, ids=str)
+def test_maps_and_batches_of_every_size_agree(
+    size: tuple[int, int], batch: int, kernel: int, distance: Distance
+) -> None:
+    case = Case(batch=batch, size=size, kernel_size=(kernel, kernel), padding=(kernel // 2, kernel // 2))
+    assert_agrees_with_reference(case, distance)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.3, 1.0])
+def test_every_density_agrees_over_several_panels_of_channels(density: float, distance: Distance) -> None:
+    case = Case(batch=9, in_channels=150, out_channels=70, size=(5, 12), density=density)
+    assert_agrees_with_reference(case, distance)
+
+
+@pytest.mark.parametrize("empty", [{"batch": 0}, {"out_channels": 0}, {"in_channels": 0}], ids=str)
+def test_empty_batches_and_layers_give_what_a_dense_layer_gives(empty: dict[str, int], distance: Distance) -> None:
+    case = replace(Case(), **empty)
+    values, bias, pattern = random_layer(case)
+    inputs, values, bias = as_leaves(case.input(), values, bias)
+    out = sparse_conv2d(inputs, values, bias, pattern, *case.geometry)
+    assert distance(out, bias.view(1, -1, 1, 1).expand(case.batch, case.out_channels, *case.size)) == 0.0
+    out.sum().backward()
+    for tensor in (inputs, values):
+        assert tensor.grad is not None
+        assert tensor.grad.shape == tensor.shape
+        assert tensor.grad.count_nonzero() == 0
+
+
+def test_channels_without_survivors_give_their_bias_and_no_gradient(distance: Distance) -> None:
+    case = Case()
+    mask = case.mask()
+    mask[2], mask[:, 1] = False, False
+    pattern = sparse_conv2d_pattern(mask)
+    inputs, values, bias = as_leaves(case.input(), torch.randn(int(mask.sum())), torch.randn(6))
+    out = sparse_conv2d(inputs, values, bias, pattern, *case.geometry)
+    assert torch.equal(out[:, 2], bias[2].expand_as(out[:, 2]))
+    out.square().sum().backward()
+    assert inputs.grad is not None
+    assert inputs.grad[:, 1].count_nonzero() == 0
+    assert inputs.grad[:, 0].count_nonzero() > 0
+    assert distance(out, reference(inputs.double(), values.double(), bias.double(), pattern, *case.geometry)) <= 1e-6
+
+
+def test_error_against_float64_is_no_larger_than_that_of_the_dense_layer(distance: Distance) -> None:
+    case = Case(batch=8, in_channels=256, out_channels=64, density=0.2)
+    values, bias, pattern = random_layer(case)
+    inputs = case.input()
+    exact = reference(inputs.double(), values.double(), bias.double(), pattern, *case.geometry)
+    dense = distance(reference(inputs, values, bias, pattern, *case.geometry), exact)
+    assert distance(sparse_conv2d(inputs, values, bias, pattern, *case.geometry), exact) <= max(1e-6, 1.5 * dense)
+
+
+@pytest.mark.parametrize("wanted", range(3), ids=["input", "values", "bias"])
+def test_a_single_gradient_can_be_asked_for(wanted: int, distance: Distance) -> None:
+    case = Case(stride=(2, 1))
+    values, bias, pattern = random_layer(case)
+    tensors = [case.input(), values, bias]
+    expected = as_leaves(*tensors, dtype=torch.float64)
+    reference(*expected, pattern, *case.geometry).square().sum().backward()
+    tensors[wanted].requires_grad_()
+    sparse_conv2d(*tensors, pattern, *case.geometry).square().sum().backward()
+    assert [tensor.grad is not None for tensor in tensors] == [index == wanted for index in range(3)]
+    found, like = tensors[wanted].grad, expected[wanted].grad
+    assert found is not None
+    assert like is not None
+    assert distance(found, like) <= 1e-6
+
+
+class Recorder(TorchDispatchMode):
+    """Names of the operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "called"),
+    [
+        ({0}, "sparse_conv2d_input_grad"),
+        ({1}, "sparse_conv2d_values_grad"),
+        ({0, 1}, "sparse_conv2d_backward"),
+        ({2}, None),
+    ],
+    ids=str,
+)
+def test_a_gradient_that_nobody_asks_for_is_not_computed(wanted: set[int], called: str | None) -> None:
+    case = Case()
+    values, bias, pattern = random_layer(case)
+    tensors = [case.input(), values, bias]
+    for index in wanted:
+        tensors[index].requires_grad_()
+    with Recorder() as recorder:
+        sparse_conv2d(*tensors, pattern, *case.geometry).sum().backward()
+    assert recorder.called & {
+        f"lth_fast::sparse_conv2d_{part}" for part in ("input_grad", "values_grad", "backward")
+    } == ({f"lth_fast::{called}"} if called else set())
+
+
+def test_without_a_bias_the_output_is_the_convolution_alone(distance: Distance) -> None:
+    case = Case()
+    values, _, pattern = random_layer(case)
+    inputs = case.input()
+    weight = to_dense(values, pattern, case.kernel_size).double()
+    expected = torch.nn.functional.conv2d(inputs.double(), weight, padding=1)
+    assert distance(sparse_conv2d(inputs, values, None, pattern, *case.geometry), expected) <= 1e-6
+
+
+def test_inputs_and_gradients_may_lie_in_memory_in_any_order(distance: Distance) -> None:
+    case = Case()
+    values, bias, pattern = random_layer(case)
+    last = case.input().to(memory_format=torch.channels_last)
+    part = torch.randn(5, 7, 9, 16)[1:4, 2:6, :, ::2]
+    turned = torch.randn(8, 9, 4, 3).permute(3, 2, 1, 0)
+    gradients = (
+        torch.randn(()).expand(3, 6, 9, 8),
+        torch.randn(3, 9, 8, 6).permute(0, 3, 1, 2),
+        turned.repeat(1, 2, 1, 1)[:, :6],
+    )
+    for inputs, grad_output in zip((last, part, turned), gradients, strict=True):
+        single, double = as_leaves(values, bias), as_leaves(values, bias, dtype=torch.float64)
+        leaf, exact = inputs.detach().requires_grad_(), inputs.double().requires_grad_()
+        sparse_conv2d(leaf, *single, pattern, *case.geometry).backward(grad_output)
+        reference(exact, *double, pattern, *case.geometry).backward(grad_output.double())
+        for tensor, like in zip([leaf, *single], [exact, *double], strict=True):
+            assert tensor.grad is not None
+            assert like.grad is not None
+            assert distance(tensor.grad, like.grad) <= 1e-6
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(
+    "case",
+    [Case(2, 2, 3, (4, 3)), Case(2, 2, 4, (5, 4), stride=(2, 1), dilation=(1, 2), padding=(1, 2), groups=2)],
+    ids=["plain", "strided"],
+)
+def test_first_and_second_derivatives_agree_with_finite_differences(case: Case, with_bias: bool) -> None:
+    values, bias, pattern = random_layer(case, torch.float64)
+    tensors = as_leaves(case.input(torch.float64), values, *([bias] if with_bias else []))
+
+    def sparse(inputs: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+        return sparse_conv2d(inputs, values, bias, pattern, *case.geometry).sin()
+
+    assert torch.autograd.gradcheck(sparse, tensors)
+    assert torch.autograd.gradgradcheck(sparse, tensors)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_sample_that_is_not_finite_leaves_the_other_samples_alone(value: float, distance: Distance) -> None:
+    case = Case(batch=20, density=0.9)
+    values, bias, pattern = random_layer(case)
+    inputs = case.input()
+    expected = reference(inputs.double(), values.double(), bias.double(), pattern, *case.geometry)
+    inputs[3] = value
+    found = sparse_conv2d(inputs, values, bias, pattern, *case.geometry)
+    others = torch.arange(20) != 3
+    assert distance(found[others], expected[others]) <= 1e-6
+    assert not found[3].isfinite().any()
+
+
+@pytest.mark.usefixtures("isa")
+def test_denormals_are_flushed_and_the_callers_setting_is_left_as_it_was() -> None:
+    pattern = sparse_conv2d_pattern(torch.ones(1, 1, 1, 1, dtype=torch.bool))
+    tiny = torch.full((1,), 1e-39)
+    out = sparse_conv2d(torch.ones(2, 1, 3, 3), tiny, None, pattern, (1, 1))
+    assert out.view(torch.int32).unique().tolist() == [0]
+    assert (tiny * 1).view(torch.int32).tolist() == tiny.view(torch.int32).tolist() != [0]
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_bits_do_not_depend_on_the_number_of_threads(
+    stride: int, on_threads: Callable[[int, Callable[[], Tensor]], Tensor]
+) -> None:
+    case = Case(batch=20, in_channels=64, out_channels=96, size=(16, 16), stride=(stride, stride), density=0.1)
+    values, bias, pattern = random_layer(case)
+    inputs = case.input()
+    gradient = torch.randn(20, 96, 16 // stride, 16 // stride)
+
+    def everything() -> Tensor:
+        leaves = as_leaves(inputs, values, bias)
+        out = sparse_conv2d(*leaves, pattern, *case.geometry)
+        out.backward(gradient)
+        return torch.cat([out.flatten(), *(leaf.grad.flatten() for leaf in leaves if leaf.grad is not None)])
+
+    assert torch.equal(on_threads(1, everything), on_threads(2, everything))
+
+
+def test_under_autocast_the_layer_computes_in_float32(distance: Distance) -> None:
+    case = Case()
+    values, bias, pattern = random_layer(case)
+    inputs = case.input()
+    (leaf,) = as_leaves(values)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = sparse_conv2d(inputs.bfloat16(), leaf, bias, pattern, *case.geometry)
+    out.sum().backward()
+    assert out.dtype == torch.float32
+    assert leaf.grad is not None
+    assert leaf.grad.dtype == torch.float32
+    assert distance(out, reference(inputs.bfloat16().float(), values, bias, pattern, *case.geometry)) <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["3x3", "stride and dilation", "5x3 with everything"])
+def test_what_serves_devices_without_a_kernel_agrees_with_the_kernel(name: str, distance: Distance) -> None:
+    case = GEOMETRIES[name]
+    values, bias, pattern = random_layer(case)
+    inputs = case.input()
+    native = sparse_conv2d(inputs, values, bias, pattern, *case.geometry)
+    assert distance(_forward(inputs, values, bias, *pattern, *case.geometry), native) <= 1e-6
+    gradient = torch.randn(native.shape)
+    for function, op, arguments in gradient_calls(case, gradient, inputs, values, pattern):
+        found, expected = function(*arguments), op(*arguments)
+        pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+        assert all(distance(one, other) <= 1e-6 for one, other in pairs)
+
+
+def gradient_calls(
+    case: Case, gradient: Tensor, inputs: Tensor, values: Tensor, pattern: SparseConv2dPattern
+) -> list[tuple[Callable[..., Any], Any, tuple[Any, ...]]]:
+    """What serves each gradient elsewhere, its operator, and arguments for both."""
+    ops = torch.ops.lth_fast
+    by_output, by_input = pattern[:2], pattern[2:]
+    return [
+        (_input_grad, ops.sparse_conv2d_input_grad, (gradient, values, *by_input, inputs.shape, *case.geometry)),
+        (_values_grad, ops.sparse_conv2d_values_grad, (gradient, inputs, *by_output, *case.geometry)),
+        (_backward, ops.sparse_conv2d_backward, (gradient, inputs, values, *pattern, *case.geometry)),
+    ]
+
+
+# torch's own check looks at the gradient of a tensor that is no leaf.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("name", ["3x3", "5x3 with everything"])
+def test_the_registrations_are_consistent(name: str, with_bias: bool) -> None:
+    case = GEOMETRIES[name]
+    values, bias, pattern = random_layer(case)
+    inputs, values, bias = as_leaves(case.input(), values, bias)
+    arguments = (inputs, values, bias if with_bias else None, *pattern, *case.geometry)
+    torch.library.opcheck(torch.ops.lth_fast.sparse_conv2d, arguments)
+    gradient = torch.randn(sparse_conv2d(inputs, values, bias, pattern, *case.geometry).shape)
+    for _, op, arguments in gradient_calls(case, gradient, inputs.detach(), values.detach(), pattern):
+        torch.library.opcheck(op, arguments)
+
+
+def test_a_compiled_graph_gives_the_same_output_and_gradients() -> None:
+    case = Case(stride=(2, 1))
+    values, bias, pattern = random_layer(case)
+    compiled = torch.compile(sparse_conv2d, backend="aot_eager", fullgraph=True)
+    inputs = case.input()
+    eager, traced = as_leaves(inputs, values, bias), as_leaves(inputs, values, bias)
+    out, like = compiled(*traced, pattern, *case.geometry), sparse_conv2d(*eager, pattern, *case.geometry)
+    assert torch.equal(out, like)
+    out.square().sum().backward()
+    like.square().sum().backward()
+    for one, other in zip(traced, eager, strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.equal(one.grad, other.grad)
+
+
+# ---- errors ----
+
+INPUT, BIAS, MASK = torch.randn(2, 4, 5, 5), torch.randn(6), torch.ones(6, 4, 3, 3, dtype=torch.bool)
+VALUES, PATTERN = torch.randn(216), sparse_conv2d_pattern(MASK)
+RIGHT: dict[str, Any] = {
+    "input": INPUT,
+    "values": VALUES,
+    "bias": BIAS,
+    "pattern": PATTERN,
+    "kernel_size": (3, 3),
+    "padding": (1, 1),
+}
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "values of two dimensions": ({"values": VALUES.view(2, -1)}, r"values must have 1 dimension .* got \[2, 108\]"),
+    "half precision": ({"values": VALUES.half()}, "values must be float32 or float64, got Half"),
+    "input of another dtype": ({"input": INPUT.double()}, r"input must have the dtype of values \(Float\), got Double"),
+    "unbatched input": ({"input": INPUT[0]}, r"input must have shape \[batch, 4, height, width\], got \[4, 5, 5\]"),
+    "other channels": (
+        {"input": INPUT[:, :3]},
+        r"input must have shape \[batch, 4, height, width\], got \[2, 3, 5, 5\]",
+    ),
+    "a kernel larger than the input": (
+        {"kernel_size": (8, 3)},
+        r"input of shape \[2, 4, 5, 5\] with padding \[1, 1\] must be at least as large .* whose height is 8",
+    ),
+    "a dilated kernel larger than the input": ({"dilation": (1, 4)}, "whose width is 9"),
+    "bias of another shape": ({"bias": BIAS[:3]}, r"bias must have shape \[6\], got \[3\]"),
+    "bias of another dtype": ({"bias": BIAS.double()}, "bias must have the dtype of values"),
+    "groups": ({"groups": 3}, "groups must be positive and divide the 4 input and 6 output channels, got 3"),
+    "stride": ({"stride": (0, 1)}, r"stride must be two integers of at least 1, got \[0, 1\]"),
+    "padding": ({"padding": (0, -1)}, r"padding must be two integers of at least 0, got \[0, -1\]"),
+    "dilation": ({"dilation": (0, 1)}, r"dilation must be two integers of at least 1, got \[0, 1\]"),
+    "kernel": ({"kernel_size": (0, 1)}, r"kernel_size must be two integers of at least 1, got \[0, 1\]"),
+    "starts of another dtype": (
+        {"pattern": PATTERN._replace(output_starts=PATTERN.output_starts.long())},
+        r"output_starts must be int32 of shape \[out_channels \+ 1\], got Long of shape \[7\]",
+    ),
+    "taps of another dtype": (
+        {"pattern": PATTERN._replace(input_taps=PATTERN.input_taps.short())},
+        "input_taps must be int32, got Short",
+    ),
+    "a short permutation": (
+        {"pattern": PATTERN._replace(permutation=PATTERN.permutation[:3])},
+        r"permutation must have shape \[216\] .* got \[3\]",
+    ),
+    "a strided pattern": (
+        {"pattern": PATTERN._replace(output_taps=PATTERN.output_taps.repeat_interleave(2)[::2])},
+        "tensors of the pattern must be contiguous",
+    ),
+}
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["training", "inference mode"])
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_are_named_with_what_was_expected_and_given(case: str, inference: bool) -> None:
+    wrong, message = WRONG[case]
+    with torch.inference_mode(inference), pytest.raises(RuntimeError, match=message):
+        sparse_conv2d(**{**RIGHT, **wrong})
+
+
+def test_a_survivor_that_is_zero_gets_its_gradient() -> None:
+    case = Case()
+    mask = case.mask()
+    values = torch.zeros(int(mask.sum()), requires_grad=True)
+    weight = torch.zeros(mask.shape, requires_grad=True)
+    inputs, gradient = torch.randint(-3, 4, (3, 4, 9, 8)).float(), torch.randint(-3, 4, (3, 6, 9, 8)).float()
+    sparse_conv2d(inputs, values, None, sparse_conv2d_pattern(mask), *case.geometry).backward(gradient)
+    torch.nn.functional.conv2d(inputs, weight, padding=1).backward(gradient)
+    assert values.grad is not None
+    assert weight.grad is not None
+    assert torch.equal(values.grad, weight.grad[mask])
