@@ -9,9 +9,9 @@ import numpy
 import torch
 
 import lth_fast
-from lth_fast._build_info import BUILD_TYPE, COMPILER, CUDA_ARCHITECTURES, TORCH_VERSION, WHY_NO_CUDA
+from lth_fast._build_info import BUILD_TYPE, COMPILER, TORCH_VERSION
 from lth_fast._C import active_isa, built_isas, usable_isas
-from lth_fast._machine import cpu_name, device_name
+from lth_fast._machine import cpu_name, cuda_kernels, device_name
 
 # A resumed run ends with the same bits only where these are the same.
 BITS_DEPEND_ON = ("torch", "lth_fast", "isa", "cpu", "device", "cuda_kernels", "threads")
@@ -40,13 +40,6 @@ def differences(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
         for key in BITS_DEPEND_ON
         if recorded.get(key) != found.get(key)
     ]
-
-
-def cuda_kernels() -> str:
-    """The architectures the build has kernels for (``compute_90``: as PTX), or why it has none."""
-    if CUDA_ARCHITECTURES:
-        return ", ".join(CUDA_ARCHITECTURES)
-    return f"none, {WHY_NO_CUDA}: CUDA tensors are served by plain PyTorch operations"
 
 
 def information() -> str:
