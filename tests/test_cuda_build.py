@@ -102,5 +102,8 @@ def test_an_unchanged_kernel_is_not_compiled_again_and_a_changed_one_is(tmp_path
     assert compiled("two", tmp_path) == ("two", 2)
     assert compiled("one", tmp_path) == ("one", 2)
     assert compiled("one", tmp_path, "-O1") == ("one", 3)
+    assert compiled("one", tmp_path, "-O1", "-I/another/clone") == ("one", 3)
     (tmp_path / "kernels" / "header.h").write_text("new")
     assert compiled("one", tmp_path, "-O1") == ("one", 4)
+    (tmp_path / "cuda_runtime_api.h").write_text("another release")
+    assert compiled("one", tmp_path, "-O1", "-isystem", str(tmp_path)) == ("one", 5)

@@ -33,12 +33,21 @@ def main(source: Path, made: Path, compiler: list[str]) -> None:
 
 
 def fingerprint(source: Path, compiler: list[str]) -> str:
-    """A hash of everything the object depends on: compiler, flags, the file and every header it may include."""
+    """A hash of what the object depends on: compiler, flags, the file, our headers and the release of CUDA's.
+
+    Where these lie does not count, so that every clone and every virtual environment finds the same object.
+    """
+    flags, folders = [], []
+    words = iter(compiler[1:])
+    for word in words:
+        if word == "-isystem":
+            folders.append(Path(next(words)))
+        elif not word.startswith("-I"):
+            flags.append(word)
     version = subprocess.run([compiler[0], "--version"], check=True, capture_output=True).stdout
-    here = str(source.parent.parent.parent)
-    flags = [flag.replace(here, "") for flag in compiler]  # the same from any clone
     digest = hashlib.sha256(version + "\0".join(flags).encode())
-    for file in [source, *sorted(source.parent.glob("*.h"))]:
+    of_cuda = [folder / "cuda_runtime_api.h" for folder in folders]  # it holds the release
+    for file in [source, *sorted(source.parent.glob("*.h")), *filter(Path.exists, of_cuda)]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:32]
 

@@ -13,6 +13,7 @@ constexpr unsigned kAllLanes = 0xffffffff;
 
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, cudaStream_t stream, Arguments... arguments) {
+  static_assert((sizeof(Parameters) + ... + 0) <= 4096, "the parameters of a kernel may take 4 KiB");
   cudaLaunchConfig_t config = {};
   config.gridDim = blocks;
   config.blockDim = threads;

@@ -78,10 +78,8 @@ __global__ void begin(Workspace* workspace, int64_t k) {
 template <typename Key>
 __global__ void count_digits(List list, Workspace* workspace, int digit, Key infinity) {
   __shared__ unsigned bins[kBins];
-  __shared__ int found_infinity;
   if (digit > 0 && workspace->outcome.k <= 0) return;  // nothing to find: the same for every thread
   for (int bin = threadIdx.x; bin < kBins; bin += kThreads) bins[bin] = 0;
-  if (threadIdx.x == 0) found_infinity = 0;
   __syncthreads();
 
   const int shift = Digits<Key>::shift(digit), end = Digits<Key>::end(digit);
@@ -89,19 +87,20 @@ __global__ void count_digits(List list, Workspace* workspace, int digit, Key inf
   const uint64_t largest_digit = (uint64_t{1} << (end - shift)) - 1;
   const Chunk chunk = chunk_of_block(list);
   const MagnitudeTensor& tensor = list.tensors[chunk.tensor];
+  bool found_infinity = false;
   for (int64_t i = chunk.first + threadIdx.x; i < chunk.first + chunk.count; i += kThreads) {
     if (!survives_mask(tensor.mask, i)) continue;
     const Key key = key_of<Key>(tensor.weights, i);
-    if (key >= infinity) found_infinity = 1;
+    found_infinity = found_infinity || key >= infinity;
     const uint64_t wide = key;
     if (wide >> end == digits_above) atomicAdd(&bins[wide >> shift & largest_digit], 1u);
   }
-  __syncthreads();
+  const bool refused = __syncthreads_or(found_infinity) != 0;
 
   for (int bin = threadIdx.x; bin < kBins; bin += kThreads) {
     if (bins[bin] != 0) atomicAdd(&workspace->bins[bin], static_cast<unsigned long long>(bins[bin]));
   }
-  if (threadIdx.x == 0 && found_infinity) {
+  if (threadIdx.x == 0 && refused) {
     atomicMin(reinterpret_cast<unsigned long long*>(&workspace->outcome.refused_tensor),
               static_cast<unsigned long long>(list.tensors_before + chunk.tensor));
   }

@@ -12,7 +12,7 @@
 
 namespace lth_fast::cuda {
 
-// Tensor has a field `count`. The arguments of a kernel may take 4 KiB.
+// Tensor has a field `count`. Leaves some of the 4 KiB of a kernel's parameters to others.
 template <typename Tensor, int64_t kChunk>
 struct TensorList {
   static constexpr int kCapacity = 3840 / (sizeof(Tensor) + sizeof(int64_t));

@@ -45,7 +45,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   jmp_buf resume;
   State state;
-  uint64_t exchanged;  // what this lane shows to its warp
+  uint64_t exchanged;  // what this thread shows to its warp or block
 };
 
 inline bool reversed = false;  // the order of threads and blocks
@@ -153,6 +153,16 @@ struct Exchange {
 }  // namespace cuda_on_cpu
 
 inline void __syncthreads() { cuda_on_cpu::wait(cuda_on_cpu::State::kAtBlock); }
+
+inline int __syncthreads_or(int own) {
+  using namespace cuda_on_cpu;
+  fibers[current]->exchanged = own != 0;
+  __syncthreads();
+  int any = 0;
+  for (unsigned thread = 0; thread < count; ++thread) any |= fibers[thread]->exchanged != 0;
+  __syncthreads();  // before a thread shows the next value
+  return any;
+}
 
 inline unsigned __ballot_sync(unsigned, bool own) {
   const cuda_on_cpu::Exchange<bool> exchange(own);
