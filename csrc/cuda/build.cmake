@@ -41,9 +41,10 @@ if(NOT LTH_FAST_TORCH_CUDA MATCHES "^${nvcc_major}[.]")
   message(FATAL_ERROR "${LTH_FAST_NVCC} is of CUDA ${nvcc_release}, torch of CUDA ${LTH_FAST_TORCH_CUDA}: their major "
                       "versions must be the same (CUDA_HOME names another toolkit, LTH_FAST_CUDA=OFF does without)")
 endif()
-get_filename_component(toolkit ${LTH_FAST_NVCC} REALPATH)
-get_filename_component(toolkit ${toolkit} DIRECTORY)
-get_filename_component(toolkit ${toolkit} DIRECTORY)
+# What is called nvcc may be a script elsewhere: the compiler itself tells where its toolkit is, if asked to do nothing.
+execute_process(COMMAND ${LTH_FAST_NVCC} -v __nothing OUTPUT_VARIABLE nvcc_says ERROR_VARIABLE nvcc_says)
+string(REGEX MATCH "TOP=([^\r\n]*)" toolkit "${nvcc_says}")
+get_filename_component(toolkit "${CMAKE_MATCH_1}" REALPATH)
 # Behind the toolkit's own headers: some toolkits lack those of the libraries, the compiler's wheel has no others.
 set(cuda_folders ${toolkit} $ENV{CUDA_HOME} ${LTH_FAST_CUDA_WHEELS})
 set(include_flags "")
