@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Ratio:
 def alternate(
     benchmark: Any, ours: Callable[[], object], rival: Callable[[], object], rounds: int = 15, repeat: int = 1
 ) -> Ratio:
-    """Time both sides in turns; ours through pytest-benchmark's fixture, the rival in the set-up of each round.
+    """Time two sides in turns; ours through pytest-benchmark's fixture, the rival in the set-up of each round.
 
     Args:
         benchmark: The fixture; its ``extra_info`` gets the rival's median, the ratio and its interval.
@@ -44,23 +44,55 @@ def alternate(
         rounds: Number of turns.
         repeat: Calls per turn, for work of less than about a millisecond.
     """
-    rival_times: list[float] = []
+    result = take_turns(benchmark, ours, {"rival": rival}, rounds, repeat)["rival"]
+    del benchmark.extra_info["rivals"]
+    benchmark.extra_info.update(vars(result))
+    return result
 
-    def time_rival() -> None:
-        began = time.perf_counter()
-        for _ in range(repeat):
-            rival()
-        rival_times.append((time.perf_counter() - began) / repeat)
+
+def take_turns(
+    benchmark: Any,
+    ours: Callable[[], object],
+    rivals: Mapping[str, Callable[[], object]],
+    rounds: int = 15,
+    repeat: int = 1,
+) -> dict[str, Ratio]:
+    """As :func:`alternate`, against several rivals at once: all of them have one turn in every round.
+
+    Returns:
+        The ratio by rival; ``extra_info["rivals"]`` holds them too.
+    """
+    rival_times: dict[str, list[float]] = {name: [] for name in rivals}
+
+    def time_rivals() -> None:
+        for name, rival in rivals.items():
+            began = time.perf_counter()
+            for _ in range(repeat):
+                rival()
+            rival_times[name].append((time.perf_counter() - began) / repeat)
 
     def our_turn() -> None:
         for _ in range(repeat):
             ours()
 
-    benchmark.pedantic(our_turn, setup=time_rival, rounds=rounds, warmup_rounds=1)
+    benchmark.pedantic(our_turn, setup=time_rivals, rounds=rounds, warmup_rounds=1)
     our_times = [value / repeat for value in benchmark.stats.stats.data]
-    result = compare(our_times, rival_times[-len(our_times) :])
-    benchmark.extra_info.update(vars(result), calls_per_round=repeat)
-    return result
+    results = {name: compare(our_times, times[-len(our_times) :]) for name, times in rival_times.items()}
+    benchmark.extra_info.update(rivals={name: vars(result) for name, result in results.items()}, calls_per_round=repeat)
+    return results
+
+
+def check_bars(benchmark: Any, results: Mapping[str, Ratio], bars: Mapping[str, float]) -> None:
+    """Note the bars beside the results, then fail, naming every rival whose bar is not reached."""
+    for name, bar in bars.items():
+        if name in results:
+            benchmark.extra_info["rivals"][name]["bar"] = bar
+    missed = [
+        f"{results[name].ratio:.2f} times {name} (interval to {results[name].high:.2f}), expected {bar}"
+        for name, bar in bars.items()
+        if name in results and not results[name].reaches(bar)
+    ]
+    assert not missed, "; ".join(missed)
 
 
 def compare(ours: list[float], rival: list[float]) -> Ratio:

@@ -6,8 +6,8 @@
 // neighbouring pixels of the output read. So the forward is a product over neighbours for every stride, and the
 // gradient of the input is one such product per phase, over the taps that read the phase, mirrored.
 //
-// The batch goes by one tile after the other; every thread owns channels of it, so no sum depends on the number of
-// threads.
+// The threads share the tiles of the batch where there are enough of them, and the channels of each tile where there
+// are not. Either way every sum has one owner and one order, so the bits do not depend on the number of threads.
 #include "ops/sparse_conv2d.h"
 
 #include <algorithm>
@@ -191,9 +191,23 @@ void unpack(const Element* tile, const Layout& layout, const Samples& samples, i
   }
 }
 
+// How a batch is cut into tiles.
+struct Tiles {
+  int64_t batch, lanes;
+
+  int64_t count() const { return ceiling_divide(batch, lanes); }
+  Samples operator[](int64_t tile) const { return {tile * lanes, std::min(lanes, batch - tile * lanes), lanes}; }
+};
+
+// Calls work(begin, end) on ranges that cover [0, shares): a range per thread, or, if not every thread would get a
+// share, one range for this thread, whose work may then use the others.
 template <typename Work>
-void for_each_tile(int64_t batch, int64_t lanes, const Work& work) {
-  for (int64_t first = 0; first < batch; first += lanes) work(Samples{first, std::min(lanes, batch - first), lanes});
+void share_out(int64_t shares, const Work& work) {
+  if (shares >= at::get_num_threads()) {
+    at::parallel_for(0, shares, 1, work);
+  } else {
+    work(int64_t{0}, shares);
+  }
 }
 
 // ---- survivors as the kernels take them ----
@@ -296,14 +310,18 @@ class Survivors {
     return gathered;
   }
 
-  // Back into the order of the values.
+  // The sum of the lines of `sums`, back in the order of the values.
   template <typename Element>
-  at::Tensor scatter(const at::Tensor& gathered) const {
-    at::Tensor values = at::empty_like(gathered);
-    const auto* from = gathered.const_data_ptr<Element>();
+  at::Tensor scatter(const at::Tensor& sums) const {
+    at::Tensor values = at::empty({count()}, sums.options());
+    const auto* from = sums.const_data_ptr<Element>();
     auto* to = values.mutable_data_ptr<Element>();
     at::parallel_for(0, count(), kElementsPerThread, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) to[places_[i]] = from[i];
+      for (int64_t i = begin; i < end; ++i) {
+        Element sum = 0;
+        for (int64_t line = 0; line < sums.size(0); ++line) sum += from[line * count() + i];
+        to[places_[i]] = sum;
+      }
     });
     return values;
   }
@@ -427,17 +445,20 @@ at::Tensor forward(const Geometry& shape, const Order& order, const at::Tensor& 
   const at::Tensor images = input.contiguous(), added = bias.has_value() ? bias->contiguous() : at::Tensor();
   const auto* start = bias.has_value() ? added.const_data_ptr<Element>() : nullptr;
 
-  const at::Tensor source_tile = at::zeros({source.elements}, input.options());
-  const at::Tensor target_tile = at::empty({target.elements}, input.options());
-  const auto* from = source_tile.const_data_ptr<Element>();
-  auto* to = target_tile.mutable_data_ptr<Element>();
-  for_each_tile(shape.batch, lanes, [&](const Samples& samples) {
-    pack<Element>(images, samples, source, source_tile);
-    const int64_t grain = product.channels_per_thread(shape.out_channels);
-    at::parallel_for(0, shape.out_channels, grain, [&](int64_t first, int64_t last) {
-      product.compute(first, last, start, from, to);
-      unpack<Element>(to, target, samples, first, last, output);
-    });
+  const Tiles tiles = {shape.batch, lanes};
+  share_out(tiles.count(), [&](int64_t begin, int64_t end) {
+    const at::Tensor source_tile = at::zeros({source.elements}, input.options());
+    const at::Tensor target_tile = at::empty({target.elements}, input.options());
+    const auto* from = source_tile.const_data_ptr<Element>();
+    auto* to = target_tile.mutable_data_ptr<Element>();
+    for (int64_t tile = begin; tile < end; ++tile) {
+      pack<Element>(images, tiles[tile], source, source_tile);
+      const int64_t grain = product.channels_per_thread(shape.out_channels);
+      at::parallel_for(0, shape.out_channels, grain, [&](int64_t first, int64_t last) {
+        product.compute(first, last, start, from, to);
+        unpack<Element>(to, target, tiles[tile], first, last, output);
+      });
+    }
   });
   return output;
 }
@@ -448,8 +469,7 @@ class InputGrad {
   InputGrad(const Geometry& shape, const Order& order, const at::Tensor& values, const Layout& source, int64_t lanes)
       : result_(at::empty({shape.batch, shape.in_channels, shape.vertical.input, shape.horizontal.input},
                           values.options())),
-        target_(grad_input_layout(shape, lanes)),
-        tile_(at::empty({target_.elements}, values.options())) {
+        target_(grad_input_layout(shape, lanes)) {
     const Axis &vertical = shape.vertical, &horizontal = shape.horizontal;
     for (int64_t row = 0; row < vertical.stride; ++row) {
       for (int64_t column = 0; column < horizontal.stride; ++column) {
@@ -464,8 +484,10 @@ class InputGrad {
     }
   }
 
-  void compute(const Samples& samples, const Element* grad_output) {
-    auto* to = tile_.template mutable_data_ptr<Element>();
+  at::Tensor empty_tile() const { return at::empty({target_.elements}, result_.options()); }
+
+  void compute(const Samples& samples, const Element* grad_output, const at::Tensor& tile) const {
+    auto* to = tile.template mutable_data_ptr<Element>();
     const int64_t channels = result_.size(1), grain = phases_.front().product.channels_per_thread(channels);
     at::parallel_for(0, channels, grain, [&](int64_t first, int64_t last) {
       for (const Phase& phase : phases_) phase.product.compute(first, last, nullptr, grad_output, to + phase.place);
@@ -483,7 +505,6 @@ class InputGrad {
 
   at::Tensor result_;
   Layout target_;
-  at::Tensor tile_;
   std::vector<Phase> phases_;
 };
 
@@ -511,20 +532,21 @@ template <typename Element>
 class ValuesGrad {
  public:
   ValuesGrad(const Geometry& shape, const Order& order, const at::Tensor& input, const Layout& grad_output,
-             int64_t lanes)
+             const Tiles& tiles, int64_t shares)
       : images_(input.contiguous()),
-        source_(source_layout(shape, lanes)),
-        tile_(at::zeros({source_.elements}, input.options())),
-        region_(values_region<Element>(shape, lanes, source_, grad_output)),
-        survivors_(order, source_offsets(shape, source_, lanes), panel_width<Element>(shape, order, region_),
+        source_(source_layout(shape, tiles.lanes)),
+        region_(values_region<Element>(shape, tiles.lanes, source_, grad_output)),
+        survivors_(order, source_offsets(shape, source_, tiles.lanes), panel_width<Element>(shape, order, region_),
                    source_.channel),
-        sums_(at::zeros({survivors_.count()}, input.options())) {}
+        sums_(at::zeros({shares, survivors_.count()}, input.options())) {}
+
+  at::Tensor zero_tile() const { return at::zeros({source_.elements}, images_.options()); }
 
   // `grad_output` points to the first pixel, inside of the zeros around it.
-  void add(const Samples& samples, const Element* grad_output) {
-    pack<Element>(images_, samples, source_, tile_);
-    const auto* from = tile_.template const_data_ptr<Element>();
-    auto* to = sums_.template mutable_data_ptr<Element>();
+  void add(int64_t share, const Samples& samples, const Element* grad_output, const at::Tensor& tile) const {
+    pack<Element>(images_, samples, source_, tile);
+    const auto* from = tile.template const_data_ptr<Element>();
+    auto* to = sums_.template mutable_data_ptr<Element>() + share * survivors_.count();
     const auto channels = static_cast<int64_t>(survivors_.rows().rows);
     const int64_t grain = channels_per_thread(survivors_.count(), channels, region_);
     at::parallel_for(0, channels, grain, [&](int64_t first, int64_t last) {
@@ -537,30 +559,42 @@ class ValuesGrad {
  private:
   at::Tensor images_;
   Layout source_;
-  at::Tensor tile_;
   TapRegion region_;
   Survivors survivors_;
-  at::Tensor sums_;
+  at::Tensor sums_;  // [shares][survivors]
 };
+
+// The sums of the values' gradient that threads may work on at once, each over its part of the batch.
+constexpr int64_t kShares = 8;
 
 // The gradients whose orders are given: of the input by `input_order`, of the values by `output_order`.
 template <typename Element>
 std::tuple<at::Tensor, at::Tensor> backward(const Geometry& shape, const at::Tensor& grad_output,
                                             const std::optional<Order>& input_order, const at::Tensor* values,
                                             const std::optional<Order>& output_order, const at::Tensor* input) {
-  const int64_t lanes = tile_lanes<Element>(shape.horizontal.output, shape.batch);
-  const Layout layout = grad_output_layout(shape, lanes);
+  const Tiles tiles = {shape.batch, tile_lanes<Element>(shape.horizontal.output, shape.batch)};
+  const int64_t shares = std::min(tiles.count(), kShares);
+  const Layout layout = grad_output_layout(shape, tiles.lanes);
   std::optional<InputGrad<Element>> input_grad;
-  if (input_order.has_value()) input_grad.emplace(shape, *input_order, values->contiguous(), layout, lanes);
+  if (input_order.has_value()) input_grad.emplace(shape, *input_order, values->contiguous(), layout, tiles.lanes);
   std::optional<ValuesGrad<Element>> values_grad;
-  if (output_order.has_value()) values_grad.emplace(shape, *output_order, *input, layout, lanes);
+  if (output_order.has_value()) values_grad.emplace(shape, *output_order, *input, layout, tiles, shares);
 
-  const at::Tensor images = grad_output.contiguous(), tile = at::zeros({layout.elements}, images.options());
-  const auto* from = tile.const_data_ptr<Element>();
-  for_each_tile(shape.batch, lanes, [&](const Samples& samples) {
-    pack<Element>(images, samples, layout, tile);
-    if (input_grad.has_value()) input_grad->compute(samples, from);
-    if (values_grad.has_value()) values_grad->add(samples, from + layout.places.front());
+  const at::Tensor images = grad_output.contiguous();
+  share_out(shares, [&](int64_t begin, int64_t end) {
+    const at::Tensor grad_output_tile = at::zeros({layout.elements}, images.options());
+    const at::Tensor grad_input_tile = input_grad.has_value() ? input_grad->empty_tile() : at::Tensor();
+    const at::Tensor input_tile = values_grad.has_value() ? values_grad->zero_tile() : at::Tensor();
+    const auto* from = grad_output_tile.const_data_ptr<Element>();
+    for (int64_t share = begin; share < end; ++share) {
+      for (int64_t tile = share * tiles.count() / shares; tile < (share + 1) * tiles.count() / shares; ++tile) {
+        pack<Element>(images, tiles[tile], layout, grad_output_tile);
+        if (input_grad.has_value()) input_grad->compute(tiles[tile], from, grad_input_tile);
+        if (values_grad.has_value()) {
+          values_grad->add(share, tiles[tile], from + layout.places.front(), input_tile);
+        }
+      }
+    }
   });
   return {input_grad.has_value() ? input_grad->result() : at::Tensor(),
           values_grad.has_value() ? values_grad->result() : at::Tensor()};

@@ -87,9 +87,21 @@ def prune_by_score(
         scores = SCORES[score](weights, gradients or Gradients(model))
     after: dict[str, Tensor] = {}
     for names, k in groups:
-        found = select([scores[name] for name in names], k, [before.get(name) for name in names])
+        try:
+            found = select([scores[name] for name in names], k, [before.get(name) for name in names])
+        except ValueError as error:
+            raise _by_name(error, score, {name: scores[name] for name in names}, before) from None
         after.update(zip(names, found, strict=True))
     return set_masks(model, after)
+
+
+def _by_name(error: ValueError, score: str, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ValueError:
+    """``error``, which has the place of a tensor in a list, with the parameter's name instead."""
+    for name, values in scores.items():
+        survivors = values[masks[name]] if name in masks else values
+        if not bool(survivors.isfinite().all()):
+            return ValueError(f"{score} of {name!r} is NaN or infinite at a survivor; did the training diverge?")
+    return error
 
 
 def _by_rate(rates: Mapping[str, float]) -> dict[tuple[str, ...], float]:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import prune as stock
 
+from lth_fast.nn import broadcast_masks
 from lth_fast.prune.functions import global_unstructured, l1_unstructured
 from lth_fast.prune.layers import fetch_layers
 
@@ -25,7 +26,7 @@ def prune_all(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unst
         prune_method: Called as ``prune_method(layer, name=..., amount=...)``; ours or one of ``torch.nn.utils.prune``.
 
     Returns:
-        ``model``.
+        ``model``. Where a process group of ``torch.distributed`` has several processes, all have the masks of rank 0.
 
     Raises:
         ValueError: ``rate`` is out of range, or there is nothing to prune.
@@ -33,7 +34,7 @@ def prune_all(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unst
     layers = _some(fetch_layers(model), model, "nn.Linear or nn.Conv2d")
     _prune(layers[:-1], rate, prune_method)
     _prune(layers[-1:], rate / 2, prune_method)
-    return model
+    return broadcast_masks(model)
 
 
 def prune_fc(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unstructured) -> nn.Module:
@@ -41,13 +42,13 @@ def prune_fc(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unstr
     layers = _some([pair for pair in fetch_layers(model) if isinstance(pair[0], nn.Linear)], model, "nn.Linear")
     _prune(layers[:-1], rate, prune_method)
     _prune(layers[-1:], rate / 2, prune_method)
-    return model
+    return broadcast_masks(model)
 
 
 def prune_conv(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unstructured) -> nn.Module:
     """Prune the convolutions by ``rate``. Otherwise as :func:`prune_all`."""
     _prune(_some(_convolutions(model), model, "nn.Conv2d"), rate, prune_method)
-    return model
+    return broadcast_masks(model)
 
 
 def prune_conv_globally(
@@ -56,7 +57,7 @@ def prune_conv_globally(
     """Prune ``rate`` of all convolution weights, one threshold over all of them. Otherwise as :func:`prune_all`."""
     _check_rate(rate)
     global_unstructured(_some(_convolutions(model), model, "nn.Conv2d"), pruning_class, amount=float(rate))
-    return model
+    return broadcast_masks(model)
 
 
 def _convolutions(model: nn.Module) -> list[tuple[nn.Module, str]]:

@@ -43,16 +43,12 @@ class NOfM:
             ValueError: The shape does not fit, or a survivor's score is NaN.
         """
         ranked = self._groups(scores.detach())
-        if mask is not None:
-            survives = self._groups(mask)
-            # Before every survivor, whatever its score.
-            order = torch.sort(ranked, dim=-1, stable=True).indices
-            order = order.gather(-1, torch.sort(survives.gather(-1, order).byte(), dim=-1, stable=True).indices)
-        else:
-            survives = torch.ones_like(ranked, dtype=torch.bool)
-            order = torch.sort(ranked, dim=-1, stable=True).indices
+        survives = torch.ones_like(ranked, dtype=torch.bool) if mask is None else self._groups(mask)
         if bool((ranked.isnan() & survives).any()):
             raise ValueError("scores holds NaN among the survivors; did the training diverge?")
+        order = torch.sort(ranked, dim=-1, stable=True).indices
+        # The pruned ones come before every survivor, whatever their scores.
+        order = order.gather(-1, torch.sort(survives.gather(-1, order).byte(), dim=-1, stable=True).indices)
         kept = survives.scatter(-1, order[..., : self.m - self.n], False)
         return kept.flatten(-2).movedim(-1, 1).contiguous()
 

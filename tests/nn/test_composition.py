@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lth_fast.nn import convert, masks, restore, set_masks
 from lth_fast.nn.dynamic_sizes import compile_for_any_number_of_survivors
+from lth_fast.prune import prune_all
 
 
 def network() -> nn.Sequential:
@@ -90,6 +91,9 @@ def _train_on_two(rank: int, folder: str) -> None:
         parallel(torch.randn(6, 20)).square().sum().backward()
         optimizer.step()
     result = {"own": kept, "masks": masks(model), "state": model.state_dict(), "synced": len(parallel.modules_buffers)}
+    with torch.no_grad():  # as after updates that rounded differently
+        restore(model)[0].weight.add_(torch.randn(30, 20))
+    result["pruned"] = masks(prune_all(model, 0.5))
     torch.save(result, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -103,6 +107,7 @@ def test_two_processes_train_the_masks_of_the_first_and_sync_none_of_them(tmp_pa
         assert not torch.equal(second["own"][name], mask)
     for name, value in first["state"].items():
         assert torch.equal(value, second["state"][name])
+    assert all(torch.equal(second["pruned"][name], mask) for name, mask in first["pruned"].items())
     assert first["synced"] == second["synced"] == 0
 
 

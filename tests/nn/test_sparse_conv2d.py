@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lth_fast.nn import MaskedConv2d, SparseConv2d
+from lth_fast.nn import SparseConv2d
 
 PADDING_MODES = ["zeros", "reflect", "replicate", "circular"]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -83,26 +83,6 @@ def test_an_input_may_be_channels_last() -> None:
     assert_same_layers(sparse, dense, torch.randn(2, 4, 9, 8).to(memory_format=torch.channels_last))
 
 
-def test_it_starts_from_the_draws_of_a_plain_layer() -> None:
-    mask = torch.rand(6, 4, 3, 3) < 0.5
-    with torch.random.fork_rng():
-        dense = nn.Conv2d(4, 6, 3)
-    with torch.random.fork_rng():
-        whole = SparseConv2d(4, 6, 3)
-    pruned = SparseConv2d(4, 6, 3, mask=mask)
-    assert torch.equal(whole.to_dense().weight, dense.weight)
-    assert torch.equal(pruned.values, dense.weight[mask])
-    assert torch.equal(pruned.mask, mask)
-
-
-def test_from_dense_takes_the_mask_of_a_masked_layer() -> None:
-    masked: Any = MaskedConv2d(4, 6, 3, groups=2)
-    masked.mask = torch.rand(masked.weight.shape) < 0.5
-    sparse = SparseConv2d.from_dense(masked)
-    assert torch.equal(sparse.mask, masked.mask)
-    assert sparse.bias is masked.bias
-
-
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("padding", [1, "same"])
 def test_to_dense_is_the_plain_layer_with_its_arguments(padding: Any, padding_mode: str) -> None:
@@ -128,8 +108,3 @@ def test_an_input_of_another_shape_is_refused_as_it_was_given(shape: tuple[int, 
     given = str(list(shape)).replace("[", r"\[").replace("]", r"\]")
     with pytest.raises(RuntimeError, match=rf"input must have shape \[batch, 4, height, width\], got {given}"):
         SparseConv2d(4, 6, 3)(torch.randn(shape))
-
-
-def test_only_convolutions_of_images_can_become_sparse() -> None:
-    with pytest.raises(TypeError, match=r"layer must be an nn.Conv2d, got Conv1d"):
-        SparseConv2d.from_dense(nn.Conv1d(4, 6, 3))

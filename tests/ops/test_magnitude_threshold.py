@@ -59,6 +59,18 @@ def test_survivors_alone_are_ranked() -> None:
     assert prune_by_magnitude([weight], 1, [mask])[0].tolist() == [False, False, False, True]
 
 
+@pytest.mark.parametrize("dtype", MAGNITUDE_DTYPES, ids=str)
+def test_compact_values_of_the_survivors_are_ranked_like_the_weights_under_their_masks(dtype: torch.dtype) -> None:
+    weights = [torch.randn(60, 50).to(dtype), torch.randn(7, 9, 3).to(dtype), torch.randn(40, 30).to(dtype).t()]
+    masks = random_masks(weights, 0.3)
+    values = [weight[mask] for weight, mask in zip(weights, masks, strict=True)]
+    k = count_survivors(weights, masks) // 2
+    assert magnitude_threshold(values, k) == magnitude_threshold(weights, k, masks)
+    dense = prune_by_magnitude(weights, k, masks)
+    for kept, new_mask, mask in zip(prune_by_magnitude(values, k), dense, masks, strict=True):
+        assert torch.equal(kept, new_mask[mask])
+
+
 def test_the_given_masks_and_weights_stay_as_they_are() -> None:
     weights = [torch.randn(300)]
     masks = random_masks(weights, 0.5)
@@ -152,7 +164,7 @@ def test_orders_and_ties_that_mislead_a_sample_change_nothing(weight: Tensor, dt
 
 def sampled_places(total: int) -> Tensor:
     """Where the sample looks, as csrc/cpu/magnitude_threshold.cpp draws it."""
-    size = int(total ** (2 / 3))
+    size = int(total ** (2 / 3) / 2)
     stretch = total // size
     return torch.tensor([i * stretch + (((i * 0x9E3779B97F4A7C15) % 2**64 >> 32) * stretch >> 32) for i in range(size)])
 

@@ -278,14 +278,15 @@ def test_denormals_are_flushed_and_the_callers_setting_is_left_as_it_was() -> No
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("batch", [5, 20], ids=["threads share channels", "threads share the batch"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_bits_do_not_depend_on_the_number_of_threads(
-    stride: int, on_threads: Callable[[int, Callable[[], Tensor]], Tensor]
+    stride: int, batch: int, on_threads: Callable[[int, Callable[[], Tensor]], Tensor]
 ) -> None:
-    case = Case(batch=20, in_channels=64, out_channels=96, size=(16, 16), stride=(stride, stride), density=0.1)
+    case = Case(batch=batch, in_channels=64, out_channels=96, size=(16, 16), stride=(stride, stride), density=0.1)
     values, bias, pattern = random_layer(case)
     inputs = case.input()
-    gradient = torch.randn(20, 96, 16 // stride, 16 // stride)
+    gradient = torch.randn(batch, 96, 16 // stride, 16 // stride)
 
     def everything() -> Tensor:
         leaves = as_leaves(inputs, values, bias)

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import prune as stock
 
 from lth_fast.nn import masks
-from lth_fast.prune import DISTRIBUTIONS, SCORES, Gradients, Weights, erk_densities, prunable, prune_by_score
+from lth_fast.prune import DISTRIBUTIONS, SCOPES, SCORES, Gradients, Weights, erk_densities, prunable, prune_by_score
 
 
 def network() -> nn.Sequential:
@@ -141,15 +141,18 @@ def test_wrong_arguments_are_refused_and_change_nothing(arguments: dict[str, Any
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_a_diverged_weight_is_refused(score: str) -> None:
+def test_a_diverged_weight_is_refused_by_name(score: str) -> None:
     model = network()
     with torch.no_grad():
         model[3].weight[2, 3] = torch.nan
     if score == "random":
         prune_by_score(model, 0.5, score, **evidence(model))
     else:
-        with pytest.raises(ValueError, match="holds NaN or infinity among its survivors"):
-            prune_by_score(model, 0.5, score, "global", **evidence(model))
+        name = r"3\.weight" if "magnitude" in score else r"\d\.weight"  # the others see the whole network
+        for scope in SCOPES:
+            with pytest.raises(ValueError, match=f"^{score} of '{name}' is NaN or infinite at a survivor; did the"):
+                prune_by_score(model, 0.5, score, scope, **evidence(model))
+        assert not masks(model)
 
 
 def test_a_model_that_stock_has_pruned_is_sent_to_the_take_over() -> None:

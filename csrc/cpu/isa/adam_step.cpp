@@ -15,13 +15,6 @@ inline void step_eight(const AdamTensors<Element>& tensors, const AdamFactors<El
                        size_t count) {
   using Vector = Eight<Element>;
   const uint8_t bits = kMasked ? tensors.mask[at / 8] : 0xff;
-  if (kMasked && bits == 0) {
-    store(tensors.parameter + at, Vector{}, count);
-    store(tensors.exp_avg + at, Vector{}, count);
-    store(tensors.exp_avg_sq + at, Vector{}, count);
-    if (kAmsgrad) store(tensors.max_exp_avg_sq + at, Vector{}, count);
-    return;
-  }
   Vector parameter = load(tensors.parameter + at, count);
   const Vector gradient = load(tensors.gradient + at, count) * factors.gradient_sign + parameter * factors.weight_decay;
   parameter *= factors.kept;
@@ -58,9 +51,15 @@ void step(const AdamTensors<Element>& tensors, const AdamFactors<Element>& facto
   const FlushDenormals flush;
   const AdamTensors<Element> held = tensors;  // whose pointers no store can change
   const AdamFactors<Element> constant = factors;
-  const size_t whole = first + count / 8 * 8;
-  for (size_t at = first; at < whole; at += 8) step_eight<Element, kAmsgrad, kMasked>(held, constant, at, 8);
-  if (count % 8 != 0) step_eight<Element, kAmsgrad, kMasked>(held, constant, whole, count % 8);
+  for_each_eight(
+      kMasked ? held.mask : nullptr, first, count,
+      [&](size_t at, size_t lanes) { step_eight<Element, kAmsgrad, kMasked>(held, constant, at, lanes); },
+      [&](size_t at) {
+        store(held.parameter + at, Eight<Element>{}, 8);
+        store(held.exp_avg + at, Eight<Element>{}, 8);
+        store(held.exp_avg_sq + at, Eight<Element>{}, 8);
+        if (kAmsgrad) store(held.max_exp_avg_sq + at, Eight<Element>{}, 8);
+      });
 }
 
 template <typename Element>

@@ -9,16 +9,17 @@
 namespace lth_fast::LTH_FAST_ISA {
 namespace {
 
+// Weights between the one at work and the one being fetched: the arithmetic is so little that memory sets the pace.
+constexpr size_t kAhead = 256;
+
 template <typename Element, bool kMomentum, bool kMasked>
 inline void step_eight(const SgdTensors<Element>& tensors, const SgdFactors<Element>& factors, size_t at,
                        size_t count) {
   using Vector = Eight<Element>;
   const uint8_t bits = kMasked ? tensors.mask[at / 8] : 0xff;
-  if (kMasked && bits == 0) {
-    store(tensors.parameter + at, Vector{}, count);
-    if (kMomentum) store(tensors.momentum + at, Vector{}, count);
-    return;
-  }
+  __builtin_prefetch(tensors.parameter + at + kAhead);
+  __builtin_prefetch(tensors.gradient + at + kAhead);
+  if (kMomentum) __builtin_prefetch(tensors.momentum + at + kAhead);
   Vector parameter = load(tensors.parameter + at, count);
   Vector direction = load(tensors.gradient + at, count) * factors.gradient_sign + parameter * factors.weight_decay;
   if (kMomentum) {
@@ -38,9 +39,13 @@ void step(const SgdTensors<Element>& tensors, const SgdFactors<Element>& factors
   const FlushDenormals flush;
   const SgdTensors<Element> held = tensors;  // whose pointers no store can change
   const SgdFactors<Element> constant = factors;
-  const size_t whole = first + count / 8 * 8;
-  for (size_t at = first; at < whole; at += 8) step_eight<Element, kMomentum, kMasked>(held, constant, at, 8);
-  if (count % 8 != 0) step_eight<Element, kMomentum, kMasked>(held, constant, whole, count % 8);
+  for_each_eight(
+      kMasked ? held.mask : nullptr, first, count,
+      [&](size_t at, size_t lanes) { step_eight<Element, kMomentum, kMasked>(held, constant, at, lanes); },
+      [&](size_t at) {
+        store(held.parameter + at, Eight<Element>{}, 8);
+        if (kMomentum) store(held.momentum + at, Eight<Element>{}, 8);
+      });
 }
 
 template <typename Element>

@@ -47,4 +47,30 @@ inline void store(Element* to, Eight<Element> values, size_t count) {
   }
 }
 
+// Calls eight(at, count) for the weights first to first + count, eight at a time; of a masked tensor it calls
+// clear(at), for eight weights, where a whole run of kRun weights is pruned. A look at every byte of the mask would not
+// pay: from density 0.05 to 0.2 the branch is mispredicted too often.
+constexpr size_t kRun = 32;
+
+template <typename EightWeights, typename Clear>
+inline void for_each_eight(const uint8_t* mask, size_t first, size_t count, const EightWeights& eight,
+                           const Clear& clear) {
+  size_t at = first;
+  const size_t end = first + count;
+  if (mask != nullptr) {
+    for (; at + kRun <= end; at += kRun) {
+      uint32_t bits;
+      static_assert(8 * sizeof(bits) == kRun);
+      std::memcpy(&bits, mask + at / 8, sizeof(bits));
+      if (bits == 0) {
+        for (size_t i = 0; i < kRun; i += 8) clear(at + i);
+      } else {
+        for (size_t i = 0; i < kRun; i += 8) eight(at + i, 8);
+      }
+    }
+  }
+  for (; at + 8 <= end; at += 8) eight(at, 8);
+  if (at < end) eight(at, end - at);
+}
+
 }  // namespace lth_fast::LTH_FAST_ISA

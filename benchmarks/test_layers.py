@@ -1,0 +1,80 @@
+"""Layers in the form ``convert`` chooses against dense layers and every known rival, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from .alternation import check_bars, take_turns
+from .layers import exact_mask, ours, rivals, training_pass
+
+DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.01)
+AS_DENSE = {1.0: 0.97, 0.5: 0.97}
+# Layer: (in_features, out_features, batch, whether the input needs a gradient) and, by density, times faster than ...
+LINEAR = {
+    "4608_to_512_batch_64": (
+        (4608, 512, 64, True),
+        {**AS_DENSE, 0.2: 2.3, 0.1: 4.5, 0.05: 7.5, 0.01: 13.0},  # dense
+        {1.0: 1.5, 0.5: 1.5, 0.2: 4.0, 0.1: 8.0, 0.05: 13.0, 0.01: 22.0},  # torch.nn.utils.prune
+    ),
+    "1024_to_1024_batch_128": ((1024, 1024, 128, True), {**AS_DENSE, 0.2: 2.2, 0.1: 4.0, 0.05: 7.0, 0.01: 13.0}, {}),
+    "4096_to_4096_batch_256": ((4096, 4096, 256, True), {**AS_DENSE, 0.2: 2.2, 0.1: 4.0, 0.05: 7.0, 0.01: 13.0}, {}),
+    "784_to_300_batch_60_first": ((784, 300, 60, False), {0.2: 2.2, 0.1: 3.6, 0.05: 5.2}, {}),
+}
+# Channels → width of the square maps.
+CONVOLUTIONS = {64: 32, 128: 16, 256: 8, 512: 4}
+CONVOLUTION_BARS = {**AS_DENSE, 0.2: 1.7, 0.1: 2.8, 0.05: 4.5}
+PEERS_FROM = (0.01, 0.2)
+
+
+def peers(density: float, bar: float) -> dict[str, float]:
+    lowest, highest = PEERS_FROM
+    return {"SparseProp": bar, "SparseLab": bar} if lowest <= density <= highest else {}
+
+
+def compare(benchmark: Any, layer: nn.Module, inputs: torch.Tensor, density: float, repeat: int, padding: int) -> Any:
+    mask = exact_mask(layer.weight.shape, density)  # type: ignore[arg-type]
+    chosen, form = ours(layer, mask, inputs)
+    others = rivals(layer, mask, padding)
+    gradient = torch.randn_like(layer(inputs))
+    benchmark.extra_info.update(density=density, form=form, note=form)
+    return take_turns(
+        benchmark,
+        training_pass(chosen, inputs, gradient),
+        {name: training_pass(other, inputs, gradient) for name, other in others.items()},
+        repeat=repeat,
+    )
+
+
+@pytest.mark.usefixtures("denormals_flushed")
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("threads", ["one"], indirect=True)
+def test_linear(benchmark: Any, threads: int, name: str, density: float) -> None:
+    (in_features, out_features, batch, input_grad), dense, stock = LINEAR[name]
+    inputs = torch.randn(batch, in_features, requires_grad=input_grad)
+    results = compare(benchmark, nn.Linear(in_features, out_features), inputs, density, 5 if batch == 60 else 1, 0)
+    benchmark.extra_info.update(threads=threads, layer=name)
+    bars = peers(density, 3.0)
+    for rival, by_density in (("dense", dense), ("torch.nn.utils.prune", stock)):
+        if density in by_density:
+            bars[rival] = by_density[density]
+    check_bars(benchmark, results, bars)
+
+
+@pytest.mark.usefixtures("denormals_flushed")
+@pytest.mark.parametrize("density", [density for density in DENSITIES if density >= 0.05])
+@pytest.mark.parametrize("channels", CONVOLUTIONS)
+@pytest.mark.parametrize("threads", ["one"], indirect=True)
+def test_convolution_3x3(benchmark: Any, threads: int, channels: int, density: float) -> None:
+    width = CONVOLUTIONS[channels]
+    inputs = torch.randn(64, channels, width, width, requires_grad=True)
+    results = compare(benchmark, nn.Conv2d(channels, channels, 3, padding=1), inputs, density, 1, 1)
+    benchmark.extra_info.update(threads=threads, layer=f"{channels} channels of {width} x {width}, batch 64")
+    bars = {**peers(density, 2.0), "dense": CONVOLUTION_BARS[density]}
+    if density >= 0.5:
+        bars["torch.nn.utils.prune"] = 1.0
+    check_bars(benchmark, results, bars)

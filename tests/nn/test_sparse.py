@@ -1,0 +1,285 @@
+"""What the sparse layers share."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lth_fast.nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLayer, SparseLinear
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A sparse layer class, with arguments for a small layer and an input shape for it."""
+
+    sparse: Any
+    plain: Any
+    masked: Any
+    arguments: tuple[int, ...]
+    input_shape: tuple[int, ...]
+
+    def dense(self, **options: Any) -> Any:
+        return self.plain(*self.arguments, **options)
+
+    def mask(self) -> Tensor:
+        """A new random mask that keeps something and prunes something."""
+        mask = torch.rand(self.dense().weight.shape) < 0.3
+        mask.view(-1)[:2] = torch.tensor([True, False])
+        return mask
+
+    def pair(self, **options: Any) -> tuple[Any, Any]:
+        """A sparse layer, and a plain one with the same weights."""
+        dense, mask = self.dense(**options), self.mask()
+        sparse = self.sparse.from_dense(dense, mask)
+        with torch.no_grad():
+            dense.weight.mul_(mask)
+        return sparse, dense
+
+    def inputs(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(self.input_shape, dtype=dtype)
+
+    def assert_same_function(self, one: nn.Module, other: nn.Module) -> None:
+        inputs = self.inputs()
+        assert (one(inputs) - other(inputs)).abs().max() <= 1e-5
+
+
+LINEAR = Kind(SparseLinear, nn.Linear, MaskedLinear, (33, 20), (9, 33))
+CONV2D = Kind(SparseConv2d, nn.Conv2d, MaskedConv2d, (4, 6, 3), (2, 4, 7, 6))
+
+
+@pytest.fixture(params=[LINEAR, CONV2D], ids=["linear", "conv2d"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return request.param
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_computes_what_the_dense_layer_with_the_masked_weight_computes(kind: Kind, bias: bool) -> None:
+    sparse, dense = kind.pair(bias=bias)
+    kind.assert_same_function(sparse, dense)
+    assert (sparse.bias is not None) == bias
+
+
+def test_without_a_mask_it_starts_from_the_draws_of_a_plain_layer(kind: Kind) -> None:
+    with torch.random.fork_rng():
+        sparse = kind.sparse(*kind.arguments)
+    dense = kind.dense()
+    assert torch.equal(sparse.values, dense.weight.flatten())
+    assert torch.equal(sparse.to_dense().weight, dense.weight)
+    assert sparse.density == 1.0
+
+
+def test_the_mask_given_to_the_constructor_selects_from_those_draws(kind: Kind) -> None:
+    mask = kind.mask()
+    with torch.random.fork_rng():
+        sparse = kind.sparse(*kind.arguments, bias=False, dtype=torch.float64, mask=mask)
+    assert torch.equal(sparse.values, kind.dense(bias=False, dtype=torch.float64).weight[mask])
+
+
+def test_values_are_the_survivors_in_row_major_order_and_the_only_weight_parameter(kind: Kind) -> None:
+    dense, mask = kind.dense(), kind.mask()
+    sparse = kind.sparse.from_dense(dense, mask)
+    assert torch.equal(sparse.values, dense.weight[mask])
+    assert [name for name, _ in sparse.named_parameters()] == ["values", "bias"]
+    assert torch.equal(sparse.mask, mask)
+    assert sparse.survivors == int(mask.sum())
+    assert sparse.density == pytest.approx(mask.float().mean().item())
+    assert isinstance(sparse, SparseLayer)
+
+
+def test_from_dense_leaves_the_plain_layer_as_it_is_and_shares_its_bias(kind: Kind) -> None:
+    dense = kind.dense()
+    before = dense.weight.detach().clone()
+    sparse = kind.sparse.from_dense(dense.eval(), kind.mask())
+    assert torch.equal(dense.weight, before)
+    assert sparse.bias is dense.bias
+    assert not sparse.training
+
+
+def test_from_dense_takes_the_mask_of_a_masked_layer(kind: Kind) -> None:
+    masked = kind.masked(*kind.arguments)
+    masked.mask = kind.mask()
+    sparse = kind.sparse.from_dense(masked)
+    assert torch.equal(sparse.mask, masked.mask)
+    kind.assert_same_function(sparse, masked)
+
+
+def test_frozen_weights_stay_frozen_both_ways(kind: Kind) -> None:
+    sparse = kind.sparse.from_dense(kind.dense().requires_grad_(False), kind.mask())
+    assert not any(parameter.requires_grad for parameter in sparse.parameters())
+    assert not sparse.to_dense().weight.requires_grad
+
+
+def test_a_survivor_that_is_zero_stays_a_survivor(kind: Kind) -> None:
+    dense, mask = kind.dense(), kind.mask()
+    nn.init.zeros_(dense.weight)
+    sparse = kind.sparse.from_dense(dense, mask)
+    assert sparse.survivors == int(mask.sum())
+    assert torch.equal(kind.sparse.from_dense(sparse.to_dense(), sparse.mask).mask, mask)
+
+
+def test_a_layer_may_have_no_survivors(kind: Kind) -> None:
+    sparse = kind.sparse(*kind.arguments, mask=torch.zeros_like(kind.mask()))
+    inputs = kind.inputs().requires_grad_()
+    out = sparse(inputs)
+    out.sum().backward()
+    assert sparse.density == 0.0
+    assert torch.equal(out, sparse.to_dense()(inputs))
+    assert inputs.grad is not None
+    assert inputs.grad.count_nonzero() == 0
+
+
+def test_to_dense_is_a_plain_layer_with_zeros_where_pruned(kind: Kind) -> None:
+    sparse, dense = kind.pair()
+    plain = sparse.to_dense()
+    assert type(plain) is kind.plain
+    assert torch.equal(plain.weight, dense.weight)
+    assert plain.bias is sparse.bias
+    assert repr(plain) == repr(dense)
+
+
+def test_training_with_adam_moves_the_values_as_a_dense_layer_moves_its_survivors(kind: Kind) -> None:
+    sparse, dense = kind.pair()
+    dense = copy.deepcopy(dense)
+    inputs = kind.inputs()
+    targets = torch.randn_like(dense(inputs))
+    for layer in (sparse, dense):
+        optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (layer(inputs) - targets).square().mean().backward()
+            if layer is dense:
+                dense.weight.grad = dense.weight.grad * sparse.mask
+            optimizer.step()
+    assert (sparse.values - dense.weight[sparse.mask]).abs().max() <= 1e-4
+
+
+# ---- state dict ----
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_state_dict_is_that_of_a_plain_layer(kind: Kind, bias: bool) -> None:
+    sparse, dense = kind.pair(bias=bias)
+    state, expected = sparse.state_dict(), dense.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+    assert not any(value.requires_grad for value in state.values())
+
+
+def test_within_a_model_the_keys_are_those_of_the_plain_model_and_load_both_ways(kind: Kind) -> None:
+    first, plain_first = kind.pair()
+    second, plain_second = kind.pair()
+    sparse, plain = nn.ModuleList([first, nn.ReLU(), second]), nn.ModuleList([plain_first, nn.ReLU(), plain_second])
+    assert list(sparse.state_dict()) == list(plain.state_dict())
+    nn.init.zeros_(first.values)
+    sparse.load_state_dict(plain.state_dict())
+    kind.assert_same_function(first, plain_first)
+    nn.init.zeros_(plain_second.weight)
+    plain.load_state_dict(sparse.state_dict())
+    kind.assert_same_function(second, plain_second)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_loading_fills_the_values_and_keeps_them_trainable(kind: Kind, assign: bool) -> None:
+    sparse, dense = kind.pair()
+    values, loaded = sparse.values, torch.randn_like(dense.weight) * sparse.mask
+    sparse.load_state_dict({"weight": loaded, "bias": torch.zeros_like(dense.bias)}, assign=assign)
+    assert torch.equal(sparse.values, loaded[sparse.mask])
+    assert sparse.values.requires_grad
+    assert isinstance(sparse.values, nn.Parameter)
+    assert (sparse.values is values) != assign
+
+
+@pytest.mark.parametrize("revived", [1.0, float("nan")])
+def test_a_nonzero_at_a_pruned_place_warns_and_stays_zero(kind: Kind, revived: float) -> None:
+    sparse, dense = kind.pair()
+    state = dense.state_dict()
+    state["weight"].view(-1)[1] = revived
+    with pytest.warns(UserWarning, match="weight: 1 pruned weights are not zero in the state dict; they stay zero"):
+        sparse.load_state_dict(state)
+    assert sparse.to_dense().weight.view(-1)[1] == 0.0
+    assert torch.equal(sparse.values, state["weight"][sparse.mask])
+
+
+def test_a_weight_of_another_shape_is_refused_and_changes_nothing(kind: Kind) -> None:
+    sparse, dense = kind.pair()
+    before = sparse.values.detach().clone()
+    wrong = dense.weight.detach().transpose(0, 1)
+    message = f"weight must have shape {list(dense.weight.shape)}, got {list(wrong.shape)}"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        sparse.load_state_dict({"weight": wrong, "bias": dense.bias})
+    assert torch.equal(sparse.values, before)
+
+
+def test_missing_and_unexpected_keys_are_reported_in_the_plain_layers_words(kind: Kind) -> None:
+    sparse, dense = kind.pair()
+    report = sparse.load_state_dict({"values": torch.zeros(sparse.survivors), "other": torch.zeros(1)}, strict=False)
+    assert sorted(report.missing_keys) == ["bias", "weight"]
+    assert sorted(report.unexpected_keys) == ["other", "values"]
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"weight\""):
+        sparse.load_state_dict({"bias": dense.bias})
+
+
+# ---- copies ----
+
+
+def test_a_deepcopy_is_independent_and_keeps_the_mask(kind: Kind) -> None:
+    sparse, dense = kind.pair()
+    twin = copy.deepcopy(sparse)
+    assert torch.equal(twin.mask, sparse.mask)
+    nn.init.zeros_(sparse.values)
+    kind.assert_same_function(twin, dense)
+
+
+def test_pickle_and_torch_save_keep_the_mask(kind: Kind) -> None:
+    sparse, dense = kind.pair()
+    kind.assert_same_function(pickle.loads(pickle.dumps(sparse)), dense)
+    file = io.BytesIO()
+    torch.save(sparse, file)
+    file.seek(0)
+    restored = torch.load(file, weights_only=False)
+    assert torch.equal(restored.mask, sparse.mask)
+    kind.assert_same_function(restored, dense)
+
+
+def test_to_float64_converts_the_values_and_leaves_the_pattern(kind: Kind) -> None:
+    sparse, dense = kind.pair()
+    inputs = kind.inputs(torch.float64)
+    out = sparse.double()(inputs)
+    assert out.dtype == torch.float64
+    assert (out - dense.double()(inputs)).abs().max() <= 1e-12
+
+
+def test_a_compiled_layer_gives_the_same_output(kind: Kind) -> None:
+    sparse, _ = kind.pair()
+    inputs = kind.inputs()
+    assert torch.equal(torch.compile(sparse, backend="aot_eager", fullgraph=True)(inputs), sparse(inputs))
+
+
+# ---- errors ----
+
+
+def test_a_mask_that_is_not_bool_is_refused(kind: Kind) -> None:
+    message = f"mask must be a bool tensor of shape {list(kind.mask().shape)}, got torch.float32"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        kind.sparse(*kind.arguments, mask=kind.mask().float())
+
+
+def test_a_mask_of_another_shape_is_refused(kind: Kind) -> None:
+    mask = kind.mask()
+    wrong = mask.transpose(0, 1)
+    message = f"mask must have the weight's shape {list(mask.shape)}, got {list(wrong.shape)}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        kind.sparse(*kind.arguments, mask=wrong)
+
+
+def test_only_layers_of_its_kind_can_become_sparse(kind: Kind) -> None:
+    with pytest.raises(TypeError, match=f"layer must be an nn.{kind.plain.__name__}, got ReLU"):
+        kind.sparse.from_dense(nn.ReLU())
