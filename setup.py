@@ -14,6 +14,14 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 
 
+def cuda_wheels(version: str | None) -> list[Path]:
+    """Where the wheels that torch comes with (libraries, headers) and those of the compiler (nvcc) put their files."""
+    if version is None:
+        return []
+    folders = [Path(folder) / "nvidia" / f"cu{version.split('.')[0]}" for folder in sys.path if folder]
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+
 class CMakeBuild(build_ext):
     """``build_ext`` that leaves the whole compilation to CMakeLists.txt."""
 
@@ -44,6 +52,10 @@ class CMakeBuild(build_ext):
             "LTH_FAST_TORCH_LIBRARIES": library_paths()[0],
             "LTH_FAST_TORCH_VERSION": torch.__version__,
             "LTH_FAST_CXX11_ABI": str(int(torch.compiled_with_cxx11_abi())),
+            "LTH_FAST_CUDA": os.environ.get("LTH_FAST_CUDA", "AUTO"),
+            "LTH_FAST_GPU_VISIBLE": "ON" if torch.cuda.is_available() else "OFF",
+            "LTH_FAST_TORCH_CUDA": torch.version.cuda or "",
+            "LTH_FAST_CUDA_WHEELS": ";".join(map(str, cuda_wheels(torch.version.cuda))),
             "LTH_FAST_WERROR": "ON" if os.environ.get("LTH_FAST_WERROR") else "OFF",
         }
         configure = ["cmake", "-G", "Ninja", *(f"-D{key}={value}" for key, value in options.items())]

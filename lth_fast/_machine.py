@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import lth_fast
+from lth_fast._build_info import CUDA_ARCHITECTURES, WHY_NO_CUDA
 from lth_fast._C import active_isa
 
 
@@ -27,9 +28,16 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def cuda_kernels() -> str:
+    """The architectures the build has kernels for (``compute_90``: as PTX), or why it has none."""
+    if CUDA_ARCHITECTURES:
+        return ", ".join(CUDA_ARCHITECTURES)
+    return f"none, {WHY_NO_CUDA}: CUDA tensors are served by plain PyTorch operations"
+
+
 def machine_name(device: torch.device) -> str:
     """One line that two installations share only if they take the same time for the same work."""
     compute = f"{cpu_name()}, {active_isa()}, {torch.get_num_threads()} threads"
     if device.type != "cpu":
-        compute = device_name(device)
+        compute = f"{device_name(device)}, kernels: {cuda_kernels()}"
     return f"{compute}, lth_fast {lth_fast.__version__}, torch {torch.__version__}"

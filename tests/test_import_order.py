@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_compatibility": {"_build_info"},
     "_build_info": set(),
     "_C": set(),
-    "_machine": {"__init__", "_C"},
+    "_machine": {"__init__", "_C", "_build_info"},
     "_names": set(),
     "_require": set(),
 }

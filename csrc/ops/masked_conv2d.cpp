@@ -1,6 +1,5 @@
-// Schema, checks, autocast and derivative of masked_conv2d: as masked_linear, for torch's convolution.
-#include "ops/masked_conv2d.h"
-
+// Schema, checks, computation, autocast and derivative of masked_conv2d, on every device: as masked_linear, for torch's
+// convolution.
 #include "ops/checks.h"
 #include "ops/masked_apply.h"
 
@@ -11,8 +10,12 @@ TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
 }
 
 namespace lth_fast {
+namespace {
 
-void check_masked_conv2d(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+using OptionalTensor = std::optional<at::Tensor>;
+using Pair = c10::SymIntArrayRef;
+
+void check_masked_conv2d(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                          const at::Tensor& mask_bits, const c10::SymInt& groups) {
   TORCH_CHECK(weight.dim() == 4,
               "masked_conv2d: weight must have 4 dimensions [out_channels, in_channels / groups, height, width], got ",
@@ -31,10 +34,17 @@ void check_masked_conv2d(const at::Tensor& input, const at::Tensor& weight, cons
   check_mask_bits("masked_conv2d", mask_bits, weight, "weight");
 }
 
-namespace {
+// ---- computation ----
 
-using OptionalTensor = std::optional<at::Tensor>;
-using Pair = c10::SymIntArrayRef;
+at::Tensor compute(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                   const at::Tensor& mask_bits, Pair stride, Pair padding, Pair dilation, c10::SymInt groups) {
+  // Inference mode does not pass where the derivative is set up, and checked.
+  if (c10::InferenceMode::is_enabled()) check_masked_conv2d(input, weight, bias, mask_bits, groups);
+  // The mask is not needed: the weight is zero where it is pruned.
+  return at::conv2d_symint(input, weight, bias, stride, padding, dilation, std::move(groups));
+}
+
+// ---- derivative ----
 
 at::Tensor masked_conv2d(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                          const at::Tensor& mask_bits, Pair stride, Pair padding, Pair dilation,
@@ -110,6 +120,8 @@ at::Tensor masked_conv2d_autocast(const at::Tensor& input, const at::Tensor& wei
 }  // namespace
 }  // namespace lth_fast
 
+TORCH_LIBRARY_IMPL(lth_fast, CPU, library) { library.impl("masked_conv2d", lth_fast::compute); }
+TORCH_LIBRARY_IMPL(lth_fast, CUDA, library) { library.impl("masked_conv2d", lth_fast::compute); }
 TORCH_LIBRARY_IMPL(lth_fast, Autograd, library) { library.impl("masked_conv2d", lth_fast::masked_conv2d_autograd); }
 TORCH_LIBRARY_IMPL(lth_fast, AutocastCPU, library) {
   library.impl("masked_conv2d", lth_fast::masked_conv2d_autocast<c10::kCPU, c10::DispatchKey::AutocastCPU>);

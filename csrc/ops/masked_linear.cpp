@@ -1,12 +1,12 @@
-// Schemas, checks, autocast and derivative of masked_linear.
+// Schemas, checks, computation, autocast and derivative of masked_linear, on every device: torch's own calls and
+// masked_apply_ are all it takes.
 //
 // The weight is zero where it is pruned (the layer sees to that), so the forward is the dense product and the mask acts
 // on one thing alone: the weight gradient, in the call that computes it. No node of the graph and no tensor exists for
 // the mask.
-#include "ops/masked_linear.h"
-
 #include "ops/checks.h"
 #include "ops/masked_apply.h"
+#include "ops/rows.h"
 
 TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
   library.def("masked_linear(Tensor input, Tensor weight, Tensor? bias, Tensor mask_bits) -> Tensor");
@@ -14,8 +14,11 @@ TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
 }
 
 namespace lth_fast {
+namespace {
 
-void check_masked_linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+using OptionalTensor = std::optional<at::Tensor>;
+
+void check_masked_linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                          const at::Tensor& mask_bits) {
   TORCH_CHECK(weight.dim() == 2, "masked_linear: weight must have 2 dimensions [out_features, in_features], got ",
               weight.sym_sizes());
@@ -32,9 +35,24 @@ void check_masked_linear(const at::Tensor& input, const at::Tensor& weight, cons
   check_mask_bits("masked_linear", mask_bits, weight, "weight");
 }
 
-namespace {
+// ---- computation ----
 
-using OptionalTensor = std::optional<at::Tensor>;
+at::Tensor compute(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                   const at::Tensor& mask_bits) {
+  // Inference mode does not pass where the derivative is set up, and checked.
+  if (c10::InferenceMode::is_enabled()) check_masked_linear(input, weight, bias, mask_bits);
+  // The mask is not needed: the weight is zero where it is pruned.
+  return at::linear(input, weight, bias);
+}
+
+at::Tensor compute_weight_grad(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& mask_bits) {
+  at::Tensor grad_weight = at::mm(as_rows(grad_output).t(), as_rows(input));
+  check_mask_bits("masked_linear_weight_grad", mask_bits, grad_weight, "the weight gradient");
+  masked_apply_(grad_weight, mask_bits);
+  return grad_weight;
+}
+
+// ---- derivative ----
 
 at::Tensor masked_linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                          const at::Tensor& mask_bits) {
@@ -100,6 +118,14 @@ at::Tensor masked_linear_autocast(const at::Tensor& input, const at::Tensor& wei
 }  // namespace
 }  // namespace lth_fast
 
+TORCH_LIBRARY_IMPL(lth_fast, CPU, library) {
+  library.impl("masked_linear", lth_fast::compute);
+  library.impl("masked_linear_weight_grad", lth_fast::compute_weight_grad);
+}
+TORCH_LIBRARY_IMPL(lth_fast, CUDA, library) {
+  library.impl("masked_linear", lth_fast::compute);
+  library.impl("masked_linear_weight_grad", lth_fast::compute_weight_grad);
+}
 TORCH_LIBRARY_IMPL(lth_fast, Autograd, library) { library.impl("masked_linear", lth_fast::masked_linear_autograd); }
 TORCH_LIBRARY_IMPL(lth_fast, AutocastCPU, library) {
   library.impl("masked_linear", lth_fast::masked_linear_autocast<c10::kCPU, c10::DispatchKey::AutocastCPU>);

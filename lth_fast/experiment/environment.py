@@ -11,10 +11,10 @@ import torch
 import lth_fast
 from lth_fast._build_info import BUILD_TYPE, COMPILER, TORCH_VERSION
 from lth_fast._C import active_isa, built_isas, usable_isas
-from lth_fast._machine import cpu_name, device_name
+from lth_fast._machine import cpu_name, cuda_kernels, device_name
 
 # A resumed run ends with the same bits only where these are the same.
-BITS_DEPEND_ON = ("torch", "lth_fast", "isa", "cpu", "device", "threads")
+BITS_DEPEND_ON = ("torch", "lth_fast", "isa", "cpu", "device", "cuda_kernels", "threads")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -28,6 +28,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cpu": cpu_name(),
         "isa": active_isa(),
         "device": device_name(device),
+        "cuda_kernels": cuda_kernels() if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
     }
 
@@ -53,7 +54,7 @@ def information() -> str:
         "isa": f"{active_isa()} (built: {', '.join(built_isas())}; usable here: {', '.join(usable_isas())})",
         "threads": f"{torch.get_num_threads()} (--threads sets them; default 1 for lenet, all for other networks)",
         "gpu": ", ".join(gpus) or "none found",
-        "cuda kernels": "none in this build: CUDA tensors are served by plain PyTorch operations",
+        "cuda kernels": cuda_kernels(),
         "stepper": "eager; with --gpu CUDA graphs where model, optimizer and data allow" if gpus else "eager",
     }
     width = max(map(len, rows))

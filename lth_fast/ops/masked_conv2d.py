@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lth_fast.ops.library import serve_cuda
 from lth_fast.ops.masked_apply import reference as masked_apply_reference
 
 
@@ -70,5 +69,4 @@ def _forward(
     return torch.ops.aten.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
-serve_cuda("masked_conv2d", _forward)
 torch.library.register_fake("lth_fast::masked_conv2d", _forward)

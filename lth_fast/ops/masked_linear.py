@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lth_fast.ops.library import serve_cuda
 from lth_fast.ops.masked_apply import reference as masked_apply_reference
 
 
@@ -39,14 +38,6 @@ def weight_grad_reference(grad_output: Tensor, input: Tensor, mask_bits: Tensor)
     """Definition of the weight gradient ``[out_features, in_features]``, 0 where pruned."""
     rows, inputs = torch.atleast_2d(grad_output).flatten(0, -2), torch.atleast_2d(input).flatten(0, -2)
     return masked_apply_reference(rows.t() @ inputs, mask_bits)
-
-
-def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, mask_bits: Tensor) -> Tensor:
-    return torch.nn.functional.linear(input, weight, bias)
-
-
-serve_cuda("masked_linear", _forward)
-serve_cuda("masked_linear_weight_grad", weight_grad_reference)
 
 
 @torch.library.register_fake("lth_fast::masked_linear")

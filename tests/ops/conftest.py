@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,15 +24,37 @@ def reproducible(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@contextlib.contextmanager
+def forced(isa: str) -> Iterator[None]:
+    if isa not in _C.usable_isas():
+        pytest.skip(f"this CPU has no {isa}")
+    previous = _C.active_isa()
+    _C.force_isa(isa)
+    yield
+    _C.force_isa(previous)
+
+
+@contextlib.contextmanager
+def on_cuda() -> Iterator[None]:
+    """New tensors are on the CUDA device; torch's own convolutions are true float32 and repeatable."""
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    with torch.device("cuda"), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+
+
 @pytest.fixture(params=_C.built_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set of the build in turn, in force during the test."""
-    if request.param not in _C.usable_isas():
-        pytest.skip(f"this CPU has no {request.param}")
-    previous = _C.active_isa()
-    _C.force_isa(request.param)
-    yield request.param
-    _C.force_isa(previous)
+    with forced(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[*_C.built_isas(), pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each set of kernels in turn: the instruction sets, and CUDA, where tensors are then made on the device."""
+    with on_cuda() if request.param == "cuda" else forced(request.param):
+        yield
 
 
 @pytest.fixture

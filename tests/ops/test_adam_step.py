@@ -78,6 +78,9 @@ class Group:
 
 
 def complete(**settings: Any) -> dict[str, Any]:
+    for name, value in settings.items():
+        if isinstance(value, Tensor):  # made before the device of the test was known
+            settings[name] = value.to(torch.get_default_device())
     default = {"lr": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
     return {**default, "decoupled_weight_decay": False, "maximize": False, **settings}
 
@@ -87,7 +90,7 @@ def assert_close(group: Group, expected: Group, distance: Distance, precision: f
         assert distance(found, wanted) <= precision, found.shape
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("amsgrad", [False, True], ids=["", "amsgrad"])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("dtype", PRECISION, ids=str)
@@ -103,7 +106,7 @@ def test_steps_are_those_of_the_reference_in_float64(
     assert [float(step) for step in group.steps] == [6.0] * len(SHAPES)
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 def test_every_length_is_right(distance: Distance) -> None:
     group = Group.random([(size,) for size in range(70)], amsgrad=True)
     exact = group.copy_as(torch.float64)
@@ -112,7 +115,7 @@ def test_every_length_is_right(distance: Distance) -> None:
     assert_close(group, exact, distance, 1e-6)
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 6e4])
 @pytest.mark.parametrize("dtype", PRECISION, ids=str)
 def test_nothing_of_a_pruned_weight_is_kept_whatever_its_gradient(
@@ -132,7 +135,7 @@ def test_nothing_of_a_pruned_weight_is_kept_whatever_its_gradient(
             assert not tensor[~mask].signbit().any()
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 def test_a_gradient_that_diverged_shows() -> None:
     group = Group.random([(3,), (17,)], amsgrad=True)
     group.masks = [None, torch.ones(17, dtype=torch.bool)]
@@ -143,7 +146,7 @@ def test_a_gradient_that_diverged_shows() -> None:
         assert tensor.isnan().nonzero().tolist() == [[1]]
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 def test_a_maximum_that_diverged_stays_so() -> None:
     group = Group.random([(3,)], amsgrad=True)
     group.max_exp_avg_sqs[0][1] = float("nan")
@@ -189,6 +192,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("others", [None, *LAYOUTS])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -208,6 +212,7 @@ def test_the_mask_counts_in_flat_index_order_whatever_the_memory_layout(
     assert [tensor.stride() for tensor in group.every_written()] == strides
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("layout", ["offset", "channels last"])
 def test_every_write_advances_a_version_counter(layout: str) -> None:
     group = Group.random([(4, 3, 5, 3)] * 2, amsgrad=True)
@@ -239,6 +244,7 @@ def test_inference_tensors_may_be_stepped(distance: Distance) -> None:
         assert_close(group, exact, distance, 1e-6)
 
 
+@pytest.mark.usefixtures("kernels")
 def test_step_counts_may_be_float64_and_differ() -> None:
     group = Group.random([(3,), (3,)])
     group.steps = [torch.tensor(0.0, dtype=torch.float64), torch.tensor([41.0])]

@@ -52,6 +52,7 @@ def test_on_a_handful_of_weights_the_smallest_go_and_of_equals_the_first() -> No
     assert second.tolist() == [True, False]
 
 
+@pytest.mark.usefixtures("kernels")
 def test_survivors_alone_are_ranked() -> None:
     weight, mask = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([False, True, False, True])
     assert magnitude_threshold([weight], 1, [mask]).threshold == 2.0
@@ -79,7 +80,7 @@ def test_the_given_masks_and_weights_stay_as_they_are() -> None:
     assert torch.equal(masks[0], before[1])
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", MAGNITUDE_DTYPES, ids=str)
 @pytest.mark.parametrize("density", [None, 0.5, 0.01])
 def test_exactly_k_are_pruned_as_defined_at_every_size_and_share(dtype: torch.dtype, density: float | None) -> None:
@@ -138,7 +139,7 @@ def test_larger_problems_with_few_or_many_distinct_magnitudes_are_solved_as_defi
     assert_as_defined(weights, int(share * count_survivors(weights, masks)), masks)
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", MAGNITUDE_DTYPES, ids=str)
 @pytest.mark.parametrize(
     "weight",
@@ -156,7 +157,7 @@ def test_larger_problems_with_few_or_many_distinct_magnitudes_are_solved_as_defi
     ids=["equal", "zero", "half zero", "half 3", "ascending", "descending", "periodic", "1 in 64", "heavy tails"],
 )
 def test_orders_and_ties_that_mislead_a_sample_change_nothing(weight: Tensor, dtype: torch.dtype) -> None:
-    weight = weight.to(dtype)
+    weight = weight.to(torch.get_default_device(), dtype)
     for k in (1, 30_000, 30_001, 45_000, weight.numel()):
         assert_as_defined([weight], k)
 
@@ -168,7 +169,7 @@ def sampled_places(total: int) -> Tensor:
     return torch.tensor([i * stretch + (((i * 0x9E3779B97F4A7C15) % 2**64 >> 32) * stretch >> 32) for i in range(size)])
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", MAGNITUDE_DTYPES, ids=str)
 @pytest.mark.parametrize("factor", [100.0, 0.01], ids=["too large", "too small"])
 def test_a_sample_of_weights_that_are_all_too_large_or_too_small_changes_nothing(
@@ -187,7 +188,7 @@ def test_few_survivors_among_many_weights_are_ranked(dtype: torch.dtype) -> None
         assert_as_defined([pruned, some], k, [torch.zeros(pruned.shape, dtype=torch.bool), None])
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", MAGNITUDE_DTYPES, ids=str)
 def test_denormals_are_ordered_and_minus_zero_ties_with_zero(dtype: torch.dtype) -> None:
     tiny = torch.finfo(dtype).smallest_normal
@@ -233,6 +234,7 @@ def test_the_memory_layout_does_not_show(weight: Tensor) -> None:
         assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
 
 
+@pytest.mark.usefixtures("kernels")
 def test_a_bool_of_any_byte_but_zero_is_a_survivor() -> None:
     weight = torch.randn(256)
     bytes_ = torch.arange(256, dtype=torch.uint8)[torch.randperm(256)]
@@ -242,6 +244,7 @@ def test_a_bool_of_any_byte_but_zero_is_a_survivor() -> None:
         assert set(out.view(torch.uint8).tolist()) == {0, 1}
 
 
+@pytest.mark.usefixtures("kernels")
 def test_empty_tensors_take_no_part() -> None:
     weights = [torch.empty(0, 3), torch.tensor([2.0, -1.0]), torch.empty(0)]
     assert [mask.tolist() for mask in prune_by_magnitude(weights, 1)] == [[], [True, False], []]
@@ -366,6 +369,7 @@ NATIVE_AND_REFERENCE = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.usefixtures("kernels")
 @NATIVE_AND_REFERENCE
 @pytest.mark.parametrize("dtype", MAGNITUDE_DTYPES, ids=str)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -380,6 +384,7 @@ def test_nan_and_infinity_are_refused_with_the_index_of_their_tensor(
                 function(weights, k, [None] * 4)
 
 
+@pytest.mark.usefixtures("kernels")
 @NATIVE_AND_REFERENCE
 def test_nan_where_a_mask_has_pruned_is_no_ones_business(name: str, function: Callable[..., object]) -> None:
     weight = torch.randn(100)
@@ -389,6 +394,7 @@ def test_nan_where_a_mask_has_pruned_is_no_ones_business(name: str, function: Ca
     function([weight], 10, [mask])
 
 
+@pytest.mark.usefixtures("kernels")
 @NATIVE_AND_REFERENCE
 @pytest.mark.parametrize("k", [-1, 51])
 def test_a_k_beyond_the_survivors_is_refused(name: str, function: Callable[..., object], k: int) -> None:

@@ -18,7 +18,7 @@ def random_mask(*shape: int) -> Tensor:
     return torch.rand(shape) > 0.5
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 def test_packing_is_as_defined_for_every_size() -> None:
     for size in SIZES:
         mask = random_mask(size)
@@ -27,7 +27,7 @@ def test_packing_is_as_defined_for_every_size() -> None:
         assert bits.tolist() == reference_pack_mask(mask).tolist(), size
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 def test_unpacking_is_as_defined_for_every_size() -> None:
     for size in SIZES:
         bits = torch.randint(0, 256, (-(-size // 8),), dtype=torch.uint8)
@@ -37,7 +37,7 @@ def test_unpacking_is_as_defined_for_every_size() -> None:
         assert set(mask.view(torch.uint8).tolist()) <= {0, 1}
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 def test_unpacking_is_the_inverse_of_packing_in_every_shape() -> None:
     for shape in [(), (1,), (0, 3), (7, 9), (2, 3, 5, 7), (300, 784)]:
         mask = random_mask(*shape)
@@ -49,13 +49,13 @@ def test_numpy_packs_the_same_bits() -> None:
     assert pack_mask(mask).tolist() == np.packbits(mask.numpy(), bitorder="little").tolist()
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 def test_bits_behind_the_last_weight_are_zero() -> None:
     for size in range(1, 8):
         assert pack_mask(torch.ones(size, dtype=torch.bool)).tolist() == [2**size - 1]
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 def test_a_bool_of_any_byte_but_zero_is_true() -> None:
     bytes_ = torch.arange(256, dtype=torch.uint8)[torch.randperm(256)]
     for size in (256, 250):

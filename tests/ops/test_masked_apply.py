@@ -29,7 +29,7 @@ def bit_pattern(tensor: Tensor) -> Tensor:
     return tensor.view(BITS_OF[tensor.dtype.itemsize])
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", FLOATING + INTEGER, ids=str)
 def test_survivors_keep_their_bits_and_all_else_becomes_plus_zero(dtype: torch.dtype) -> None:
     for size in SIZES:
@@ -42,7 +42,7 @@ def test_survivors_keep_their_bits_and_all_else_becomes_plus_zero(dtype: torch.d
         assert torch.equal(bit_pattern(in_place), bit_pattern(out)), size
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -0.0])
 def test_not_even_nan_infinity_or_minus_zero_outlives_pruning(dtype: torch.dtype, value: float) -> None:
@@ -78,6 +78,7 @@ LAYOUTS: dict[str, Callable[[], Tensor]] = {
 }
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_mask_counts_in_flat_index_order_whatever_the_memory_layout(layout: str) -> None:
     values = LAYOUTS[layout]()
@@ -90,6 +91,7 @@ def test_the_mask_counts_in_flat_index_order_whatever_the_memory_layout(layout: 
     assert values.stride() == strides
 
 
+@pytest.mark.usefixtures("kernels")
 def test_an_expanded_tensor_is_read_but_not_written() -> None:
     values, mask = torch.randn(9).expand(7, 9), random_mask(7, 9)
     assert torch.equal(masked_apply(values, pack_mask(mask)), values * mask)
@@ -97,6 +99,7 @@ def test_an_expanded_tensor_is_read_but_not_written() -> None:
         masked_apply_(values, pack_mask(mask))
 
 
+@pytest.mark.usefixtures("kernels")
 def test_the_result_is_a_tensor_of_its_own_also_when_nothing_is_pruned() -> None:
     values = torch.randn(16)
     before = values.clone()
@@ -104,6 +107,7 @@ def test_the_result_is_a_tensor_of_its_own_also_when_nothing_is_pruned() -> None
     assert torch.equal(values, before)
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("layout", ["offset", "transposed"])
 def test_a_write_in_place_advances_the_version_counter(layout: str) -> None:
     values = LAYOUTS[layout]()
@@ -146,7 +150,7 @@ def test_the_gradient_is_exactly_zero_where_the_mask_prunes() -> None:
     assert torch.equal(values.grad[~mask], torch.zeros(int((~mask).sum())))
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 def test_first_and_second_derivatives_agree_with_finite_differences() -> None:
     bits = pack_mask(random_mask(3, 5))
     values = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)

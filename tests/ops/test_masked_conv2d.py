@@ -35,7 +35,7 @@ def as_leaves(*tensors: Tensor, dtype: torch.dtype | None = None) -> list[Tensor
     return [tensor.detach().clone().to(dtype or tensor.dtype).requires_grad_() for tensor in tensors]
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_output_and_gradients_are_those_of_the_reference(geometry: str, batch: int, distance: Distance) -> None:
@@ -77,7 +77,7 @@ def test_a_single_gradient_can_be_asked_for(wanted: int, distance: Distance) -> 
     assert distance(found, like) <= 1e-6
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_the_weight_gradient_is_exactly_zero_where_pruned_whatever_arrives(value: float) -> None:
     weight, bias, mask = random_layer()
@@ -89,6 +89,7 @@ def test_the_weight_gradient_is_exactly_zero_where_pruned_whatever_arrives(value
     assert weight.grad[~mask].view(torch.int32).unique().tolist() == [0]
 
 
+@pytest.mark.usefixtures("kernels")
 def test_inputs_weights_and_gradients_may_be_in_channels_last_order(distance: Distance) -> None:
     weight, bias, mask = random_layer()
     bits, inputs = pack_mask(mask), torch.randn(2, 4, 8, 7)
@@ -109,7 +110,7 @@ def test_inputs_weights_and_gradients_may_be_in_channels_last_order(distance: Di
     assert single[1].grad[~mask].tolist() == [0.0] * int((~mask).sum())
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("geometry", ["plain", "all of them"])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_first_and_second_derivatives_agree_with_finite_differences(geometry: str, with_bias: bool) -> None:
@@ -179,7 +180,7 @@ def test_autocast_casts_as_for_a_dense_convolution() -> None:
         assert torch.equal(tensor.grad, like.grad * pruning)
 
 
-def test_what_serves_devices_without_a_kernel_agrees_with_the_kernel() -> None:
+def test_shapes_are_traced_through_the_computation_itself() -> None:
     weight, bias, mask = random_layer(2)
     arguments = (torch.randn(2, 4, 8, 7), weight, bias, pack_mask(mask), (2, 1), (1, 2), (1, 1), 2)
     assert torch.equal(_forward(*arguments), masked_conv2d(*arguments))

@@ -64,6 +64,9 @@ class Group:
 
 
 def complete(**settings: Any) -> dict[str, Any]:
+    for name, value in settings.items():
+        if isinstance(value, Tensor):  # made before the device of the test was known
+            settings[name] = value.to(torch.get_default_device())
     default = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 0.0}
     return {**default, "nesterov": False, "maximize": False, "first_step": False, **settings}
 
@@ -73,7 +76,7 @@ def assert_close(group: Group, expected: Group, distance: Distance, precision: f
         assert distance(found, wanted) <= precision, found.shape
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("momentum", [False, True], ids=["", "momentum"])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("dtype", PRECISION, ids=str)
@@ -87,7 +90,7 @@ def test_a_step_is_that_of_the_reference_in_float64(
     assert_close(group, exact, distance, PRECISION[dtype])
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 def test_every_length_is_right(distance: Distance) -> None:
     group = Group.random([(size,) for size in range(70)])
     exact = group.copy_as(torch.float64)
@@ -96,6 +99,7 @@ def test_every_length_is_right(distance: Distance) -> None:
     assert_close(group, exact, distance, 1e-6)
 
 
+@pytest.mark.usefixtures("kernels")
 def test_the_first_step_does_not_read_the_momentum(distance: Distance) -> None:
     group = Group.random([(9, 3), (20,)])
     exact = group.copy_as(torch.float64)
@@ -106,7 +110,7 @@ def test_the_first_step_does_not_read_the_momentum(distance: Distance) -> None:
     assert_close(group, exact, distance, 1e-6)
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 6e4])
 @pytest.mark.parametrize("dtype", PRECISION, ids=str)
 def test_nothing_of_a_pruned_weight_is_kept_whatever_its_gradient(
@@ -126,7 +130,7 @@ def test_nothing_of_a_pruned_weight_is_kept_whatever_its_gradient(
             assert not tensor[~mask].signbit().any()
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 def test_a_gradient_that_diverged_shows() -> None:
     group = Group.random([(3,), (17,)])
     group.masks = [None, torch.ones(17, dtype=torch.bool)]
@@ -169,6 +173,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("first_step", [False, True])
 @pytest.mark.parametrize("others", [None, *LAYOUTS])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -188,6 +193,7 @@ def test_the_mask_counts_in_flat_index_order_whatever_the_memory_layout(
     assert [tensor.stride() for tensor in group.written()] == strides
 
 
+@pytest.mark.usefixtures("kernels")
 def test_every_write_advances_a_version_counter() -> None:
     group = Group.random([(4, 3), (5,)])
     versions = [tensor._version for tensor in group.written()]

@@ -48,7 +48,7 @@ def assert_agrees_with_reference(
         assert distance(tensor.grad, leaf.grad) <= 1e-6
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("features", FEATURES, ids=str)
 @pytest.mark.parametrize("batch", BATCHES, ids=str)
 def test_output_and_gradients_are_those_of_the_reference(
@@ -57,7 +57,7 @@ def test_output_and_gradients_are_those_of_the_reference(
     assert_agrees_with_reference(torch.randn(*batch, features[0]), *random_layer(*features), distance)
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("density", [0.0, 0.002, 0.05, 0.7, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_density_and_both_dtypes_agree(density: float, dtype: torch.dtype, distance: Distance) -> None:
@@ -65,12 +65,13 @@ def test_every_density_and_both_dtypes_agree(density: float, dtype: torch.dtype,
     assert_agrees_with_reference(inputs, *random_layer(700, 90, density, dtype), distance)
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("features", [(32769, 3), (3, 32769)], ids=str)
 def test_layers_beyond_16_bit_numbers_agree(features: tuple[int, int], distance: Distance) -> None:
     assert_agrees_with_reference(torch.randn(5, features[0]), *random_layer(*features, 0.01), distance)
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("features", [(0, 3), (3, 0), (0, 0)], ids=str)
 @pytest.mark.parametrize("batch", [(), (0,), (5,), (2, 0, 3)], ids=str)
 def test_empty_layers_and_batches_give_what_a_dense_layer_gives(
@@ -131,6 +132,7 @@ def test_without_a_bias_the_output_is_the_product_alone(distance: Distance) -> N
     assert distance(found, inputs.double() @ to_dense(values, pattern).double().t()) <= 1e-6
 
 
+@pytest.mark.usefixtures("kernels")
 def test_inputs_and_gradients_may_lie_in_memory_in_any_order(distance: Distance) -> None:
     values, bias, pattern = random_layer(7, 3)
     inputs = torch.randn(7, 4, 5).permute(2, 1, 0)
@@ -151,7 +153,7 @@ def test_rows_of_a_larger_tensor_are_read_where_they_are(distance: Distance) -> 
     assert distance(sparse_linear(inputs, values, bias, pattern), reference(inputs, values, bias, pattern)) <= 1e-6
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("batch", [(), (2,), (2, 2)], ids=str)
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_first_and_second_derivatives_agree_with_finite_differences(batch: tuple[int, ...], with_bias: bool) -> None:
@@ -165,7 +167,7 @@ def test_first_and_second_derivatives_agree_with_finite_differences(batch: tuple
     assert torch.autograd.gradgradcheck(sparse, tensors)
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_sample_that_is_not_finite_leaves_the_other_samples_alone(value: float, distance: Distance) -> None:
     values, bias, pattern = random_layer(33, 20)
@@ -187,7 +189,7 @@ def test_denormals_are_flushed_and_the_callers_setting_is_left_as_it_was() -> No
     assert (tiny * 1).view(torch.int32).unique().tolist() == tiny.view(torch.int32).unique().tolist() != [0]
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("kernels")
 def test_the_bits_do_not_depend_on_the_number_of_threads(
     on_threads: Callable[[int, Callable[[], Tensor]], Tensor],
 ) -> None:
@@ -326,6 +328,7 @@ def test_wrong_arguments_are_named_with_what_was_expected_and_given(case: str) -
         sparse_linear(*arguments, pattern)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("kernels")
 def test_a_survivor_that_is_zero_gets_its_gradient() -> None:
     mask = torch.rand(20, 33) < 0.4
     values = torch.zeros(int(mask.sum()), requires_grad=True)

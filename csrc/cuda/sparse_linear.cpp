@@ -1,0 +1,110 @@
+// The kernels take tensors as [features, samples], so input and output are transposed at the borders.
+#include "cuda/kernels/sparse_linear.h"
+
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include "ops/rows.h"
+
+namespace lth_fast {
+namespace {
+
+// The survivors of a row lie side by side, whatever the panels.
+template <typename Index>
+cuda::SparseLines<Index> by_row(const at::Tensor& row_starts, const at::Tensor& columns) {
+  const int64_t panels = row_starts.size(0) - 1, rows = row_starts.size(1);
+  return {row_starts.const_data_ptr<int32_t>(), 1, rows, 0, panels * rows, columns.const_data_ptr<Index>(), nullptr};
+}
+
+template <typename Index>
+cuda::SparseLines<Index> by_column(const at::Tensor& column_starts, const at::Tensor& rows,
+                                   const at::Tensor& permutation) {
+  const int64_t panels = column_starts.size(0), ends = column_starts.size(1);
+  return {column_starts.const_data_ptr<int32_t>(), panels, ends - 1, ends, 1, rows.const_data_ptr<Index>(),
+          permutation.const_data_ptr<int32_t>()};
+}
+
+// Calls work(element, index) with the types of the values and of the pattern.
+template <typename Work>
+void with_types(const at::Tensor& values, const at::Tensor& indices, const Work& work) {
+  const auto with_index = [&](auto element) {
+    if (indices.scalar_type() == at::kShort) {
+      work(element, int16_t{});
+    } else {
+      work(element, int32_t{});
+    }
+  };
+  if (values.scalar_type() == at::kFloat) {
+    with_index(float{});
+  } else {
+    with_index(double{});
+  }
+}
+
+at::Tensor features_first(const at::Tensor& tensor) { return as_rows(tensor).t().contiguous(); }
+
+// From [features, samples] to [..., features], with the leading dimensions of `like`.
+at::Tensor samples_first(const at::Tensor& tensor, const at::Tensor& like) {
+  auto shape = like.sizes().vec();
+  shape.back() = tensor.size(0);
+  return tensor.t().contiguous().view(shape);
+}
+
+at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, const std::optional<at::Tensor>& bias,
+                         const at::Tensor& row_starts, const at::Tensor& columns, const at::Tensor& column_starts,
+                         const at::Tensor& rows, const at::Tensor& permutation) {
+  (void)column_starts, (void)rows, (void)permutation;  // for the backward
+  const c10::cuda::CUDAGuard guard(input.device());
+  const at::Tensor from = features_first(input), kept = values.contiguous();
+  const at::Tensor added = bias.has_value() ? bias->contiguous() : at::Tensor();
+  const at::Tensor to = at::empty({row_starts.size(1), from.size(1)}, from.options());
+  with_types(kept, columns, [&](auto element, auto index) {
+    using Element = decltype(element);
+    cuda::sparse_product(by_row<decltype(index)>(row_starts, columns), kept.const_data_ptr<Element>(),
+                         added.defined() ? added.const_data_ptr<Element>() : nullptr, from.const_data_ptr<Element>(),
+                         to.mutable_data_ptr<Element>(), from.size(1), c10::cuda::getCurrentCUDAStream());
+  });
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return samples_first(to, input);
+}
+
+at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
+                                    const at::Tensor& column_starts, const at::Tensor& rows,
+                                    const at::Tensor& permutation) {
+  const c10::cuda::CUDAGuard guard(grad_output.device());
+  const at::Tensor from = features_first(grad_output), kept = values.contiguous();
+  const at::Tensor to = at::empty({column_starts.size(1) - 1, from.size(1)}, from.options());
+  with_types(kept, rows, [&](auto element, auto index) {
+    using Element = decltype(element);
+    const Element* no_bias = nullptr;
+    cuda::sparse_product(by_column<decltype(index)>(column_starts, rows, permutation), kept.const_data_ptr<Element>(),
+                         no_bias, from.const_data_ptr<Element>(), to.mutable_data_ptr<Element>(), from.size(1),
+                         c10::cuda::getCurrentCUDAStream());
+  });
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return samples_first(to, grad_output);
+}
+
+at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Tensor& input,
+                                     const at::Tensor& row_starts, const at::Tensor& columns) {
+  const c10::cuda::CUDAGuard guard(input.device());
+  const at::Tensor gradient = features_first(grad_output), from = features_first(input);
+  at::Tensor grad_values = at::empty(columns.sizes(), input.options());
+  with_types(from, columns, [&](auto element, auto index) {
+    using Element = decltype(element);
+    cuda::sampled_product(by_row<decltype(index)>(row_starts, columns), gradient.const_data_ptr<Element>(),
+                          from.const_data_ptr<Element>(), grad_values.mutable_data_ptr<Element>(), from.size(1),
+                          c10::cuda::getCurrentCUDAStream());
+  });
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return grad_values;
+}
+
+}  // namespace
+}  // namespace lth_fast
+
+TORCH_LIBRARY_IMPL(lth_fast, CUDA, library) {
+  library.impl("sparse_linear", lth_fast::sparse_linear);
+  library.impl("sparse_linear_input_grad", lth_fast::sparse_linear_input_grad);
+  library.impl("sparse_linear_values_grad", lth_fast::sparse_linear_values_grad);
+}

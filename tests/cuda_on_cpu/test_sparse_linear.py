@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+from torch import Tensor
+
+from lth_fast.ops import SparsePattern, sparse_pattern
+from lth_fast.ops.sparse_linear import to_dense
+from lth_fast.ops.sparse_pattern import reference as pattern_of_one_panel
+
+
+class SparseLines(ctypes.Structure):
+    _fields_ = (
+        ("starts", ctypes.c_void_p),
+        ("panels", ctypes.c_int64),
+        ("lines", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+        ("to_end", ctypes.c_int64),
+        ("indices", ctypes.c_void_p),
+        ("permutation", ctypes.c_void_p),
+    )
+
+
+def by_row(pattern: SparsePattern) -> SparseLines:
+    panels, rows = pattern.row_starts.shape[0] - 1, pattern.row_starts.shape[1]
+    return SparseLines(pattern.row_starts.data_ptr(), 1, rows, 0, panels * rows, pattern.columns.data_ptr(), None)
+
+
+def by_column(pattern: SparsePattern) -> SparseLines:
+    panels, ends = pattern.column_starts.shape
+    return SparseLines(
+        pattern.column_starts.data_ptr(),
+        panels,
+        ends - 1,
+        ends,
+        1,
+        pattern.rows.data_ptr(),
+        pattern.permutation.data_ptr(),
+    )
+
+
+def address(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return ((found.double() - expected).norm() / expected.norm().clamp_min(1e-300)).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("samples", [1, 31, 128, 133])
+@pytest.mark.parametrize("features", [(1, 1), (33, 21), (1300, 9), (9, 1300)], ids=str)
+@pytest.mark.parametrize("several_panels", [True, False])
+def test_output_and_gradients_are_those_of_the_dense_layer(
+    kernels: ctypes.CDLL, features: tuple[int, int], samples: int, dtype: torch.dtype, several_panels: bool
+) -> None:
+    mask = torch.rand(features[1], features[0]) < 0.3
+    pattern = sparse_pattern(mask) if several_panels else pattern_of_one_panel(mask)
+    if dtype == torch.float64:
+        pattern = pattern._replace(columns=pattern.columns.int(), rows=pattern.rows.int())
+    values, bias = torch.randn(int(mask.sum()), dtype=dtype), torch.randn(features[1], dtype=dtype)
+    # As the kernels take them: [features, samples].
+    input, grad_output = torch.randn(features[0], samples, dtype=dtype), torch.randn(features[1], samples, dtype=dtype)
+    output, grad_input = torch.full_like(grad_output, torch.nan), torch.full_like(input, torch.nan)
+    grad_values = torch.full_like(values, torch.nan)
+    layer = kernels.sparse_layer_float_16 if dtype == torch.float32 else kernels.sparse_layer_double_32
+    tensors = (values, bias, input, output, grad_output, grad_input, grad_values)
+    layer(
+        ctypes.byref(by_row(pattern)), ctypes.byref(by_column(pattern)), *map(address, tensors), ctypes.c_int64(samples)
+    )
+    weight = to_dense(values, pattern).double()
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-14
+    assert relative_error(output, weight @ input.double() + bias.double().unsqueeze(1)) <= tolerance
+    assert relative_error(grad_input, weight.t() @ grad_output.double()) <= tolerance
+    assert relative_error(grad_values, (grad_output.double() @ input.double().t())[mask]) <= tolerance
+
+
+def test_a_survivor_without_samples_gets_a_gradient_of_zero(kernels: ctypes.CDLL) -> None:
+    pattern = sparse_pattern(torch.ones(3, 4, dtype=torch.bool))
+    grad_values, nothing = torch.full((12,), torch.nan), torch.empty(0)
+    tensors = (torch.randn(12), torch.randn(3), nothing, nothing, nothing, nothing, grad_values)
+    kernels.sparse_layer_float_16(
+        ctypes.byref(by_row(pattern)), ctypes.byref(by_column(pattern)), *map(address, tensors), ctypes.c_int64(0)
+    )
+    assert grad_values.tolist() == [0.0] * 12
