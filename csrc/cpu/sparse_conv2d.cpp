@@ -179,15 +179,15 @@ void pack(const at::Tensor& images, const Samples& samples, const Layout& layout
   });
 }
 
-// Channels first to last of a tile.
+// Channels first to last of a tile, with 0 for what is negative where `relu`.
 template <typename Element>
 void unpack(const Element* tile, const Layout& layout, const Samples& samples, int64_t first, int64_t last,
-            const at::Tensor& images) {
+            const at::Tensor& images, bool relu) {
   const auto pixels = static_cast<int64_t>(layout.places.size()), sample = images.size(1) * pixels;
   auto* to = images.mutable_data_ptr<Element>() + samples.first * sample;
   for (int64_t channel = first; channel < last; ++channel) {
     sparse_conv2d_kernels<Element>().from_tile(tile + channel * layout.channel, layout.places.data(), pixels,
-                                               to + channel * pixels, sample, samples.count);
+                                               to + channel * pixels, sample, samples.count, relu);
   }
 }
 
@@ -433,7 +433,7 @@ std::vector<int32_t> mirrored_offsets(const Geometry& shape, int64_t row, int64_
 
 template <typename Element>
 at::Tensor forward(const Geometry& shape, const Order& order, const at::Tensor& input, const at::Tensor& values,
-                   const std::optional<at::Tensor>& bias) {
+                   const std::optional<at::Tensor>& bias, bool relu) {
   const Axis &vertical = shape.vertical, &horizontal = shape.horizontal;
   at::Tensor output = at::empty({shape.batch, shape.out_channels, vertical.output, horizontal.output}, input.options());
   if (output.numel() == 0) return output;
@@ -456,7 +456,7 @@ at::Tensor forward(const Geometry& shape, const Order& order, const at::Tensor& 
       const int64_t grain = product.channels_per_thread(shape.out_channels);
       at::parallel_for(0, shape.out_channels, grain, [&](int64_t first, int64_t last) {
         product.compute(first, last, start, from, to);
-        unpack<Element>(to, target, tiles[tile], first, last, output);
+        unpack<Element>(to, target, tiles[tile], first, last, output, relu);
       });
     }
   });
@@ -491,7 +491,7 @@ class InputGrad {
     const int64_t channels = result_.size(1), grain = phases_.front().product.channels_per_thread(channels);
     at::parallel_for(0, channels, grain, [&](int64_t first, int64_t last) {
       for (const Phase& phase : phases_) phase.product.compute(first, last, nullptr, grad_output, to + phase.place);
-      unpack<Element>(to, target_, samples, first, last, result_);
+      unpack<Element>(to, target_, samples, first, last, result_, false);
     });
   }
 
@@ -605,7 +605,8 @@ std::tuple<at::Tensor, at::Tensor> backward(const Geometry& shape, const at::Ten
 at::Tensor sparse_conv2d(const at::Tensor& input, const at::Tensor& values, const std::optional<at::Tensor>& bias,
                          const at::Tensor& output_starts, const at::Tensor& input_taps, const at::Tensor& input_starts,
                          const at::Tensor& output_taps, const at::Tensor& permutation, at::IntArrayRef kernel_size,
-                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                         bool relu) {
   const Convolution convolution = {kernel_size, stride, padding, dilation, groups};
   if (c10::InferenceMode::is_enabled()) {
     check_sparse_conv2d(input, values, bias, {output_starts, input_taps, input_starts, output_taps, permutation},
@@ -613,8 +614,8 @@ at::Tensor sparse_conv2d(const at::Tensor& input, const at::Tensor& values, cons
   }
   const Geometry shape = geometry(input.sizes(), output_starts.size(0) - 1, convolution);
   const Order order = by_output(shape, output_starts, input_taps);
-  return input.scalar_type() == at::kFloat ? forward<float>(shape, order, input, values, bias)
-                                           : forward<double>(shape, order, input, values, bias);
+  return input.scalar_type() == at::kFloat ? forward<float>(shape, order, input, values, bias, relu)
+                                           : forward<double>(shape, order, input, values, bias, relu);
 }
 
 at::Tensor sparse_conv2d_input_grad(const at::Tensor& grad_output, const at::Tensor& values,

@@ -103,10 +103,10 @@ int64_t rows_per_task(int64_t rows) {
   return std::max<int64_t>(ceiling_divide(std::min(share, kRowsPerTask), 8) * 8, 8);
 }
 
-// output = input * transpose(matrix) + bias.
+// output = input * transpose(matrix) + bias, with 0 for what is negative where `relu`.
 template <typename Element, typename Index, typename Order, typename Kernel>
 void multiply(const Kernel& kernel, const at::Tensor& input, const Element* values, const Element* bias,
-              const at::Tensor& starts, const at::Tensor& indices, const at::Tensor& output) {
+              const at::Tensor& starts, const at::Tensor& indices, const at::Tensor& output, bool relu) {
   const auto& table = sparse_linear_kernels<Element>();
   const auto matrix = Order::template matrix<Index>(starts, indices);
   const auto tiles = cut_batch<Element>(input.size(0));
@@ -126,14 +126,14 @@ void multiply(const Kernel& kernel, const at::Tensor& input, const Element* valu
           const int64_t first = task % slices * step, last = std::min(first + step, rows);
           Element* tile_sums = sums + tile.lanes_before * rows;
           kernel(matrix, values, bias, first, last, from + tile.lanes_before * in_features, tile_sums, tile.lanes);
-          table.from_tile(tile_sums, tile.lanes, first, last, to + tile.first_sample * rows, rows, tile.samples);
+          table.from_tile(tile_sums, tile.lanes, first, last, to + tile.first_sample * rows, rows, tile.samples, relu);
         }
       });
 }
 
 template <typename Element, typename Order>
 at::Tensor product(const at::Tensor& input, const at::Tensor& values, const at::Tensor* bias, const at::Tensor& starts,
-                   const at::Tensor& indices) {
+                   const at::Tensor& indices, bool relu = false) {
   const auto& table = sparse_linear_kernels<Element>();
   auto shape = input.sizes().vec();
   shape.back() = Order::lines(starts);
@@ -145,9 +145,9 @@ at::Tensor product(const at::Tensor& input, const at::Tensor& values, const at::
   const auto* value = kept.const_data_ptr<Element>();
   const auto* start = bias == nullptr ? nullptr : added.const_data_ptr<Element>();
   if (indices.scalar_type() == at::kShort) {
-    multiply<Element, int16_t, Order>(table.product_16, rows, value, start, starts, indices, flat);
+    multiply<Element, int16_t, Order>(table.product_16, rows, value, start, starts, indices, flat, relu);
   } else {
-    multiply<Element, int32_t, Order>(table.product_32, rows, value, start, starts, indices, flat);
+    multiply<Element, int32_t, Order>(table.product_32, rows, value, start, starts, indices, flat, relu);
   }
   return output;
 }
@@ -208,11 +208,11 @@ at::Tensor values_grad(const at::Tensor& grad_output, const at::Tensor& input, c
 
 at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, const std::optional<at::Tensor>& bias,
                          const at::Tensor& row_starts, const at::Tensor& columns, const at::Tensor& column_starts,
-                         const at::Tensor& rows, const at::Tensor& permutation) {
+                         const at::Tensor& rows, const at::Tensor& permutation, bool relu) {
   (void)column_starts, (void)rows, (void)permutation;  // for the backward
   const at::Tensor* added = bias.has_value() ? &*bias : nullptr;
-  return input.scalar_type() == at::kFloat ? product<float, RowOrder>(input, values, added, row_starts, columns)
-                                           : product<double, RowOrder>(input, values, added, row_starts, columns);
+  return input.scalar_type() == at::kFloat ? product<float, RowOrder>(input, values, added, row_starts, columns, relu)
+                                           : product<double, RowOrder>(input, values, added, row_starts, columns, relu);
 }
 
 at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Tensor& values,

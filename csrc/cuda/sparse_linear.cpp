@@ -52,7 +52,7 @@ at::Tensor samples_first(const at::Tensor& tensor, const at::Tensor& like) {
 
 at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, const std::optional<at::Tensor>& bias,
                          const at::Tensor& row_starts, const at::Tensor& columns, const at::Tensor& column_starts,
-                         const at::Tensor& rows, const at::Tensor& permutation) {
+                         const at::Tensor& rows, const at::Tensor& permutation, bool relu) {
   (void)column_starts, (void)rows, (void)permutation;  // for the backward
   const c10::cuda::CUDAGuard guard(input.device());
   const at::Tensor from = features_first(input), kept = values.contiguous();
@@ -65,6 +65,7 @@ at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
                          to.mutable_data_ptr<Element>(), from.size(1), c10::cuda::getCurrentCUDAStream());
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
+  if (relu) to.relu_();
   return samples_first(to, input);
 }
 

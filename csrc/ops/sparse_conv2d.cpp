@@ -10,7 +10,7 @@ TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
   library.def(
       "sparse_conv2d(Tensor input, Tensor values, Tensor? bias, Tensor output_starts, Tensor input_taps, "
       "Tensor input_starts, Tensor output_taps, Tensor permutation, int[2] kernel_size, int[2] stride, "
-      "int[2] padding, int[2] dilation, int groups) -> Tensor");
+      "int[2] padding, int[2] dilation, int groups, bool relu=False) -> Tensor");
   library.def(
       "sparse_conv2d_input_grad(Tensor grad_output, Tensor values, Tensor input_starts, Tensor output_taps, "
       "Tensor permutation, SymInt[4] input_size, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
@@ -36,14 +36,14 @@ auto find_op(const char* name) {
 }
 
 at::Tensor sparse_conv2d(const at::Tensor& input, const at::Tensor& values, const OptionalTensor& bias,
-                         const ConvolutionPattern& pattern, const Convolution& convolution) {
+                         const ConvolutionPattern& pattern, const Convolution& convolution, bool relu) {
   static const auto op =
       find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&,
                          const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, Pair, Pair, Pair,
-                         Pair, int64_t)>("lth_fast::sparse_conv2d");
+                         Pair, int64_t, bool)>("lth_fast::sparse_conv2d");
   const auto& [kernel_size, stride, padding, dilation, groups] = convolution;
   return op.call(input, values, bias, pattern.output_starts, pattern.input_taps, pattern.input_starts,
-                 pattern.output_taps, pattern.permutation, kernel_size, stride, padding, dilation, groups);
+                 pattern.output_taps, pattern.permutation, kernel_size, stride, padding, dilation, groups, relu);
 }
 
 at::Tensor sparse_conv2d_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
@@ -160,18 +160,21 @@ c10::List<OptionalTensor> coordinates(const at::Tensor& output_starts, const at:
 struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& values, const OptionalTensor& bias, const ConvolutionPattern& pattern,
-                            const Convolution& convolution) {
+                            const Convolution& convolution, bool relu) {
     check_sparse_conv2d(input, values, bias, pattern, convolution);
-    context->save_for_backward({input, values, pattern.output_starts, pattern.input_taps, pattern.input_starts,
-                                pattern.output_taps, pattern.permutation});
     context->saved_data["kernel_size"] = convolution.kernel_size;
     context->saved_data["stride"] = convolution.stride;
     context->saved_data["padding"] = convolution.padding;
     context->saved_data["dilation"] = convolution.dilation;
     context->saved_data["groups"] = convolution.groups;
     context->saved_data["bias"] = bias.has_value();
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return sparse_conv2d(input, values, bias, pattern, convolution);
+    const at::Tensor output = [&] {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      return sparse_conv2d(input, values, bias, pattern, convolution, relu);
+    }();
+    context->save_for_backward({input, values, pattern.output_starts, pattern.input_taps, pattern.input_starts,
+                                pattern.output_taps, pattern.permutation, relu ? output : at::Tensor()});
+    return output;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -184,7 +187,8 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     const auto padding = context->saved_data["padding"].toIntVector();
     const auto dilation = context->saved_data["dilation"].toIntVector();
     const Convolution convolution = {kernel_size, stride, padding, dilation, context->saved_data["groups"].toInt()};
-    const auto& grad_output = gradients[0];
+    const auto& output = saved[7];  // undefined without relu
+    const auto grad_output = output.defined() ? at::threshold_backward(gradients[0], output, 0) : gradients[0];
     const bool input_wanted = context->needs_input_grad(0), values_wanted = context->needs_input_grad(1);
     at::Tensor grad_input, grad_values, grad_bias;
     if (at::GradMode::is_enabled() && (input_wanted || values_wanted)) {
@@ -198,7 +202,7 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
       grad_values = sparse_conv2d_values_grad(grad_output, input, pattern, convolution);
     }
     if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) grad_bias = grad_output.sum({0, 2, 3});
-    return {grad_input, grad_values, grad_bias, at::Tensor(), at::Tensor()};
+    return {grad_input, grad_values, grad_bias, at::Tensor(), at::Tensor(), at::Tensor()};
   }
 
   // Double backward: the same values from differentiable pieces.
@@ -224,10 +228,10 @@ at::Tensor sparse_conv2d_autograd(const at::Tensor& input, const at::Tensor& val
                                   const at::Tensor& output_starts, const at::Tensor& input_taps,
                                   const at::Tensor& input_starts, const at::Tensor& output_taps,
                                   const at::Tensor& permutation, Pair kernel_size, Pair stride, Pair padding,
-                                  Pair dilation, int64_t groups) {
+                                  Pair dilation, int64_t groups, bool relu) {
   return SparseConv2d::apply(input, values, bias,
                              ConvolutionPattern{output_starts, input_taps, input_starts, output_taps, permutation},
-                             Convolution{kernel_size, stride, padding, dilation, groups});
+                             Convolution{kernel_size, stride, padding, dilation, groups}, relu);
 }
 
 // There is no kernel for half precision: under autocast the layer computes in float32.
@@ -236,13 +240,13 @@ at::Tensor sparse_conv2d_autocast(const at::Tensor& input, const at::Tensor& val
                                   const at::Tensor& output_starts, const at::Tensor& input_taps,
                                   const at::Tensor& input_starts, const at::Tensor& output_taps,
                                   const at::Tensor& permutation, Pair kernel_size, Pair stride, Pair padding,
-                                  Pair dilation, int64_t groups) {
+                                  Pair dilation, int64_t groups, bool relu) {
   c10::impl::ExcludeDispatchKeyGuard guard(key);
   return sparse_conv2d(at::autocast::cached_cast(at::kFloat, input, device),
                        at::autocast::cached_cast(at::kFloat, values, device),
                        at::autocast::cached_cast(at::kFloat, bias, device),
                        {output_starts, input_taps, input_starts, output_taps, permutation},
-                       {kernel_size, stride, padding, dilation, groups});
+                       {kernel_size, stride, padding, dilation, groups}, relu);
 }
 
 }  // namespace

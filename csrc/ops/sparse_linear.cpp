@@ -8,7 +8,7 @@
 TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
   library.def(
       "sparse_linear(Tensor input, Tensor values, Tensor? bias, Tensor row_starts, Tensor columns, "
-      "Tensor column_starts, Tensor rows, Tensor permutation) -> Tensor");
+      "Tensor column_starts, Tensor rows, Tensor permutation, bool relu=False) -> Tensor");
   library.def(
       "sparse_linear_input_grad(Tensor grad_output, Tensor values, Tensor column_starts, Tensor rows, "
       "Tensor permutation) -> Tensor");
@@ -23,13 +23,13 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, const OptionalTensor& bias,
                          const at::Tensor& row_starts, const at::Tensor& columns, const at::Tensor& column_starts,
-                         const at::Tensor& rows, const at::Tensor& permutation) {
+                         const at::Tensor& rows, const at::Tensor& permutation, bool relu) {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("lth_fast::sparse_linear", "")
           .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&,
-                            const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&)>();
-  return op.call(input, values, bias, row_starts, columns, column_starts, rows, permutation);
+                            const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool)>();
+  return op.call(input, values, bias, row_starts, columns, column_starts, rows, permutation, relu);
 }
 
 at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
@@ -110,11 +110,15 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& values, const OptionalTensor& bias, const at::Tensor& row_starts,
                             const at::Tensor& columns, const at::Tensor& column_starts, const at::Tensor& rows,
-                            const at::Tensor& permutation) {
+                            const at::Tensor& permutation, bool relu) {
     check_arguments(input, values, bias, row_starts, columns, column_starts, rows, permutation);
-    context->save_for_backward({input, values, row_starts, columns, column_starts, rows, permutation});
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return sparse_linear(input, values, bias, row_starts, columns, column_starts, rows, permutation);
+    const at::Tensor output = [&] {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      return sparse_linear(input, values, bias, row_starts, columns, column_starts, rows, permutation, relu);
+    }();
+    context->save_for_backward(
+        {input, values, row_starts, columns, column_starts, rows, permutation, relu ? output : at::Tensor()});
+    return output;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -122,8 +126,9 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
     const auto saved = context->get_saved_variables();
     const auto &input = saved[0], &values = saved[1], &row_starts = saved[2], &columns = saved[3],
                &column_starts = saved[4], &rows = saved[5], &permutation = saved[6];
+    const auto& output = saved[7];  // undefined without relu
     const auto out_features = row_starts.sym_size(1), in_features = column_starts.sym_size(1) - 1;
-    const auto& grad_output = gradients[0];
+    const auto grad_output = output.defined() ? at::threshold_backward(gradients[0], output, 0) : gradients[0];
     const bool input_wanted = context->needs_input_grad(0), values_wanted = context->needs_input_grad(1);
     at::Tensor grad_input, grad_values, grad_bias;
     if (at::GradMode::is_enabled()) {
@@ -142,15 +147,16 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
       if (values_wanted) grad_values = sparse_linear_values_grad(grad_output, input, row_starts, columns);
     }
     if (context->needs_input_grad(2)) grad_bias = as_rows(grad_output).sum(0);
-    return {grad_input, grad_values, grad_bias, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    return {grad_input,   grad_values,  grad_bias,    at::Tensor(), at::Tensor(),
+            at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
 at::Tensor sparse_linear_autograd(const at::Tensor& input, const at::Tensor& values, const OptionalTensor& bias,
                                   const at::Tensor& row_starts, const at::Tensor& columns,
                                   const at::Tensor& column_starts, const at::Tensor& rows,
-                                  const at::Tensor& permutation) {
-  return SparseLinear::apply(input, values, bias, row_starts, columns, column_starts, rows, permutation);
+                                  const at::Tensor& permutation, bool relu) {
+  return SparseLinear::apply(input, values, bias, row_starts, columns, column_starts, rows, permutation, relu);
 }
 
 // There is no kernel for half precision: under autocast the layer computes in float32.
@@ -158,11 +164,11 @@ template <c10::DeviceType device, c10::DispatchKey key>
 at::Tensor sparse_linear_autocast(const at::Tensor& input, const at::Tensor& values, const OptionalTensor& bias,
                                   const at::Tensor& row_starts, const at::Tensor& columns,
                                   const at::Tensor& column_starts, const at::Tensor& rows,
-                                  const at::Tensor& permutation) {
+                                  const at::Tensor& permutation, bool relu) {
   c10::impl::ExcludeDispatchKeyGuard guard(key);
   return sparse_linear(
       at::autocast::cached_cast(at::kFloat, input, device), at::autocast::cached_cast(at::kFloat, values, device),
-      at::autocast::cached_cast(at::kFloat, bias, device), row_starts, columns, column_starts, rows, permutation);
+      at::autocast::cached_cast(at::kFloat, bias, device), row_starts, columns, column_starts, rows, permutation, relu);
 }
 
 }  // namespace

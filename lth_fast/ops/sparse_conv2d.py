@@ -22,6 +22,7 @@ def sparse_conv2d(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
+    relu: bool = False,
 ) -> Tensor:
     """Convolve as ``torch.nn.functional.conv2d`` for a weight of which only the survivors exist.
 
@@ -40,6 +41,7 @@ def sparse_conv2d(
         padding: Zeros added on either side, in pixels.
         dilation: Distance of the kernel's taps, in pixels.
         groups: Number of channel groups.
+        relu: Whether to return the ReLU of the result, at no cost in the forward.
 
     Returns:
         ``[batch, out_channels, height', width']``, contiguous. Under autocast the layer computes in float32.
@@ -48,7 +50,7 @@ def sparse_conv2d(
         RuntimeError: An argument is not as described; the message names it, what was expected and what was given.
     """
     return torch.ops.lth_fast.sparse_conv2d(
-        input, values, bias, *pattern, kernel_size, stride, padding, dilation, groups
+        input, values, bias, *pattern, kernel_size, stride, padding, dilation, groups, relu
     )
 
 
@@ -73,10 +75,12 @@ def reference(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
+    relu: bool = False,
 ) -> Tensor:
     """Definition of :func:`sparse_conv2d`: a convolution with the dense weight, differentiable as it stands."""
     weight = to_dense(values, pattern, kernel_size, groups)
-    return F.conv2d(input, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+    output = F.conv2d(input, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+    return output.relu() if relu else output
 
 
 def _forward(
@@ -93,9 +97,10 @@ def _forward(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    relu: bool = False,
 ) -> Tensor:
     pattern = SparseConv2dPattern(output_starts, input_taps, input_starts, output_taps, permutation)
-    return reference(input, values, bias, pattern, kernel_size, stride, padding, dilation, groups).contiguous()
+    return reference(input, values, bias, pattern, kernel_size, stride, padding, dilation, groups, relu).contiguous()
 
 
 def _input_grad(
@@ -207,6 +212,7 @@ def _(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    relu: bool = False,
 ) -> Tensor:
     height, width = (
         (size + 2 * pad - step * (kernel - 1) - 1) // stride_ + 1

@@ -11,8 +11,10 @@ from lth_fast.ops.library import serve_cuda
 from lth_fast.ops.sparse_pattern import SparsePattern, coordinates
 
 
-def sparse_linear(input: Tensor, values: Tensor, bias: Tensor | None, pattern: SparsePattern) -> Tensor:
-    """Compute ``input @ weight.T + bias`` for a weight of which only the survivors exist.
+def sparse_linear(
+    input: Tensor, values: Tensor, bias: Tensor | None, pattern: SparsePattern, relu: bool = False
+) -> Tensor:
+    """Compute ``input @ weight.T + bias`` for a weight of which only the survivors exist, and its ReLU if asked.
 
     The work is proportional to the number of survivors, in the forward and in both gradients; a gradient that autograd
     does not ask for is not computed. The result does not depend on the number of threads.
@@ -24,6 +26,7 @@ def sparse_linear(input: Tensor, values: Tensor, bias: Tensor | None, pattern: S
         bias: ``[out_features]`` or ``None``.
         pattern: The survivors' places, from :func:`~lth_fast.ops.sparse_pattern`. It is trusted: shapes and dtypes are
             checked, the numbers inside are not.
+        relu: Whether to return the ReLU of the result, at no cost in the forward.
 
     Returns:
         ``[..., out_features]``. Under autocast the layer computes in float32.
@@ -31,7 +34,7 @@ def sparse_linear(input: Tensor, values: Tensor, bias: Tensor | None, pattern: S
     Raises:
         RuntimeError: An argument is not as described; the message names it, what was expected and what was given.
     """
-    return torch.ops.lth_fast.sparse_linear(input, values, bias, *pattern)
+    return torch.ops.lth_fast.sparse_linear(input, values, bias, *pattern, relu)
 
 
 def to_dense(values: Tensor, pattern: SparsePattern) -> Tensor:
@@ -40,13 +43,24 @@ def to_dense(values: Tensor, pattern: SparsePattern) -> Tensor:
     return values.new_zeros(shape).index_put(coordinates(pattern), values)
 
 
-def reference(input: Tensor, values: Tensor, bias: Tensor | None, pattern: SparsePattern) -> Tensor:
+def reference(input: Tensor, values: Tensor, bias: Tensor | None, pattern: SparsePattern, relu: bool = False) -> Tensor:
     """Definition of :func:`sparse_linear`: a linear layer over the dense weight, differentiable as it stands."""
-    return torch.nn.functional.linear(input, to_dense(values, pattern), bias)
+    output = torch.nn.functional.linear(input, to_dense(values, pattern), bias)
+    return output.relu() if relu else output
 
 
-def _forward(input: Tensor, values: Tensor, bias: Tensor | None, *pattern: Tensor) -> Tensor:
-    return reference(input, values, bias, SparsePattern(*pattern))
+def _forward(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    row_starts: Tensor,
+    columns: Tensor,
+    column_starts: Tensor,
+    rows: Tensor,
+    permutation: Tensor,
+    relu: bool = False,
+) -> Tensor:
+    return reference(input, values, bias, SparsePattern(row_starts, columns, column_starts, rows, permutation), relu)
 
 
 def _input_grad(
@@ -75,7 +89,7 @@ serve_cuda("sparse_linear_values_grad", _values_grad)
 
 
 @torch.library.register_fake("lth_fast::sparse_linear")
-def _(input: Tensor, values: Tensor, bias: Tensor | None, row_starts: Tensor, *pattern: Tensor) -> Tensor:
+def _(input: Tensor, values: Tensor, bias: Tensor | None, row_starts: Tensor, *others: object) -> Tensor:
     return input.new_empty((*input.shape[:-1], row_starts.shape[1]))
 
 

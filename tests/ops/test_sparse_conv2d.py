@@ -255,6 +255,45 @@ def test_first_and_second_derivatives_agree_with_finite_differences(case: Case, 
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("batch", [3, 17])
+def test_with_relu_output_and_gradients_are_those_of_a_relu_behind_it(batch: int, distance: Distance) -> None:
+    case = Case(batch=batch)
+    values, bias, pattern = random_layer(case)
+    tensors = (case.input(), values, bias)
+    ours, expected = as_leaves(*tensors), as_leaves(*tensors, dtype=torch.float64)
+    out = sparse_conv2d(*ours, pattern, *case.geometry, relu=True)
+    like = reference(*expected, pattern, *case.geometry, relu=True)
+    assert out.min() == 0.0
+    assert distance(out, like) <= 1e-6
+    gradient = torch.randn(out.shape)
+    out.backward(gradient)
+    like.backward(gradient.double())
+    for tensor, leaf in zip(ours, expected, strict=True):
+        assert tensor.grad is not None
+        assert leaf.grad is not None
+        assert distance(tensor.grad, leaf.grad) <= 1e-6
+
+
+def test_derivatives_with_relu_agree_with_finite_differences() -> None:
+    case = Case(2, 2, 3, (4, 3))
+    values, bias, pattern = random_layer(case, torch.float64)
+
+    def sparse(*leaves: Tensor) -> Tensor:
+        return sparse_conv2d(*leaves, pattern, *case.geometry, relu=True).sin()
+
+    leaves = as_leaves(case.input(torch.float64), values, bias)
+    assert torch.autograd.gradcheck(sparse, leaves)
+    assert torch.autograd.gradgradcheck(sparse, leaves)
+
+
+@pytest.mark.usefixtures("isa")
+def test_relu_lets_nan_through_as_torchs_does() -> None:
+    pattern = sparse_conv2d_pattern(torch.ones(1, 1, 1, 1, dtype=torch.bool))
+    inputs = torch.full((9, 1, 3, 3), float("nan"))
+    assert sparse_conv2d(inputs, torch.ones(1), None, pattern, (1, 1), relu=True).isnan().all()
+
+
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_sample_that_is_not_finite_leaves_the_other_samples_alone(value: float, distance: Distance) -> None:
     case = Case(batch=20, density=0.9)
@@ -348,18 +387,23 @@ def test_the_registrations_are_consistent(name: str, with_bias: bool) -> None:
     inputs, values, bias = as_leaves(case.input(), values, bias)
     arguments = (inputs, values, bias if with_bias else None, *pattern, *case.geometry)
     torch.library.opcheck(torch.ops.lth_fast.sparse_conv2d, arguments)
+    torch.library.opcheck(torch.ops.lth_fast.sparse_conv2d, (*arguments, True))
     gradient = torch.randn(sparse_conv2d(inputs, values, bias, pattern, *case.geometry).shape)
     for _, op, arguments in gradient_calls(case, gradient, inputs.detach(), values.detach(), pattern):
         torch.library.opcheck(op, arguments)
 
 
-def test_a_compiled_graph_gives_the_same_output_and_gradients() -> None:
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_compiled_graph_gives_the_same_output_and_gradients(relu: bool) -> None:
     case = Case(stride=(2, 1))
     values, bias, pattern = random_layer(case)
     compiled = torch.compile(sparse_conv2d, backend="aot_eager", fullgraph=True)
     inputs = case.input()
     eager, traced = as_leaves(inputs, values, bias), as_leaves(inputs, values, bias)
-    out, like = compiled(*traced, pattern, *case.geometry), sparse_conv2d(*eager, pattern, *case.geometry)
+    out, like = (
+        function(*leaves, pattern, *case.geometry, relu)
+        for function, leaves in ((compiled, traced), (sparse_conv2d, eager))
+    )
     assert torch.equal(out, like)
     out.square().sum().backward()
     like.square().sum().backward()

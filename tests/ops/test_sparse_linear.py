@@ -168,6 +168,41 @@ def test_first_and_second_derivatives_agree_with_finite_differences(batch: tuple
 
 
 @pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("batch", [9, 70])
+def test_with_relu_output_and_gradients_are_those_of_a_relu_behind_it(batch: int, distance: Distance) -> None:
+    values, bias, pattern = random_layer(33, 20)
+    tensors = (torch.randn(batch, 33), values, bias)
+    ours, expected = as_leaves(*tensors), as_leaves(*tensors, dtype=torch.float64)
+    out, like = sparse_linear(*ours, pattern, relu=True), reference(*expected, pattern, relu=True)
+    assert out.min() == 0.0
+    assert distance(out, like) <= 1e-6
+    gradient = torch.randn(out.shape)
+    out.backward(gradient)
+    like.backward(gradient.double())
+    for tensor, leaf in zip(ours, expected, strict=True):
+        assert tensor.grad is not None
+        assert leaf.grad is not None
+        assert distance(tensor.grad, leaf.grad) <= 1e-6
+
+
+def test_derivatives_with_relu_agree_with_finite_differences() -> None:
+    values, bias, pattern = random_layer(5, 4, 0.5, torch.float64)
+
+    def sparse(*leaves: Tensor) -> Tensor:
+        return sparse_linear(*leaves, pattern, relu=True).sin()
+
+    leaves = as_leaves(torch.randn(3, 5, dtype=torch.float64), values, bias)
+    assert torch.autograd.gradcheck(sparse, leaves)
+    assert torch.autograd.gradgradcheck(sparse, leaves)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_relu_lets_nan_through_as_torchs_does() -> None:
+    pattern = sparse_pattern(torch.ones(9, 1, dtype=torch.bool))
+    assert sparse_linear(torch.full((9, 1), float("nan")), torch.ones(9), None, pattern, relu=True).isnan().all()
+
+
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_sample_that_is_not_finite_leaves_the_other_samples_alone(value: float, distance: Distance) -> None:
     values, bias, pattern = random_layer(33, 20)
@@ -255,7 +290,9 @@ def test_the_registrations_are_consistent(batch: tuple[int, ...], with_bias: boo
     values, bias, pattern = random_layer(7, 3)
     inputs, values, bias = as_leaves(torch.randn(*batch, 7), values, bias)
     ops = torch.ops.lth_fast
-    torch.library.opcheck(ops.sparse_linear, (inputs, values, bias if with_bias else None, *pattern))
+    arguments = (inputs, values, bias if with_bias else None, *pattern)
+    torch.library.opcheck(ops.sparse_linear, arguments)
+    torch.library.opcheck(ops.sparse_linear, (*arguments, True))
     gradient, values, inputs = torch.randn(*batch, 3), values.detach(), inputs.detach()
     torch.library.opcheck(
         ops.sparse_linear_input_grad, (gradient, values, pattern.column_starts, pattern.rows, pattern.permutation)

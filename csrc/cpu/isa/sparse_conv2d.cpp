@@ -66,7 +66,7 @@ void to_tile(const Element* input, size_t stride, size_t samples, size_t pixels,
 
 template <typename Element>
 void from_tile(const Element* tile, const int32_t* places, size_t pixels, Element* output, size_t stride,
-               size_t samples) {
+               size_t samples, bool relu) {
   for (size_t lane = 0; lane < samples; lane += 8) {
     const size_t present = samples - lane < 8 ? samples - lane : 8;
     const Element* from = tile + lane;
@@ -76,6 +76,7 @@ void from_tile(const Element* tile, const int32_t* places, size_t pixels, Elemen
       Eight<Element> block[8];
       for (size_t i = 0; i < 8; ++i) block[i] = *reinterpret_cast<const Eight<Element>*>(from + places[pixel + i]);
       EightByEight<Element>::transpose(block);
+      if (relu) EightByEight<Element>::positive_part(block);
       if (present == 8) {
         for (size_t i = 0; i < 8; ++i) *reinterpret_cast<Eight<Element>*>(planes + i * stride + pixel) = block[i];
       } else {
@@ -85,7 +86,10 @@ void from_tile(const Element* tile, const int32_t* places, size_t pixels, Elemen
       }
     }
     for (; pixel < pixels; ++pixel) {
-      for (size_t i = 0; i < present; ++i) planes[i * stride + pixel] = from[places[pixel] + i];
+      for (size_t i = 0; i < present; ++i) {
+        const Element element = from[places[pixel] + i];
+        planes[i * stride + pixel] = relu && element < 0 ? 0 : element;
+      }
     }
   }
 }

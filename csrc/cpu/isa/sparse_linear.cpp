@@ -68,7 +68,7 @@ void to_tile(const Element* input, size_t stride, size_t samples, size_t first, 
 
 template <typename Element>
 void from_tile(const Element* tile, size_t lanes, size_t first, size_t last, Element* output, size_t stride,
-               size_t samples) {
+               size_t samples, bool relu) {
   Element absent[kFeaturesPerPass];
   for (size_t pass = first; pass < last; pass += kFeaturesPerPass) {
     const size_t features = last - pass < kFeaturesPerPass ? last - pass : kFeaturesPerPass;
@@ -82,10 +82,14 @@ void from_tile(const Element* tile, size_t lanes, size_t first, size_t last, Ele
         for (size_t i = 0; i < 8; ++i)
           block[i] = *reinterpret_cast<const Eight<Element>*>(from + (feature + i) * lanes);
         EightByEight<Element>::transpose(block);
+        if (relu) EightByEight<Element>::positive_part(block);
         for (size_t i = 0; i < 8; ++i) *reinterpret_cast<Eight<Element>*>(rows[i] + feature) = block[i];
       }
       for (; feature < features; ++feature) {
-        for (size_t i = 0; i < 8; ++i) rows[i][feature] = from[feature * lanes + i];
+        for (size_t i = 0; i < 8; ++i) {
+          const Element element = from[feature * lanes + i];
+          rows[i][feature] = relu && element < 0 ? 0 : element;
+        }
       }
     }
   }

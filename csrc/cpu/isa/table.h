@@ -27,11 +27,12 @@ struct SparseLinearKernels {
   // Lanes of the tile that holds the next of so many samples: a whole tile, or a narrower one for the last few.
   size_t (*tile_lanes)(size_t samples);
 
-  // Features first to last of `samples` rows of `input`, `stride` elements apart, into `tile`; and back.
+  // Features first to last of `samples` rows of `input`, `stride` elements apart, into `tile`; and back, with 0 for
+  // what is negative where `relu`.
   void (*to_tile)(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* tile,
                   size_t lanes);
   void (*from_tile)(const Element* tile, size_t lanes, size_t first, size_t last, Element* output, size_t stride,
-                    size_t samples);
+                    size_t samples, bool relu);
 
   // Rows first to last of: output = matrix * input + bias (0 where null), all of them tiles.
   void (*product_16)(const SparseRows<int16_t>& matrix, const Element* values, const Element* bias, size_t first,
@@ -73,11 +74,11 @@ struct SparseConv2dKernels {
   size_t piece_vectors;  // the most vectors of a block of the product, whose height is 1
 
   // Planes of one channel of `samples` samples, `stride` elements apart, into a tile: pixel i goes to places[i]; and
-  // back.
+  // back, with 0 for what is negative where `relu`.
   void (*to_tile)(const Element* input, size_t stride, size_t samples, size_t pixels, const int32_t* places,
                   Element* tile, size_t lanes);
   void (*from_tile)(const Element* tile, const int32_t* places, size_t pixels, Element* output, size_t stride,
-                    size_t samples);
+                    size_t samples, bool relu);
 
   // Channels first to last of: output = sum of value * shifted source over the survivors + bias (0 where null).
   void (*product)(const TapRows& rows, const Element* values, const Element* bias, size_t first, size_t last,
