@@ -38,11 +38,6 @@ class FlatView {
     return data_[offset];
   }
 
-  // Asks the memory for an element that will be read soon.
-  void prefetch(int64_t index) const {
-    if (is_contiguous()) __builtin_prefetch(data_ + index);
-  }
-
   // The elements [first, first + count): where they lie if the tensor is contiguous, otherwise a copy in `buffer`.
   const Element* read(int64_t first, int64_t count, Element* buffer) const {
     if (is_contiguous()) return data_ + first;

@@ -43,8 +43,6 @@ struct Buffers {
   Key inside[kMagnitudeChunk + kMagnitudeSlack];
 };
 
-constexpr int64_t kPlacesAhead = 16;
-
 template <typename Key>
 class Weights {
  public:
@@ -83,29 +81,19 @@ class Weights {
   // Keys of survivors at about `size` places spread over the weights. Within its stretch of the sequence every place is
   // shifted by a fixed irregular amount: weights often have a period (rows, filters) that an even step would fall into.
   std::vector<Key> sample(int64_t size) const {
-    std::vector<Key> keys(static_cast<size_t>(size));
-    size_t survivors = 0;
+    std::vector<Key> keys;
+    keys.reserve(static_cast<size_t>(size));
     const int64_t stretch = total_ / size;
-    const auto place_of = [stretch](int64_t i) {
-      const uint64_t irregular = (static_cast<uint64_t>(i) * UINT64_C(0x9e3779b97f4a7c15)) >> 32;
-      return i * stretch + static_cast<int64_t>((irregular * static_cast<uint64_t>(stretch)) >> 32);
-    };
     size_t tensor = 0;
     int64_t start = 0;  // of the tensor in the sequence
     for (int64_t i = 0; i < size; ++i) {
-      const int64_t place = place_of(i);
+      const uint64_t irregular = (static_cast<uint64_t>(i) * UINT64_C(0x9e3779b97f4a7c15)) >> 32;
+      const int64_t shift = static_cast<int64_t>((irregular * static_cast<uint64_t>(stretch)) >> 32);
+      const int64_t place = i * stretch + shift;
       while (place >= start + views_[tensor].size()) start += views_[tensor++].size();
-      // Every place lies in a page of its own: ask for those further on before they are needed.
-      const int64_t soon = place_of(i + kPlacesAhead) - start;
-      if (soon < views_[tensor].size()) {
-        views_[tensor].prefetch(soon);
-        if (masks_[tensor].has_value()) masks_[tensor]->prefetch(soon);
-      }
-      // Overwritten by the next key if its weight is pruned: half of the time, a branch would be mispredicted.
-      keys[survivors] = views_[tensor][place - start] & std::numeric_limits<Key>::max();
-      survivors += !masks_[tensor].has_value() || (*masks_[tensor])[place - start] != 0;
+      if (masks_[tensor].has_value() && !(*masks_[tensor])[place - start]) continue;
+      keys.push_back(views_[tensor][place - start] & std::numeric_limits<Key>::max());
     }
-    keys.resize(survivors);
     return keys;
   }
 
@@ -139,16 +127,12 @@ class Histogram {
   }
 
   void count(const Key* weights, const uint8_t* mask, size_t count) {
-    const auto bin_of = [this](Key weight) -> size_t {
-      const Key key = weight & std::numeric_limits<Key>::max();
+    for (size_t i = 0; i < count; ++i) {
+      const Key key = weights[i] & std::numeric_limits<Key>::max();
       // Below the window the difference wraps around and is large.
       const auto offset = static_cast<Unsigned>(static_cast<Unsigned>(key) - static_cast<Unsigned>(window_.low));
-      return std::min<Unsigned>(offset >> shift_, kBins);
-    };
-    if (mask == nullptr) {
-      for (size_t i = 0; i < count; ++i) ++bins_[bin_of(weights[i])];
-    } else {
-      for (size_t i = 0; i < count; ++i) ++bins_[mask[i] ? bin_of(weights[i]) : kBins];
+      const auto bin = std::min<Unsigned>(offset >> shift_, kBins);
+      ++bins_[mask == nullptr || mask[i] ? bin : kBins];
     }
   }
 
@@ -177,21 +161,12 @@ class Histogram {
   std::array<int64_t, kBins + 1> bins_{};
 };
 
-// Writes over the keys.
 template <typename Key>
-Wanted<Key> select(Key* keys, size_t count, Wanted<Key> wanted) {
+Wanted<Key> select(const Key* keys, size_t count, Wanted<Key> wanted) {
   while (!wanted.found()) {
     Histogram<Key> histogram(wanted.window);
     histogram.count(keys, nullptr, count);
     wanted = histogram.narrow(wanted);
-    if (wanted.found()) break;
-    const auto [low, high] = wanted.window;
-    size_t inside = 0;
-    for (size_t i = 0; i < count; ++i) {
-      const Key key = keys[inside] = keys[i];
-      inside += static_cast<size_t>(low <= key) & static_cast<size_t>(key <= high);
-    }
-    count = inside;
   }
   return wanted;
 }
@@ -215,8 +190,8 @@ Wanted<Key> narrow(const Weights<Key>& weights, const Wanted<Key>& wanted) {
 constexpr int64_t kFewWeights = 1 << 13;
 constexpr int64_t kLargestSample = 1 << 15;
 // The window's reach to either side of the k-th, in standard deviations of its rank in the sample. The k-th lies
-// outside in one call of 1,000, which then takes about three times as long; a wider window would make every call pay.
-constexpr double kDeviations = 3.3;
+// outside in one call of 16,000, which then takes about three times as long; a wider window would make every call pay.
+constexpr double kDeviations = 4;
 // Bounds of the memory for collected keys.
 constexpr int64_t kMemoryShare = 36;   // one key per so many weights, 2.8 %, ...
 constexpr int64_t kFewKeys = 1 << 17;  // ... but room for this many in any case
@@ -232,9 +207,8 @@ Guess<Key> guess_window(const Weights<Key>& weights, int64_t k, Key infinity) {
   const MagnitudeWindow<Key> finite{0, static_cast<Key>(infinity - 1)};
   const int64_t total = weights.total();
   if (total <= kFewWeights) return {finite, total};
-  // A sample of s leaves about total / sqrt(s) keys in the window. A key of the sample costs several times as much as
-  // one inside; both together cost least at about half of total^(2/3).
-  const auto balanced = static_cast<int64_t>(std::pow(static_cast<double>(total), 2.0 / 3.0) / 2);
+  // A sample of s leaves about total / sqrt(s) keys in the window; both numbers are the same at total^(2/3).
+  const auto balanced = static_cast<int64_t>(std::pow(static_cast<double>(total), 2.0 / 3.0));
   const int64_t size = std::min(balanced, kLargestSample);
   const std::vector<Key> sample = weights.sample(size);
   const auto seen = static_cast<int64_t>(sample.size());
@@ -247,8 +221,8 @@ Guess<Key> guess_window(const Weights<Key>& weights, int64_t k, Key infinity) {
   const auto last = static_cast<int64_t>(std::ceil(rank + reach));
   const auto key_at = [&](int64_t rank_in_sample) {
     const MagnitudeWindow<Key> everything{0, std::numeric_limits<Key>::max()};
-    std::vector<Key> keys = sample;
-    return std::min(finite.high, select<Key>(keys.data(), keys.size(), {everything, rank_in_sample, seen}).window.low);
+    return std::min(finite.high,
+                    select<Key>(sample.data(), sample.size(), {everything, rank_in_sample, seen}).window.low);
   };
   const MagnitudeWindow<Key> window{first < 0 ? finite.low : key_at(first), last >= seen ? finite.high : key_at(last)};
 
