@@ -23,12 +23,25 @@ def flip_and_crop(images: Tensor, seed: int, padding: int = 4) -> Tensor:
     Returns:
         A new tensor of the same shape, dtype and device.
     """
+    return apply_draws(images, draw_flips_and_crops(len(images), seed, padding).to(images.device), padding)
+
+
+def draw_flips_and_crops(count: int, seed: int, padding: int = 4) -> Tensor:
+    """The randomness of :func:`flip_and_crop` for ``count`` images: int64 ``[count]`` on the CPU.
+
+    One number per image holds its flip and both shifts. They are drawn on the CPU, whose generator is the same
+    everywhere.
+    """
+    shifts = 2 * padding + 1
+    return torch.randint(2 * shifts * shifts, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def apply_draws(images: Tensor, draws: Tensor, padding: int = 4) -> Tensor:
+    """:func:`flip_and_crop` by ``draws``, int64 ``[B]`` on the images' device: operations on that device alone."""
     batch, channels, height, width = images.shape
     device = images.device
     shifts = 2 * padding + 1
-    # One draw per image holds its flip and both shifts. It is made on the CPU, whose generator is the same everywhere.
-    draw = torch.randint(2 * shifts * shifts, (batch,), generator=torch.Generator().manual_seed(seed)).to(device)
-    flip, top, left = draw % 2, draw // 2 // shifts, draw // 2 % shifts
+    flip, top, left = draws % 2, draws // 2 // shifts, draws // 2 % shifts
 
     padded = functional.pad(images, (padding,) * 4)
     rows = top[:, None] + torch.arange(height, device=device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lth_fast.data.augment import flip_and_crop
+from lth_fast.data.augment import apply_draws, draw_flips_and_crops
 
 
 class ResidentLoader:
@@ -106,7 +106,8 @@ class ResidentLoader:
             batch = slice(start, start + self.batch_size)
             augment_seed = _draw_seed() if self.augment else None
             if order is None:
-                yield self._inputs(self.images[batch], augment_seed), self.labels[batch]
+                images = self.images[batch]
+                yield self._inputs(images, self.draws(len(images), augment_seed)), self.labels[batch]
             else:
                 yield self.batch(order[batch], augment_seed)
 
@@ -130,7 +131,25 @@ class ResidentLoader:
         Returns:
             inputs float32 ``[B, C, H, W]`` and labels int64 ``[B]``.
         """
-        return self._inputs(self.images.index_select(0, indices), augment_seed), self.labels.index_select(0, indices)
+        return self.gather(indices, self.draws(len(indices), augment_seed))
+
+    def gather(self, indices: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor]:
+        """:meth:`batch` with the randomness of its augmentation given: operations on this device alone.
+
+        Args:
+            indices: int64 ``[B]`` on the loader's device.
+            draws: int64 ``[B]`` there, from :meth:`draws`; ``None``: no augmentation.
+        """
+        return self._inputs(self.images.index_select(0, indices), draws), self.labels.index_select(0, indices)
+
+    def draws(self, count: int, augment_seed: int | None) -> Tensor | None:
+        """The randomness of the augmentation of a batch of ``count`` images, int64 ``[count]`` on the loader's device.
+
+        ``None`` without a seed, and where the loader does not augment.
+        """
+        if augment_seed is None or not self.augment:
+            return None
+        return draw_flips_and_crops(count, augment_seed).to(self.images.device)
 
     def to(self, device: torch.device | str) -> ResidentLoader:
         """Return this loader with its tensors on ``device``: itself when they are there already."""
@@ -151,9 +170,9 @@ class ResidentLoader:
             f"batches of {self.batch_size}{manner}, on {self.images.device})"
         )
 
-    def _inputs(self, images: Tensor, augment_seed: int | None) -> Tensor:
-        if self.augment and augment_seed is not None:
-            images = flip_and_crop(images, augment_seed)
+    def _inputs(self, images: Tensor, draws: Tensor | None) -> Tensor:
+        if draws is not None:
+            images = apply_draws(images, draws)
         # Converting first and working in place: mixed-dtype arithmetic allocates a second batch of floats, which costs
         # more than this whole expression. On the training path of the smallest networks every operation shows.
         return images.to(torch.float32).sub_(self._pixel_mean).mul_(self._pixel_gain)

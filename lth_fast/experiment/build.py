@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -27,12 +29,11 @@ def training_device(gpu: bool, called: str = "--gpu") -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def build_experiment(config: Config, replicate: int = 0, ticket: Run | None = None) -> Experiment:
-    """Load the data, draw the initial weights and put the experiment together.
+def build_experiment(config: Config, ticket: Run | None = None) -> Experiment:
+    """Load the data, draw the initial weights of replicate 0 and put the experiment together.
 
     Args:
         config: The settings.
-        replicate: Number of the repetition.
         ticket: For a control arm, the finished ticket run.
 
     Raises:
@@ -60,14 +61,27 @@ def build_experiment(config: Config, replicate: int = 0, ticket: Run | None = No
             generator=torch.Generator().manual_seed(seed),
         )
 
-    model = draw(seeds.stream("init", replicate))
+    model = draw(seeds.stream("init"))
     loaders = Loaders(*(split if split is None else split.to(device) for split in splits))
     criterion = torch.nn.CrossEntropyLoss()
-    evidence = Evidence(
-        initial=dict(model.named_parameters()),
-        criterion=criterion,
-        batch=lambda seed: ResidentBatches(loaders.train, lambda epoch: seed, lambda epoch: seed).next(),
-    )
+
+    def prune_net_of(initial: nn.Module) -> Callable[[nn.Module], nn.Module]:
+        evidence = Evidence(
+            initial=dict(initial.named_parameters()),
+            criterion=criterion,
+            batch=lambda seed: ResidentBatches(loaders.train, lambda epoch: seed, lambda epoch: seed).next(),
+        )
+        return pruning_function(
+            config.scope,
+            config.prune_rate,
+            config.fc_rate,
+            config.whole,
+            config.prune_bias,
+            config.score,
+            config.distribution,
+            evidence,
+        )
+
     scheduled = bool(config.warmup or config.milestones)
     return Experiment(
         model=model,
@@ -81,22 +95,14 @@ def build_experiment(config: Config, replicate: int = 0, ticket: Run | None = No
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
         ),
-        prune_net=pruning_function(
-            config.scope,
-            config.prune_rate,
-            config.fc_rate,
-            config.whole,
-            config.prune_bias,
-            config.score,
-            config.distribution,
-            evidence,
-        ),
+        prune_net=prune_net_of(model),
+        prune_net_of=prune_net_of,
         iterations=config.iter,
         rounds=config.rounds,
         rewind=config.rewind,
         evaluate_every=config.step,
         seeds=seeds,
-        replicate=replicate,
+        replicates=config.replicates,
         device=device,
         checkpoint_seconds=config.checkpoint_seconds,
         schedule=StepSchedule(config.warmup, config.milestones) if scheduled else None,
@@ -105,7 +111,7 @@ def build_experiment(config: Config, replicate: int = 0, ticket: Run | None = No
         keep_optimizer=config.keep_optimizer,
         prune_bias=config.prune_bias,
         branch=config.branch,
-        ticket=None if ticket is None else ticket.replicate(replicate),
+        ticket=ticket,
         plan=config.plan,
         redraw=lambda seed: draw(seed).state_dict(),
     )

@@ -17,7 +17,9 @@ from lth_fast.experiment.session import RunRefusedError, run_in
 from lth_fast.record import Run, create_run, open_run
 
 # In these a control arm and its ticket run may differ.
-_NOT_COMPARED = ("branch", "data", "save", "checkpoint_seconds", "gpu", "threads", "ticket", "keep", "plan")
+_NOT_COMPARED = (
+    *("branch", "data", "save", "checkpoint_seconds", "gpu", "threads", "ticket", "keep", "plan", "replicates"),
+)
 
 
 class Interrupted(Exception):
@@ -107,7 +109,8 @@ def _after_its_ticket(config: Config, quiet: bool) -> Config:
 def find_ticket(config: Config) -> Run | None:
     """The newest finished ticket run in the save folder whose settings are those of the control arm ``config``.
 
-    A seed that was not given may be any. Where and on how many threads it ran does not matter.
+    A seed that was not given may be any. Where and on how many threads it ran does not matter; it has at least as many
+    replicates.
     """
     folder = Path(config.save)
     for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
@@ -125,7 +128,8 @@ def find_ticket(config: Config) -> Run | None:
 
 
 def _complete(run: Run, config: Config) -> bool:
-    return all(run.replicate(0).level(number).complete for number in range(config.rounds + 1))
+    replicates = [run.replicate(number) for number in range(config.replicates)]
+    return all(replicate.level(number).complete for replicate in replicates for number in range(config.rounds + 1))
 
 
 def _run(config: Config, recovered: Run | None, *, quiet: bool, force: bool) -> Run:

@@ -35,6 +35,7 @@ class Config:
     learn_rate: float = 0.01
     iter: int = 50_000
     rounds: int = 26
+    replicates: int = 1
     step: int = 100
     rewind: int = 0
     prune_rate: float = 0.2

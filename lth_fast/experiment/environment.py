@@ -44,8 +44,6 @@ def differences(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 def information() -> str:
     """The text of ``python -m lth_fast info``."""
-    from lth_fast.train import choose_stepper
-
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     rows = {
         "lth_fast": f"{lth_fast.__version__} (built for torch {TORCH_VERSION}, {COMPILER}, {BUILD_TYPE})",
@@ -57,7 +55,7 @@ def information() -> str:
         "threads": f"{torch.get_num_threads()} (--threads sets them; default 1 for lenet, all for other networks)",
         "gpu": ", ".join(gpus) or "none found",
         "cuda kernels": cuda_kernels(),
-        "stepper": str(choose_stepper()),
+        "stepper": "eager; with --gpu CUDA graphs where model, optimizer and data allow" if gpus else "eager",
     }
     width = max(map(len, rows))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in rows.items())

@@ -1,7 +1,9 @@
-"""Everything one replicate of an experiment is made of, independent of where it came from (command line or Python)."""
+"""Everything a replicate of an experiment is made of, independent of where it came from (command line or Python)."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lth_fast.record import Replicate
-from lth_fast.train import Batches, LoaderBatches, OptimizerRecipe, ResidentBatches, Seeds
+from lth_fast.record import Run
+from lth_fast.train import Batches, EagerStepper, LoaderBatches, OptimizerRecipe, ResidentBatches, Seeds
 from lth_fast.train.stepper import Schedule
 
 
@@ -38,6 +40,7 @@ class Experiment:
         evaluate_every: Iterations between evaluations, or -1: once per epoch. The last iteration is always evaluated.
         seeds: Streams of randomness.
         replicate: Number of this repetition.
+        replicates: Repetitions in all.
         device: Where training happens.
         checkpoint_seconds: Least time between checkpoints.
         schedule: Factor on the learning rate by iteration.
@@ -46,10 +49,13 @@ class Experiment:
         keep_optimizer: Whether a level goes on with the optimizer's state at the end of the previous one.
         prune_bias: Whether biases count among what is pruned.
         branch: ``ticket``, or a control arm (:mod:`lth_fast.experiment.branch`), which needs the next two.
-        ticket: The finished ticket run's replicate.
+        ticket: The finished ticket run; replicate r takes its masks from replicate r there.
         plan: Which form the layers get where the run's manifest does not say it: a rule of
             :mod:`lth_fast.experiment.forms`.
-        redraw: New initial weights, a state dict, from a seed.
+        redraw: New initial weights, a state dict, from a seed; needed for several replicates and by ``reinit``.
+        prune_net_of: Makes ``prune_net`` for a replicate from its model at its initial weights, with which scores may
+            compare; ``None``: ``prune_net`` is every replicate's.
+        stepper: Name of the stepper that trains; see :func:`lth_fast.train.choose_stepper`.
     """
 
     model: nn.Module
@@ -63,6 +69,7 @@ class Experiment:
     evaluate_every: int = 100
     seeds: Seeds = Seeds(0)  # noqa: RUF009  (immutable)
     replicate: int = 0
+    replicates: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
     checkpoint_seconds: float = 10.0
     schedule: Schedule | None = None
@@ -71,9 +78,24 @@ class Experiment:
     keep_optimizer: bool = False
     prune_bias: bool = False
     branch: str = "ticket"
-    ticket: Replicate | None = None
+    ticket: Run | None = None
     plan: str = "auto"
     redraw: Callable[[int], Mapping[str, Tensor]] | None = None
+    prune_net_of: Callable[[nn.Module], Callable[[nn.Module], nn.Module | None]] | None = None
+    stepper: str = EagerStepper.name
+
+    def of_replicate(self, number: int) -> Experiment:
+        """The experiment as replicate ``number`` runs it; given as replicate 0, the others draw their own weights.
+
+        What a replicate is depends on its number, the seeds and the settings, not on how many others there are.
+        """
+        if number == self.replicate:
+            return self
+        assert self.redraw is not None
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.redraw(self.seeds.stream("init", number)))
+        prune_net = self.prune_net if self.prune_net_of is None else self.prune_net_of(model)
+        return dataclasses.replace(self, model=model, prune_net=prune_net, replicate=number)
 
     def batches(self, level: int) -> Batches:
         """The training batches of ``level``, in the order its seed gives."""

@@ -185,6 +185,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("learn_rate", "learning rate", number(0, above=True), ("-lr",)),
     Flag("iter", "training iterations of the dense network, exactly", integer(1), ("-i",)),
     Flag("rounds", "pruned levels after the dense one", integer(0), ("-r",)),
+    Flag("replicates", "repetitions, each with its own initial weights, order of the data and masks", integer(1)),
     Flag(
         "step",
         "iterations between evaluations of validation and test set; -1: once per epoch; the last iteration always is",
@@ -236,7 +237,9 @@ FLAGS: tuple[Flag, ...] = (
     Flag("weight_decay", "weight decay (L2) of the optimizer", number(0)),
     Flag("milestones", "iterations after which the learning rate drops to a tenth, e.g. 20000,25000", iterations),
     Flag("warmup", "iterations over which the learning rate rises linearly from 0", integer(0)),
-    Flag("precision", "float32, tf32 (GPU) or bf16 (autocast) in forward and backward", one_of(*PRECISIONS)),
+    Flag(
+        "precision", "arithmetic of forward and backward: float32, tf32 (GPU) or bf16 (autocast)", one_of(*PRECISIONS)
+    ),
     Flag(
         "plan",
         "form of the layers: auto (the fastest here, measured once), masked, sparse, or a run's folder, whose plan is "

@@ -23,7 +23,7 @@ from lth_fast.experiment.progress import monitor_for
 from lth_fast.experiment.session import run_in
 from lth_fast.nn import set_masks
 from lth_fast.record import Run, create_run, open_run
-from lth_fast.train import OptimizerRecipe, Seeds
+from lth_fast.train import OptimizerRecipe, Seeds, own_random_state
 from lth_fast.train.schedule import StepSchedule
 
 
@@ -31,6 +31,7 @@ class LevelResult(SimpleNamespace):
     """Results of one level.
 
     Attributes:
+        replicate: Number of the repetition.
         level: 0 for the dense network.
         density: Share of the prunable weights kept, 0 to 1.
         early_stop_iteration: Iteration of minimum validation loss; ``None`` without a validation set.
@@ -46,9 +47,9 @@ class Result:
     """What :func:`iterative_pruning` found.
 
     Attributes:
-        model: The last level's network at the end of its training, with its masks.
+        model: The last level's network at the end of its training, with its masks; of replicate 0.
         path: Folder of the records; ``lth_fast.load_run(path)`` reads them.
-        levels: One entry per level.
+        levels: One entry per level, by replicate.
     """
 
     model: nn.Module
@@ -63,6 +64,8 @@ def iterative_pruning(
     rounds: int,
     prune_net: Callable[[nn.Module], nn.Module | None],
     *,
+    replicates: int = 1,
+    initialize: Callable[[nn.Module], object] | None = None,
     validation: Any = None,
     test: Any = None,
     optim: Optimizer | str | None = None,
@@ -98,6 +101,10 @@ def iterative_pruning(
         prune_net: Prunes the model it is given further, in place or as its result, with the functions of
             ``lth_fast.prune`` or of ``torch.nn.utils.prune``. Its masks are taken over. It should depend on that model
             alone, and on torch's global generator, which is seeded: going on with a run may call it once more.
+        replicates: Repetitions, each with its own initial weights, order of the data and random masks. Replicate 0 has
+            the model's weights.
+        initialize: Draws new weights into the model it is given, from torch's global generator, which is seeded: for
+            the other replicates; default ``model._initialize_weights``, which the networks of ``lth_fast.models`` have.
         validation: Validation loader, if ``data`` is a training loader.
         test: Test loader, likewise.
         optim: Optimizer over the model's parameters, or the name of a ``torch.optim`` class; default ``model.optim``.
@@ -107,7 +114,7 @@ def iterative_pruning(
         step: Iterations between evaluations; -1: once per epoch. The last iteration is always evaluated.
         rewind: Iteration whose weights the pruned levels start from, or its share in (0, 1) of ``iterations``.
         seed: Seed of everything random; ``None`` draws one and records it.
-        init_seed: Recorded for your own use; the weights are the model's.
+        init_seed: Seed of the weights that ``initialize`` draws; recorded for your own use where it draws none.
         order_seed: Seed of the data order alone.
         save: Folder that gets the run's folder.
         recover: Folder of a run that was stopped: go on with it. The other arguments must be the ones it had.
@@ -126,7 +133,7 @@ def iterative_pruning(
         quiet: Print nothing. Otherwise the folder of the run and its progress go to stderr.
 
     Returns:
-        The last network, the folder of the records and the results of every level.
+        The last network of replicate 0, the folder of the records and the results of every level of every replicate.
 
     Raises:
         ValueError, TypeError: An argument is wrong; the message names it. Exceptions of the training reach the caller.
@@ -134,6 +141,7 @@ def iterative_pruning(
     options: dict[str, Any] = {
         "iter": BY_NAME["iter"].read(iterations, "iterations"),
         "rounds": BY_NAME["rounds"].read(rounds, "rounds"),
+        "replicates": BY_NAME["replicates"].read(replicates, "replicates"),
         "step": BY_NAME["step"].read(step, "step"),
         "rewind": BY_NAME["rewind"].read(rewind, "rewind"),
         "checkpoint_seconds": BY_NAME["checkpoint_seconds"].read(checkpoint_seconds, "checkpoint_seconds"),
@@ -154,6 +162,9 @@ def iterative_pruning(
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     if not callable(prune_net):
         raise TypeError(f"prune_net: expected a function of the model, got {type(prune_net).__name__}")
+    if options["precision"] == "tf32" and not gpu:
+        raise ValueError("precision: expected float32 or bf16 without gpu=True, got 'tf32'")
+    redraw = _redraw(model, initialize) if options["replicates"] > 1 else None
     run = None if recover is None else open_run(recover)
     if run is not None:
         options = _recovered(run, options)
@@ -173,6 +184,8 @@ def iterative_pruning(
         rewind=options["rewind"],
         evaluate_every=options["step"],
         seeds=Seeds(options["seed"], options["init_seed"], options["order_seed"]),
+        replicates=options["replicates"],
+        redraw=redraw,
         device=device,
         checkpoint_seconds=options["checkpoint_seconds"],
         schedule=StepSchedule(options["warmup"], options["milestones"]) if options["warmup"] or milestones else None,
@@ -197,6 +210,10 @@ def iterative_pruning(
     return Result(_final_model(plain, run, options["rounds"], device), run.path, [LevelResult(**s) for s in summaries])
 
 
+# Settings that a run of an earlier version has no record of.
+_ABSENT = {"replicates": 1}
+
+
 def _recovered(run: Run, options: dict[str, Any]) -> dict[str, Any]:
     recorded = run.manifest().get("configuration")
     if recorded is not None:
@@ -206,11 +223,11 @@ def _recovered(run: Run, options: dict[str, Any]) -> dict[str, Any]:
     wrong = [
         f"{name} is {recorded.get(name)} in the run, {value} was given"
         for name, value in options.items()
-        if recorded.get(name) != value and not (name == "seed" and value is None)
+        if recorded.get(name, _ABSENT.get(name)) != value and not (name == "seed" and value is None)
     ]
     if wrong:
         raise ValueError(f"recover: the run's own settings go on: {'; '.join(wrong)}")
-    return {name: value for name, value in recorded.items() if name != "made_by"}
+    return {**_ABSENT, **{name: value for name, value in recorded.items() if name != "made_by"}}
 
 
 def _loaders(data: Any, validation: Any, test: Any, device: torch.device) -> Loaders:
@@ -251,6 +268,26 @@ def _recipe(
     raise ValueError(
         f"optim: expected a torch optimizer or the name of one, here or as model.optim, got {type(chosen).__name__}"
     )
+
+
+def _redraw(model: nn.Module, initialize: Callable[[nn.Module], object] | None) -> Callable[[int], dict[str, Tensor]]:
+    """What draws the weights of a further replicate of ``model`` from a seed."""
+    draw = getattr(type(model), "_initialize_weights", None) if initialize is None else initialize
+    if draw is None:
+        raise ValueError(
+            "initialize: expected a function that draws the weights of a further replicate into a model, got none "
+            f"({type(model).__name__} has no _initialize_weights)"
+        )
+    plain = copy.deepcopy(model)
+
+    def redraw(seed: int) -> dict[str, Tensor]:
+        drawn = copy.deepcopy(plain)
+        with own_random_state(torch.device("cpu")):
+            torch.manual_seed(seed)
+            draw(drawn)
+        return drawn.state_dict()
+
+    return redraw
 
 
 def _data_name(train: Any) -> str:

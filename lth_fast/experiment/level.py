@@ -1,11 +1,10 @@
-"""Training one level to its end, from wherever its checkpoint stands."""
+"""Training one level to its end, from wherever its checkpoint stands; of one replicate or of several at once."""
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,11 +14,13 @@ from torch import Tensor
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.forms import take_forms
 from lth_fast.experiment.progress import Monitor
-from lth_fast.nn import dense_state, set_masks
+from lth_fast.experiment.stepping import replicate_stepper, stepper_of, trainee
+from lth_fast.nn import dense_state
 from lth_fast.optim import dense_optimizer_state, load_dense_optimizer_state
 from lth_fast.record import Level, Replicate
-from lth_fast.train import EagerStepper, Evaluation, evaluate, own_random_state, seed_loader
+from lth_fast.train import EagerStepper, Evaluation, GraphStepper, Stepper, evaluate, own_random_state, seed_loader
 from lth_fast.train.precision import forward_precision
+from lth_fast.train.stacking import evaluate_stacked
 
 # Steps are taken in chunks of about this many seconds: short for a lively progress bar and prompt checkpoints, long
 # enough that the loop around them costs nothing. The size of the chunks changes no result.
@@ -44,14 +45,75 @@ def train_level(experiment: Experiment, record: Replicate, level: Level, monitor
     step k of level 0, masked, with a fresh optimizer, and trains steps k + 1 to T of its own order; with new weights
     (branch ``reinit``) it trains all of them.
     """
-    masks = stored(level.masks(), level)
-    start, first = _start(experiment, record, level)
-    training = _Training(experiment, record, level, masks, start, first, monitor)
+    training = _Training(experiment, record, level, monitor)
     if training.checkpoint is None and experiment.keep_optimizer and level.number > 0:
         previous = record.level(level.number - 1)
         load_dense_optimizer_state(training.optimizer, training.model, stored(previous.optimizer(), previous))
-    training.run()
+    kind = GraphStepper if experiment.stepper == GraphStepper.name else EagerStepper
+    stepper = stepper_of(kind, experiment, training.model, training.optimizer, training.batches, training.iteration)
+    _train([training], stepper, lambda loader: [training.measure(loader)])
     training.finish()
+
+
+def train_together(
+    experiments: Sequence[Experiment], records: Sequence[Replicate], number: int, monitor: Monitor
+) -> None:
+    """Train level ``number`` of several replicates at once, from its start, and store the results of each.
+
+    There are no checkpoints on the way, so a level that was stopped begins anew. Every replicate is timed as all of
+    them together. Nothing but replicate 0 is told to ``monitor``.
+    """
+    trainings = [
+        _Training(experiment, record, record.level(number), Monitor() if index else monitor, together=True)
+        for index, (experiment, record) in enumerate(zip(experiments, records, strict=True))
+    ]
+    stepper = replicate_stepper(
+        experiments,
+        [training.model for training in trainings],
+        [training.batches for training in trainings],
+        trainings[0].iteration,
+    )
+
+    def measure(loader: Any) -> list[Evaluation]:
+        if loader is None:
+            return [NOT_EVALUATED] * len(trainings)
+        return evaluate_stacked(stepper.model, len(trainings), loader)
+
+    _train(trainings, stepper, measure)
+    for training in trainings:
+        training.store()
+    # Together, so that a run is hardly ever stopped between the first one's completion and the last one's.
+    for training in trainings:
+        training.complete()
+
+
+def _train(trainings: Sequence[_Training], stepper: Stepper, measure: Callable[[Any], list[Evaluation]]) -> None:
+    """Take all the steps that ``trainings``, which stand at the same iteration, have before them.
+
+    Args:
+        trainings: One per replicate.
+        stepper: Advances all of them.
+        measure: Evaluation of each on a loader, or on ``None``.
+    """
+    leader = trainings[0]
+    loaders, last = leader.experiment.loaders, leader.experiment.iterations
+    chunk = 1
+    for training in trainings:
+        training.begin()
+    while leader.iteration < last:
+        steps = min(chunk, leader.next_stop() - leader.iteration)
+        began = time.perf_counter()
+        losses = stepper.advance(steps).cpu().view(steps, len(trainings))
+        seconds = time.perf_counter() - began
+        chunk = max(1, min(4 * chunk, int(CHUNK_SECONDS * steps / max(seconds, 1e-9))))
+        for training, own in zip(trainings, losses.unbind(1), strict=True):
+            training.stepped(own, seconds)
+        if leader.evaluation_is_due():
+            measured = zip(measure(loaders.validation), measure(loaders.test), strict=True)
+            for training, (validation, test) in zip(trainings, measured, strict=True):
+                training.evaluated(validation, test)
+        for training in trainings:
+            training.pause()
 
 
 def _start(experiment: Experiment, record: Replicate, level: Level) -> tuple[dict[str, Tensor], int]:
@@ -81,16 +143,18 @@ class _Best:
 
 
 class _Training:
+    """Where one replicate stands in a level, and all that is recorded of it.
+
+    Args:
+        experiment, record, level, monitor: As of :func:`train_level`.
+        together: Whether the level is trained at once with those of other replicates, which knows no checkpoints.
+    """
+
     def __init__(
-        self,
-        experiment: Experiment,
-        record: Replicate,
-        level: Level,
-        masks: Mapping[str, Tensor],
-        start: Mapping[str, Tensor],
-        first: int,
-        monitor: Monitor,
+        self, experiment: Experiment, record: Replicate, level: Level, monitor: Monitor, together: bool = False
     ) -> None:
+        masks = stored(level.masks(), level)
+        start, first = _start(experiment, record, level)
         self.experiment = experiment
         self.level = level
         self.monitor = monitor
@@ -100,24 +164,14 @@ class _Training:
         self.first = first
         self.noise_seed = experiment.seeds.stream("noise", experiment.replicate, level.number)
 
-        self.model = copy.deepcopy(experiment.model).to(experiment.device)
-        self.checkpoint = level.checkpoint()
-        # Plain while it is filled and its optimizer made: a mask on a bias changes the parameter's name.
-        self.model.load_state_dict(start if self.checkpoint is None else self.checkpoint["model"])
-        self.optimizer = experiment.optimizer.build(self.model)
-        set_masks(self.model, {name: mask for name, mask in masks.items() if not bool(mask.all())})
-        take_forms(experiment, record, level.number, self.model, self.optimizer)
+        self.together = together
+        self.checkpoint = None if together else level.checkpoint()
+        weights = start if self.checkpoint is None else self.checkpoint["model"]
+        self.model, self.optimizer = trainee(experiment, weights, masks)
+        if not together:
+            take_forms(experiment, record, level.number, self.model, self.optimizer)
         self.batches = experiment.batches(level.number)
         self.interval = experiment.evaluation_interval(self.batches.per_epoch)
-        self.stepper = EagerStepper(
-            self.model,
-            self.optimizer,
-            experiment.criterion,
-            self.batches,
-            schedule=experiment.schedule,
-            precision=experiment.precision,
-        )
-
         self.best = _Best()
         self.last_validation, self.last_test = NOT_EVALUATED, NOT_EVALUATED
         self.losses: list[Tensor] = []
@@ -146,37 +200,49 @@ class _Training:
             self.earlier_seconds = checkpoint["seconds"]
             self.batches.start(iteration)
             _set_random_state(checkpoint["random"])
-        self.stepper.iteration = self.iteration = self.logged = iteration
+        self.iteration = self.logged = iteration
         self.monitor.level_begins(
             self.level.number, self.first, iteration, self.experiment.iterations, self.density, self.batches.per_epoch
         )
 
-    def run(self) -> None:
-        last = self.experiment.iterations
-        chunk = 1
+    def begin(self) -> None:
+        """Before the first step."""
         if self.iteration == 0:
             self._keep()
-        while self.iteration < last:
-            steps = min(chunk, self._next_stop() - self.iteration)
-            began = time.perf_counter()
-            self.losses.append(self.stepper.advance(steps).cpu())
-            seconds = time.perf_counter() - began
-            self.train_seconds += seconds
-            self.iteration += steps
-            chunk = max(1, min(4 * chunk, int(CHUNK_SECONDS * steps / max(seconds, 1e-9))))
-            self.monitor.stepped(self.iteration, self.losses[-1])
 
-            if self.level.number == 0 and self.iteration == self.experiment.rewind:
-                self.level.save_weights("rewind", self._state())
-            self._keep()
-            if self.iteration % self.interval == 0 or self.iteration == last:
-                self._evaluate()
-            if self.iteration % self.batches.per_epoch == 0 or self.iteration == last:
-                self.monitor.epoch_ends(self.iteration, self.last_validation)
-            if self.iteration < last and time.perf_counter() - self.saved >= self.experiment.checkpoint_seconds:
-                self._save_checkpoint()
+    def stepped(self, losses: Tensor, seconds: float) -> None:
+        """Steps were taken, with these losses in so much time."""
+        self.losses.append(losses)
+        self.train_seconds += seconds
+        self.iteration += len(losses)
+        self.monitor.stepped(self.iteration, losses)
+        if self.level.number == 0 and self.iteration == self.experiment.rewind:
+            self.level.save_weights("rewind", self._state())
+        self._keep()
 
-    def _next_stop(self) -> int:
+    def evaluation_is_due(self) -> bool:
+        return self.iteration % self.interval == 0 or self.iteration == self.experiment.iterations
+
+    def evaluated(self, validation: Evaluation, test: Evaluation) -> None:
+        """The network as it stands was measured."""
+        self.last_validation, self.last_test = validation, test
+        self.evaluations[self.iteration] = (validation.loss, validation.accuracy, test.loss, test.accuracy)
+        if validation.loss < self.best.validation.loss or (
+            self.best.iteration is None and not math.isnan(validation.loss)
+        ):
+            self.best = _Best(self.iteration, validation, test, self._state())
+
+    def pause(self) -> None:
+        """Everything of these steps is done: say so where an epoch ends, save where it is time."""
+        last = self.experiment.iterations
+        if self.iteration % self.batches.per_epoch == 0 or self.iteration == last:
+            self.monitor.epoch_ends(self.iteration, self.last_validation)
+        if self.together or self.iteration == last:
+            return
+        if time.perf_counter() - self.saved >= self.experiment.checkpoint_seconds:
+            self._save_checkpoint()
+
+    def next_stop(self) -> int:
         """The next iteration after which something other than a step happens."""
         stops = [self.experiment.iterations]
         for interval in (self.interval, self.batches.per_epoch):
@@ -190,17 +256,8 @@ class _Training:
         if self.level.number == 0 and self.iteration in self.experiment.keep:
             self.level.save_kept(self.iteration, self._state())
 
-    def _evaluate(self) -> None:
-        validation = self._measure(self.experiment.loaders.validation)
-        test = self._measure(self.experiment.loaders.test)
-        self.last_validation, self.last_test = validation, test
-        self.evaluations[self.iteration] = (validation.loss, validation.accuracy, test.loss, test.accuracy)
-        if validation.loss < self.best.validation.loss or (
-            self.best.iteration is None and not math.isnan(validation.loss)
-        ):
-            self.best = _Best(self.iteration, validation, test, self._state())
-
-    def _measure(self, loader: Any) -> Evaluation:
+    def measure(self, loader: Any) -> Evaluation:
+        """The network as it stands on ``loader``."""
         if loader is None:
             return NOT_EVALUATED
         # A DataLoader draws random numbers even in a fixed order. How often one looks must not change the training.
@@ -246,13 +303,21 @@ class _Training:
         return self.earlier_seconds + time.perf_counter() - self.began
 
     def finish(self) -> None:
-        """Store the results of the trained level; the summary comes last, it makes the level complete."""
+        """Store the results of the trained level."""
+        self.store()
+        self.complete()
+
+    def store(self) -> None:
+        """Store everything but the summary."""
         self._write_log()
         self.level.save_weights("end", self._state())
         if self.best.iteration is not None:
             self.level.save_weights("early_stop", self.best.state)
         if self.experiment.keep_optimizer:
             self.level.save_optimizer(dense_optimizer_state(self.optimizer, self.model))
+
+    def complete(self) -> None:
+        """Store the summary, which makes the level complete."""
         self.level.save_summary(
             {
                 "level": self.level.number,

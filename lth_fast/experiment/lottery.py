@@ -12,11 +12,53 @@ from torch import Tensor
 
 from lth_fast.experiment.branch import branch_masks
 from lth_fast.experiment.experiment import Experiment
-from lth_fast.experiment.level import stored, train_level
+from lth_fast.experiment.level import stored, train_level, train_together
 from lth_fast.experiment.progress import Monitor
 from lth_fast.experiment.prune_step import PruneStep
 from lth_fast.prune.layers import prunable_names
-from lth_fast.record import Replicate
+from lth_fast.record import Replicate, Run
+from lth_fast.train import ReplicateStepper
+
+
+def run_replicates(experiment: Experiment, run: Run, monitor: Monitor) -> list[dict[str, Any]]:
+    """Run, or go on with, every replicate: one after the other, or level by level all at once.
+
+    Returns:
+        The summary of every level of every replicate, by replicate, with its number as ``replicate``.
+    """
+    at_once = experiment.stepper == ReplicateStepper.name
+    if at_once:
+        _run_at_once(experiment, run, monitor)
+    summaries: list[dict[str, Any]] = []
+    for number in range(experiment.replicates):
+        if experiment.replicates > 1 and not at_once:
+            monitor.replicate_begins(number, experiment.replicates)
+        # Trained at once, every level is complete by now and is only read.
+        levels = run_replicate(
+            experiment.of_replicate(number), run.replicate(number), Monitor() if at_once else monitor
+        )
+        summaries.extend({"replicate": number, **level} for level in levels)
+    return summaries
+
+
+def _run_at_once(experiment: Experiment, run: Run, monitor: Monitor) -> None:
+    """Train every level of all replicates together. A replicate that completed a level stays out of it."""
+    experiments = [experiment.of_replicate(number) for number in range(experiment.replicates)]
+    records = [run.replicate(number) for number in range(experiment.replicates)]
+    prunes = [PruneStep(own.prune_net) for own in experiments]
+    for own, record in zip(experiments, records, strict=True):
+        if record.initial() is None:
+            record.save_initial(own.model.state_dict())
+    for number in range(experiment.rounds + 1):
+        open_ones = [index for index, record in enumerate(records) if not record.level(number).complete]
+        for index in open_ones:
+            level = records[index].level(number)
+            if level.masks() is None:
+                level.save_masks(_masks_of(experiments[index], records[index], number, prunes[index]))
+        if open_ones:
+            train_together([experiments[i] for i in open_ones], [records[i] for i in open_ones], number, monitor)
+        first = records[0].level(number)
+        monitor.level_complete(stored(first.summary(), first))
 
 
 def run_replicate(experiment: Experiment, record: Replicate, monitor: Monitor) -> list[dict[str, Any]]:
@@ -54,7 +96,7 @@ def _masks_of(experiment: Experiment, record: Replicate, number: int, prune: Pru
             for name in prunable_names(experiment.model, bias=experiment.prune_bias)
         }
     if experiment.ticket is not None:
-        ticket = experiment.ticket.level(number)
+        ticket = experiment.ticket.replicate(experiment.replicate).level(number)
         generator = experiment.seeds.generator("mask", experiment.replicate, number)
         return branch_masks(experiment.branch, stored(ticket.masks(), ticket), generator)
     previous = record.level(number - 1)

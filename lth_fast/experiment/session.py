@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -13,10 +14,11 @@ from lth_fast.experiment.environment import describe, differences
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.forms import RULES, recorded_plan
 from lth_fast.experiment.forms import obstacle as forms_obstacle
-from lth_fast.experiment.lottery import run_replicate
+from lth_fast.experiment.lottery import run_replicates
 from lth_fast.experiment.progress import Monitor
+from lth_fast.experiment.stepping import choose
 from lth_fast.record import Run
-from lth_fast.train import choose_stepper, own_random_state
+from lth_fast.train import StepperChoice, own_random_state
 from lth_fast.train.precision import float32_arithmetic
 
 
@@ -46,7 +48,7 @@ def run_in(
         force: Go on also where another torch, CPU, instruction set or thread count may change the bits.
 
     Returns:
-        The summary of every level.
+        The summary of every level of every replicate.
 
     Raises:
         RunRefusedError: Recovering with other data or another optimizer, or in another environment without ``force``.
@@ -58,13 +60,14 @@ def run_in(
         own_random_state(experiment.device),
         float32_arithmetic(experiment.precision),
     ):
-        manifest = _manifest(experiment, configuration)
+        choice = choose(experiment)
+        manifest = _manifest(experiment, configuration, choice)
         if recovering:
             manifest = _continued(run, manifest, force)
         run.save_manifest(manifest)
-        monitor.run_begins(run.path, choose_stepper())
+        monitor.run_begins(run.path, choice)
         try:
-            return run_replicate(experiment, run.replicate(experiment.replicate), monitor)
+            return run_replicates(dataclasses.replace(experiment, stepper=choice.name), run, monitor)
         finally:
             monitor.close()
 
@@ -76,6 +79,8 @@ def _continued(run: Run, found: Mapping[str, Any], force: bool) -> dict[str, Any
         if manifest[key] != found[key]:
             raise RunRefusedError(f"{run.path}: {key}: expected the run's own, {manifest[key]}, got {found[key]}")
     changed = differences(manifest["environment"], found["environment"])
+    if manifest["stepper"]["name"] != found["stepper"]["name"]:
+        changed.append(f"stepper: the run had {manifest['stepper']['name']}, here is {found['stepper']['name']}")
     if changed and not force:
         raise RunRefusedError(
             f"{run.path}: going on here may not give the same bits ({'; '.join(changed)}); "
@@ -86,8 +91,7 @@ def _continued(run: Run, found: Mapping[str, Any], force: bool) -> dict[str, Any
     return manifest
 
 
-def _manifest(experiment: Experiment, configuration: Mapping[str, Any]) -> dict[str, Any]:
-    choice = choose_stepper()
+def _manifest(experiment: Experiment, configuration: Mapping[str, Any], choice: StepperChoice) -> dict[str, Any]:
     sizes = {name: _size(loader) for name, loader in experiment.loaders._asdict().items() if loader is not None}
     obstacle = forms_obstacle(experiment)
     manifest = {

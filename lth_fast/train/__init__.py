@@ -1,17 +1,22 @@
 """Training: seeded batches, steppers that advance a model, evaluation. Knows nothing of levels or files."""
 
 from lth_fast.train.batches import Batches, LoaderBatches, ResidentBatches, seed_loader
+from lth_fast.train.choice import StepperChoice, choose_stepper
 from lth_fast.train.evaluate import Evaluation, evaluate
+from lth_fast.train.graph_stepper import GraphStepper
 from lth_fast.train.optimizers import OptimizerRecipe
+from lth_fast.train.replicate_stepper import ReplicateStepper
 from lth_fast.train.seeds import Seeds, own_random_state
-from lth_fast.train.stepper import EagerStepper, Stepper, StepperChoice, choose_stepper
+from lth_fast.train.stepper import EagerStepper, Stepper
 
 __all__ = [
     "Batches",
     "EagerStepper",
     "Evaluation",
+    "GraphStepper",
     "LoaderBatches",
     "OptimizerRecipe",
+    "ReplicateStepper",
     "ResidentBatches",
     "Seeds",
     "Stepper",

@@ -31,7 +31,7 @@ class ResidentBatches:
     """Batches of a resident loader: one seeded permutation per epoch, gathered from tensors in memory.
 
     Args:
-        loader: A ``ResidentLoader`` on the training device.
+        loader: A ``ResidentLoader`` on the training device, or anything with its ``order`` and ``batch``.
         order_seed: Seed of an epoch's permutation, epochs counted from 0.
         noise_seed: Seed of an epoch's augmentation.
     """
@@ -52,14 +52,31 @@ class ResidentBatches:
             self._epoch, self._index = self._epoch + 1, 0
             self._enter_epoch()
         indices = self._batches[self._index]
-        augment_seed = self._augment_seed + self._index if self.loader.augment else None
+        augment_seed = self._augment_seed(self._epoch, self._index) if self.loader.augment else None
         self._index += 1
         return self.loader.batch(indices, augment_seed)
 
+    def order(self, epoch: int) -> Tensor:
+        """int64 ``[N]`` on the loader's device: the images in the order in which ``epoch`` visits them."""
+        return self.loader.order(self._order_seed(epoch))
+
+    def draws(self, epoch: int) -> Tensor | None:
+        """int64 ``[N]`` there: the randomness of each one's augmentation in that order; ``None``: no augmentation."""
+        if not self.loader.augment:
+            return None
+        size, count = self.loader.batch_size, len(self.loader.images)
+        return torch.cat(
+            [
+                self.loader.draws(min(size, count - index * size), self._augment_seed(epoch, index))
+                for index in range(self.per_epoch)
+            ]
+        )
+
+    def _augment_seed(self, epoch: int, index: int) -> int:
+        return (self._noise_seed(epoch) >> 1) + index  # halved: room to count the batches of an epoch upwards
+
     def _enter_epoch(self) -> None:
-        order = self.loader.order(self._order_seed(self._epoch))
-        self._batches = order.split(self.loader.batch_size)
-        self._augment_seed = self._noise_seed(self._epoch) >> 1  # room to count the batches of an epoch upwards
+        self._batches = self.order(self._epoch).split(self.loader.batch_size)
 
 
 class LoaderBatches:

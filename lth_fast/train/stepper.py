@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -63,7 +62,7 @@ class EagerStepper:
         self.iteration = iteration
         self.schedule = schedule
         self.precision = precision
-        self._base_rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        self._base_rates = base_rates(optimizer)
         first = next(model.parameters())
         self._device = first.device
         # Gradients come straight from the backward, zero where pruned; such an optimizer then leaves pruned weights at
@@ -91,23 +90,6 @@ class EagerStepper:
         return losses
 
 
-@dataclass(frozen=True)
-class StepperChoice:
-    """Which stepper runs, and why a faster one does not.
-
-    Attributes:
-        name: The stepper that runs.
-        refused: Reason by name, for each faster stepper that cannot run here.
-    """
-
-    name: str
-    refused: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        reasons = "".join(f"; {name} not used: {reason}" for name, reason in self.refused.items())
-        return f"{self.name}{reasons}"
-
-
-def choose_stepper() -> StepperChoice:
-    """The fastest stepper that can run. Eager steps run any module on any device and are the only kind so far."""
-    return StepperChoice(EagerStepper.name)
+def base_rates(optimizer: Optimizer) -> list[float]:
+    """The learning rate of each parameter group before any schedule."""
+    return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]

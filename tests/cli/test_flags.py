@@ -74,6 +74,14 @@ def sees_no_rounds(outcome):
     equal([level.number for level in outcome.run.replicate(0).levels()], [0])
 
 
+def sees_two_replicates(outcome):
+    first, second = outcome.run.replicates()
+    equal([[level.complete for level in replicate.levels()] for replicate in (first, second)], [[True, True]] * 2)
+    name = "classifier.fc1.weight"
+    assert not torch.equal(first.initial()[name], second.initial()[name])
+    equal([step.iteration for step in outcome.steps], [*range(1, 7)] * 4)
+
+
 def sees_evaluations_every_four_iterations(outcome):
     equal(evaluated(outcome), [4, 6])
     equal(evaluated(outcome, level=1), [4, 6])
@@ -240,6 +248,7 @@ ROWS = [
     Row("--rounds 3", sees_the_rounds),
     Row("-r 3", sees_the_rounds),
     Row("--rounds 0", sees_no_rounds),
+    Row("--replicates 2", sees_two_replicates),
     Row("--step 4", sees_evaluations_every_four_iterations),
     Row("-es 4", sees_evaluations_every_four_iterations),
     Row("--step -1 --batch_size 500 --iter 7", lambda outcome: equal(evaluated(outcome), [3, 6, 7])),
@@ -306,6 +315,7 @@ WRONG = {
     "learn_rate": ("a number > 0", ("0", "-0.1", "nan", "inf", "fast", "")),
     "iter": ("a whole number >= 1", ("0", "-1", *WHOLE_NUMBERS)),
     "rounds": ("a whole number >= 0", ("-1", *WHOLE_NUMBERS)),
+    "replicates": ("a whole number >= 1", ("0", "-1", *WHOLE_NUMBERS)),
     "step": ("a whole number >= 1 or -1", ("0", "-2", *WHOLE_NUMBERS)),
     "rewind": ("an iteration", ("-1", "1.5", "-0.5", "nan", "inf", "start", "", "6", "7", "0.99")),
     "prune_rate": ("a number >= 0 and <= 0.99", ("-0.1", "1", "0.991", "20%", "nan", "")),
@@ -516,7 +526,7 @@ def test_the_manifest_says_what_ran_where(command):
     assert environment["torch"] == torch.__version__
     assert environment["device"] == "cpu"
     assert environment["threads"] == 1
-    assert manifest["stepper"] == {"name": "eager", "refused": {}}
+    assert manifest["stepper"] == {"name": "eager", "refused": {"CUDA graph": "the training is on the CPU"}}
     assert manifest["net"] == "lenet-8"
     assert manifest["configuration"]["net"] == "lenet:8"
     assert manifest["configuration"]["dataset"] == manifest["dataset"] == "digits"

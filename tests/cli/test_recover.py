@@ -22,6 +22,7 @@ OTHER = {
     "learn_rate": "0.5",
     "iter": "7",
     "rounds": "2",
+    "replicates": "2",
     "step": "-1",
     "rewind": "3",
     "prune_rate": "0.3",
@@ -53,6 +54,7 @@ OTHER = {
     "milestones": "2,3",
     "warmup": "3",
     "precision": "bf16",
+    "plan": "sparse",
 }
 MAY_DIFFER = {"data"}
 

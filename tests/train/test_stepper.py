@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lth_fast.nn import masked_layers, set_masks
-from lth_fast.train import EagerStepper, OptimizerRecipe, choose_stepper
+from lth_fast.train import EagerStepper, OptimizerRecipe
 from lth_fast.train.optimizers import KEEP_ZEROS
 
 OPTIMIZERS = {
@@ -132,7 +132,3 @@ def test_no_other_optimizer_of_torch_revives_a_pruned_weight_either(name):
         stepper.advance(2)
         for layer in masked_layers(model).values():
             assert not layer.masked_weight()[~layer.mask].any()
-
-
-def test_the_choice_of_a_stepper_says_which_one_runs():
-    assert str(choose_stepper()) == "eager"

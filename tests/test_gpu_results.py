@@ -1,0 +1,63 @@
+"""What ``benchmarks/gpu.sh`` leaves: one file, whichever of its stages came to an end."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def results():
+    specification = importlib.util.spec_from_file_location("gpu_results", BENCHMARKS / "gpu" / "results.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def logs(tmp_path):
+    (tmp_path / "build.status").write_text("0 42\n")
+    (tmp_path / "build.log").write_text("x" * 100_000 + "built")
+    (tmp_path / "memcheck.status").write_text("skipped 0\n")
+    (tmp_path / "memcheck.log").write_text("compute-sanitizer is not installed\n")
+    return tmp_path
+
+
+def test_benchmarks_and_stages_end_up_in_one_file(results, logs, capsys):
+    entry = {
+        "name": "test_step",
+        "stats": {"median": 2.0, "data": [1.0] * 99},
+        "extra_info": {"ratio": 12.5, "bar": 10},
+    }
+    (logs / "benchmarks.json").write_text(json.dumps({"benchmarks": [entry], "machine_info": {"cpu": "some"}}))
+    target = logs / "results.json"
+    results.main(str(logs), str(target))
+    written = json.loads(target.read_text())
+    assert written["machine_info"] == {"cpu": "some"}
+    assert written["benchmarks"][0]["stats"] == {"median": 2.0}
+    assert written["stages"]["build"]["status"] == 0
+    assert written["stages"]["build"]["seconds"] == 42
+    assert written["stages"]["build"]["end_of_output"].endswith("built")
+    assert written["stages"]["memcheck"]["status"] == "skipped"
+    assert target.stat().st_size < 20_000
+    assert "test_step: 12.50 times (bar 10.00)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("measured", [None, ""])
+def test_without_a_measurement_the_stages_are_there(results, logs, measured):
+    if measured is not None:
+        (logs / "benchmarks.json").write_text(measured)
+    results.main(str(logs), str(logs / "results.json"))
+    assert set(json.loads((logs / "results.json").read_text())) == {"stages"}
+
+
+def test_the_script_is_a_whole_one():
+    script = BENCHMARKS / "gpu.sh"
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    assert script.stat().st_mode & 0o111
