@@ -2,7 +2,11 @@
 
 Magnitudes are compared exactly as they are stored: denormals count, and ``-0.0`` equals ``0.0``. Of equal magnitudes
 the one in the earlier tensor, and there at the lower flat (row-major) index, counts as the smaller. Neither the memory
-layout nor the instruction set nor the number of threads shows in the result.
+layout nor the instruction set nor the number of threads nor the device shows in the result.
+
+With CUDA kernels in the build, nothing waits for the device before the end of a call, where the errors are raised, and
+calls can be captured in a CUDA graph. A replay raises nothing: where it should, nothing is pruned and the threshold is
+NaN.
 """
 
 from __future__ import annotations

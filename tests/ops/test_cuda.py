@@ -109,6 +109,7 @@ def test_a_replay_on_weights_with_nan_prunes_nothing_and_gives_a_threshold_of_na
     assert threshold.isnan()
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_masks_and_the_sparse_layer_never_wait_for_the_device() -> None:
     mask = torch.rand(300, 784, device="cuda") < 0.1
     pattern = sparse_pattern(mask)
@@ -121,6 +122,7 @@ def test_masks_and_the_sparse_layer_never_wait_for_the_device() -> None:
         sparse_linear(inputs, values, None, pattern).sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
 @pytest.mark.parametrize("density", [0.01, 0.3])
 @pytest.mark.parametrize("samples", [1, 64, 500])
 def test_the_sparse_layer_agrees_with_cusparse(density: float, samples: int, distance: Distance) -> None:
