@@ -51,7 +51,7 @@ class SparseLayer(nn.Module):
 
         Raises:
             TypeError: ``layer`` is of another class, or ``mask`` is not bool.
-            ValueError: ``mask`` has another shape than the weight.
+            ValueError: ``mask`` has another shape than the weight, or a survivor is NaN or infinite.
         """
         if not isinstance(layer, cls.plain_class):
             raise TypeError(f"layer must be an nn.{cls.plain_class.__name__}, got {type(layer).__name__}")
@@ -71,7 +71,10 @@ class SparseLayer(nn.Module):
         for name in self.plain_attributes:
             setattr(self, name, getattr(layer, name))
         self.weight_shape = weight.shape
-        self.values = nn.Parameter(weight.detach()[mask], requires_grad=weight.requires_grad)
+        values = weight.detach()[mask]
+        if not bool(values.isfinite().all()):
+            raise ValueError("layer: expected finite weights at the survivors, got NaN or infinity")
+        self.values = nn.Parameter(values, requires_grad=weight.requires_grad)
         self.register_parameter("bias", layer.bias)
         compile_for_any_number_of_survivors(self.pattern_fields)
         for name, part in zip(self.pattern_fields, self._find_pattern(mask), strict=True):
