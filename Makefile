@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-long test-gpu benchmark lint format build cuda-build clean
+.PHONY: demo test test-long test-gpu benchmark benchmark-long lint format build cuda-build clean
 
 demo: $(VENV)/.demo  ## lottery tickets in real handwritten digits, no download of data
 	$(BIN)/python -m lth_fast lenet digits
@@ -18,8 +18,11 @@ test-long: $(VENV)/.test  ## the tests that take minutes each
 test-gpu: $(VENV)/.test  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-benchmark: $(VENV)/.test  ## both sides of every claim of speed, as a table
+benchmark: $(VENV)/.test  ## both sides of the claims of speed, as a table, in ten minutes
 	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/latest.json
+
+benchmark-long: $(VENV)/.test  ## all of them; with SparseProp and SparseLab where they are installed
+	$(BIN)/python -m pytest benchmarks -m 'not gpu' --benchmark-json=benchmarks/results/latest.json
 
 lint: $(VENV)/.dev  ## what CI checks besides the tests
 	$(BIN)/ruff check .

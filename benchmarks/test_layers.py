@@ -51,7 +51,9 @@ def compare(benchmark: Any, layer: nn.Module, inputs: torch.Tensor, density: flo
 
 @pytest.mark.usefixtures("denormals_flushed")
 @pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name.startswith("4096") else ()) for name in LINEAR]
+)
 @pytest.mark.parametrize("threads", ["one"], indirect=True)
 def test_linear(benchmark: Any, threads: int, name: str, density: float) -> None:
     (in_features, out_features, batch, input_grad), dense, stock = LINEAR[name]
@@ -67,7 +69,9 @@ def test_linear(benchmark: Any, threads: int, name: str, density: float) -> None
 
 @pytest.mark.usefixtures("denormals_flushed")
 @pytest.mark.parametrize("density", [density for density in DENSITIES if density >= 0.05])
-@pytest.mark.parametrize("channels", CONVOLUTIONS)
+@pytest.mark.parametrize(
+    "channels", [pytest.param(count, marks=() if count in (128, 512) else pytest.mark.long) for count in CONVOLUTIONS]
+)
 @pytest.mark.parametrize("threads", ["one"], indirect=True)
 def test_convolution_3x3(benchmark: Any, threads: int, channels: int, density: float) -> None:
     width = CONVOLUTIONS[channels]

@@ -54,6 +54,9 @@ def step_of(net: str, density: float | None, train: data.ResidentLoader) -> Eage
     return EagerStepper(model, recipe.build(model), nn.CrossEntropyLoss(), batches)
 
 
+@pytest.mark.parametrize(
+    "threads", ["one", pytest.param("all", marks=pytest.mark.long)], indirect=True
+)  # in the default run on one: three minutes less
 @pytest.mark.parametrize("density", [1.0, 0.5])
 @pytest.mark.parametrize(("net", "batch_size", "augment"), [("conv2", 60, False), ("resnet20", 128, True)])
 def test_a_step_costs_at_most_a_twentieth_more_than_the_bare_network(

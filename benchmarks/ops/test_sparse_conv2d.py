@@ -1,22 +1,19 @@
-"""SparseConv2d against nn.Conv2d and torch.nn.utils.prune, forward and backward."""
+"""Convolutions of ResNet and VGG that are not 3x3 with stride 1, forward and backward, sparse against dense."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch import nn
 
 from benchmarks.alternation import alternate
+from benchmarks.layers import training_pass
 from lth_fast.nn import SparseConv2d
 
-# Times faster than dense, per density.
-BARS = {0.2: 1.7, 0.1: 2.8, 0.05: 4.5}
-# Channels → size of the square maps.
-LAYERS = {64: 32, 128: 16, 256: 8, 512: 4}
+DENSITIES = (0.2, 0.1, 0.05)
 
 
 @pytest.fixture(autouse=True)
@@ -26,38 +23,8 @@ def denormals_flushed_on_both_sides() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
-def training_pass(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> Callable[[], None]:
-    """Forward and backward; gradients are dropped, as an optimizer's zero_grad does."""
-
-    def work() -> None:
-        layer(inputs).backward(gradient)
-        inputs.grad = None
-        layer.zero_grad()
-
-    return work
-
-
-@pytest.mark.parametrize("rival", ["dense", "stock_prune"])
-@pytest.mark.parametrize("density", BARS)
-@pytest.mark.parametrize("channels", LAYERS)
-@pytest.mark.parametrize("threads", ["one"], indirect=True)
-def test_3x3_forward_and_backward(benchmark: Any, threads: int, channels: int, density: float, rival: str) -> None:
-    dense = nn.Conv2d(channels, channels, 3, padding=1)
-    mask = torch.rand(dense.weight.shape) < density
-    sparse = SparseConv2d.from_dense(dense, mask)
-    if rival == "stock_prune":
-        prune.custom_from_mask(dense, "weight", mask)
-    inputs = torch.randn(64, channels, LAYERS[channels], LAYERS[channels], requires_grad=True)
-    gradient = torch.randn_like(inputs)
-    result = alternate(benchmark, training_pass(sparse, inputs, gradient), training_pass(dense, inputs, gradient))
-    benchmark.extra_info.update(threads=threads, density=density)
-    if rival == "dense":
-        benchmark.extra_info["bar"] = BARS[density]
-        assert result.reaches(BARS[density])
-    assert result.ours > 0
-
-
-@pytest.mark.parametrize("density", BARS)
+@pytest.mark.long
+@pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize(
     ("channels", "size", "kernel", "stride"),
     [
