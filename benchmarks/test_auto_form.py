@@ -23,7 +23,7 @@ SHORT, ALLOWED_IF_SHORT = 100e-6, 5e-6
 
 
 def layers_of(net: str) -> dict[str, tuple[nn.Module, tuple[int, ...], bool]]:
-    """Each different layer of ``net``, the shape of its input, and whether that needs a gradient; by its description."""
+    """Each different layer of ``net``, its input's shape and whether that needs a gradient; by its description."""
     shape = NETWORKS[net]
     model = models.build(net, shape, 10, generator=torch.Generator().manual_seed(0))
     found: dict[str, tuple[nn.Module, tuple[int, ...], bool]] = {}
