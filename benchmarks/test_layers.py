@@ -11,6 +11,9 @@ from torch import nn
 from .alternation import check_bars, take_turns
 from .layers import exact_mask, ours, rivals, training_pass
 
+# SparseLab's way to find the survivors.
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+
 DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.01)
 AS_DENSE = {1.0: 0.97, 0.5: 0.97}
 # Layer: (in_features, out_features, batch, whether the input needs a gradient) and, by density, times faster than ...
