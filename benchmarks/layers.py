@@ -39,7 +39,7 @@ def ours(layer: nn.Module, mask: Tensor, inputs: Tensor) -> tuple[nn.Module, str
     return model[0], choices(model)["0.weight"].form
 
 
-def rivals(layer: nn.Module, mask: Tensor, padding: int = 0) -> dict[str, nn.Module]:
+def rivals(layer: nn.Module, mask: Tensor, inputs: Tensor) -> dict[str, nn.Module]:
     """The dense layer, torch's pruning, and SparseProp and SparseLab where they are installed."""
     with torch.no_grad():
         layer.weight.mul_(mask)  # type: ignore[operator]
@@ -48,7 +48,7 @@ def rivals(layer: nn.Module, mask: Tensor, padding: int = 0) -> dict[str, nn.Mod
     found = {"dense": layer, "torch.nn.utils.prune": stock}
     whole = bool(mask.all())
     if importlib.util.find_spec("sparseprop") and not whole:
-        found["SparseProp"] = _sparseprop(layer, padding)
+        found["SparseProp"] = _sparseprop(layer, inputs)
     if importlib.util.find_spec("sparselab") and isinstance(layer, nn.Linear) and not whole:
         import sparselab
 
@@ -58,12 +58,12 @@ def rivals(layer: nn.Module, mask: Tensor, padding: int = 0) -> dict[str, nn.Mod
     return found
 
 
-def _sparseprop(layer: nn.Module, padding: int) -> nn.Module:
+def _sparseprop(layer: nn.Module, inputs: Tensor) -> nn.Module:
     if isinstance(layer, nn.Linear):
         from sparseprop.modules.linear import SparseLinear
 
         return SparseLinear.from_dense(copy.deepcopy(layer))
-    from sparseprop.modules.conv2d import SparseConv2d
+    from sparseprop.modules.utils import sparsify_conv2d_auto
 
-    # Of its two kernels the one that its own authors use for maps of this size.
-    return SparseConv2d.from_dense(copy.deepcopy(layer), vectorizing_over_on=layer.weight.shape[0] > 256)
+    # Times its two kernels and takes the faster one.
+    return sparsify_conv2d_auto(copy.deepcopy(layer), tuple(inputs.shape))

@@ -38,10 +38,10 @@ def peers(density: float, bar: float) -> dict[str, float]:
     return {"SparseProp": bar, "SparseLab": bar} if lowest <= density <= highest else {}
 
 
-def compare(benchmark: Any, layer: nn.Module, inputs: torch.Tensor, density: float, repeat: int, padding: int) -> Any:
+def compare(benchmark: Any, layer: nn.Module, inputs: torch.Tensor, density: float, repeat: int) -> Any:
     mask = exact_mask(layer.weight.shape, density)  # type: ignore[arg-type]
     chosen, form = ours(layer, mask, inputs)
-    others = rivals(layer, mask, padding)
+    others = rivals(layer, mask, inputs)
     gradient = torch.randn_like(layer(inputs))
     benchmark.extra_info.update(density=density, form=form, note=form)
     return take_turns(
@@ -61,7 +61,7 @@ def compare(benchmark: Any, layer: nn.Module, inputs: torch.Tensor, density: flo
 def test_linear(benchmark: Any, threads: int, name: str, density: float) -> None:
     (in_features, out_features, batch, input_grad), dense, stock = LINEAR[name]
     inputs = torch.randn(batch, in_features, requires_grad=input_grad)
-    results = compare(benchmark, nn.Linear(in_features, out_features), inputs, density, 5 if batch == 60 else 1, 0)
+    results = compare(benchmark, nn.Linear(in_features, out_features), inputs, density, 5 if batch == 60 else 1)
     benchmark.extra_info.update(threads=threads, layer=name)
     bars = peers(density, 3.0)
     for rival, by_density in (("dense", dense), ("torch.nn.utils.prune", stock)):
@@ -79,7 +79,7 @@ def test_linear(benchmark: Any, threads: int, name: str, density: float) -> None
 def test_convolution_3x3(benchmark: Any, threads: int, channels: int, density: float) -> None:
     width = CONVOLUTIONS[channels]
     inputs = torch.randn(64, channels, width, width, requires_grad=True)
-    results = compare(benchmark, nn.Conv2d(channels, channels, 3, padding=1), inputs, density, 1, 1)
+    results = compare(benchmark, nn.Conv2d(channels, channels, 3, padding=1), inputs, density, 1)
     benchmark.extra_info.update(threads=threads, layer=f"{channels} channels of {width} x {width}, batch 64")
     bars = {**peers(density, 2.0), "dense": CONVOLUTION_BARS[density]}
     if density >= 0.5:
