@@ -63,7 +63,7 @@ def _sparseprop(layer: nn.Module, inputs: Tensor) -> nn.Module:
         from sparseprop.modules.linear import SparseLinear
 
         return SparseLinear.from_dense(copy.deepcopy(layer))
-    from sparseprop.modules.utils import sparsify_conv2d_auto
+    from sparseprop.modules import sparsify_conv2d_auto
 
     # Times its two kernels and takes the faster one.
     return sparsify_conv2d_auto(copy.deepcopy(layer), tuple(inputs.shape))
