@@ -183,12 +183,10 @@ class _Observed:
     Attributes:
         works: What each layer that ran was asked to do.
         reasons: Why a layer should keep its storage.
-        looked: Whether there was an example input.
     """
 
     works: dict[str, Work]
     reasons: dict[str, str]
-    looked: bool
 
 
 def _choose(name: str, layer: nn.Module, asked: str, observed: _Observed) -> Choice:
@@ -251,7 +249,7 @@ def _observe(model: nn.Module, layers: Mapping[str, nn.Module], example_input: A
         if shared:
             reasons[name] = f"its weight is shared with {', '.join(shared)}"
     if example_input is None:
-        return _Observed({}, reasons, False)
+        return _Observed({}, reasons)
     works: dict[str, Work] = {}
     weights = {id(layer.weight): name for name, layer in layers.items()}
     reads = _DirectReads(weights)
@@ -263,6 +261,9 @@ def _observe(model: nn.Module, layers: Mapping[str, nn.Module], example_input: A
         if tensor is not None and tensor.numel():
             works.setdefault(name, Work(tuple(tensor.shape), tensor.requires_grad))
 
+    def leaves(*_: Any) -> None:
+        reads.running.pop()
+
     hooks = []
     for name, layer in layers.items():
         hooks.append(
@@ -270,7 +271,7 @@ def _observe(model: nn.Module, layers: Mapping[str, nn.Module], example_input: A
                 lambda _layer, given, named, name=name: enters(name, given, named), with_kwargs=True
             )
         )
-        hooks.append(layer.register_forward_hook(lambda *_: reads.running.pop() and None, always_call=True))
+        hooks.append(layer.register_forward_hook(leaves, always_call=True))
     try:
         with _without_a_trace(model), reads:
             model(*arguments)
@@ -282,7 +283,7 @@ def _observe(model: nn.Module, layers: Mapping[str, nn.Module], example_input: A
             reasons.setdefault(name, "its weight is read outside of its forward")
         elif name not in works:
             reasons.setdefault(name, "its forward does not run on the example input")
-    return _Observed(works, reasons, True)
+    return _Observed(works, reasons)
 
 
 @contextmanager

@@ -48,4 +48,6 @@ def test_locks_of_different_runs_are_independent(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     with lock_folder(tmp_path / "a"), lock_folder(tmp_path / "b"):
-        pass
+        for name in ("a", "b"):
+            with pytest.raises(RunInUseError), lock_folder(tmp_path / name):
+                pass

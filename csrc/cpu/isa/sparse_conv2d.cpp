@@ -24,16 +24,6 @@ constexpr size_t kPiece = 6;  // a vector is a pair of registers
 #endif
 
 template <typename Element>
-struct Register {
-#if defined(__AVX512F__)
-  static constexpr size_t kWidth = 64 / sizeof(Element);
-#else
-  static constexpr size_t kWidth = 8;  // a pair of registers where they are narrower: see vector.h
-#endif
-  typedef Element Vector __attribute__((vector_size(kWidth * sizeof(Element)), aligned(sizeof(Element)), may_alias));
-};
-
-template <typename Element>
 using Eight = typename Lanes<Element>::Vector;
 
 // ---- planes to tiles and back: blocks of eight samples by eight pixels ----

@@ -2,6 +2,7 @@
 // AVX-512 or NEON by the flags of the object it is compiled in.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace lth_fast::LTH_FAST_ISA {
@@ -16,6 +17,17 @@ struct Lanes {
     const Vector spread = (Vector{} + static_cast<Element>(byte)) & bit_of_lane;
     return reinterpret_cast<Vector>(spread == bit_of_lane);
   }
+};
+
+// What a kernel keeps its sums in.
+template <typename Element>
+struct Register {
+#if defined(__AVX512F__)
+  static constexpr size_t kWidth = 64 / sizeof(Element);
+#else
+  static constexpr size_t kWidth = 8;  // a pair of registers where they are narrower
+#endif
+  typedef Element Vector __attribute__((vector_size(kWidth * sizeof(Element)), aligned(sizeof(Element)), may_alias));
 };
 
 }  // namespace lth_fast::LTH_FAST_ISA
