@@ -1,5 +1,7 @@
-// The batch is cut into tiles of samples (csrc/cpu/isa/sparse_linear.cpp says how they lie); every thread owns rows of
-// outputs, so no sum depends on the number of threads.
+// The batch is cut into tiles of samples (csrc/cpu/isa/sparse_linear.cpp says how they lie). Every sum has one thread
+// as its owner: rows of the outputs, columns of the input's gradient, rows of the values' gradient; so no sum depends
+// on the number of threads. Whatever a thread needs for a panel only is made right before: it is still in cache when it
+// is read.
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -10,10 +12,14 @@ namespace lth_fast {
 namespace {
 
 // Rows a task works on: their sums stay in the second-level cache while panel after panel of the input passes.
-constexpr int64_t kRowsPerTask = 512;
+constexpr int64_t kRowsPerTask = 1024;
+// Columns whose sums and values are in that cache together with a panel of the output's gradient.
+constexpr int64_t kColumnsPerTask = 512;
 // About 10 microseconds of work: below it, one thread is faster than waking a second one.
-constexpr int64_t kProductsPerThread = 1 << 18, kElementsPerThread = 1 << 15;
+constexpr int64_t kProductsPerThread = 1 << 18;
 constexpr int64_t kFeaturesPerTask = 512;
+// Values fetched so many survivors before they are copied.
+constexpr int64_t kSurvivorsAhead = 32;
 
 int64_t ceiling_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -73,134 +79,220 @@ at::Tensor to_tiles(const at::Tensor& rows, const std::vector<Tile>& tiles) {
   return result;
 }
 
+// Uninitialized memory on the boundary of a cache line, for what is not read before it is written.
+template <typename Element>
+class Scratch {
+ public:
+  explicit Scratch(int64_t elements)
+      : memory_(c10::GetAllocator(c10::kCPU)->allocate(static_cast<size_t>(elements) * sizeof(Element))) {}
+
+  // Where element 0 would be if the memory began at element `first`; only elements from there on may be touched.
+  Element* from(int64_t first) const {
+    return reinterpret_cast<Element*>(reinterpret_cast<uintptr_t>(memory_.get()) -
+                                      static_cast<uintptr_t>(first) * sizeof(Element));
+  }
+
+ private:
+  at::DataPtr memory_;
+};
+
+// The input's panels as tiles. With few readers each transposes a panel for itself when its turn comes, so that it
+// never leaves the first-level cache; many share tiles that were made before.
+template <typename Element>
+class InputPanels {
+ public:
+  InputPanels(const at::Tensor& rows, const std::vector<Tile>& tiles, int64_t panels, int64_t readers)
+      : rows_(rows), panels_(panels), width_(ceiling_divide(rows.size(1), panels)) {
+    constexpr int64_t kFewReaders = 2;
+    if (readers > kFewReaders) tiles_ = to_tiles<Element>(rows, tiles);
+  }
+
+  // Calls work(panel, input) for one panel after the other; feature f of the panel lies at input + f * lanes.
+  template <typename Work>
+  void for_each(const Tile& tile, const Work& work) const {
+    const int64_t features = rows_.size(1), stride = rows_.stride(0);
+    if (tiles_.defined()) {
+      const Element* input = tiles_.const_data_ptr<Element>() + tile.lanes_before * features;
+      for (int64_t panel = 0; panel < panels_; ++panel) work(panel, input);
+      return;
+    }
+    const Scratch<Element> scratch(width_ * tile.lanes);
+    const Element* samples = rows_.const_data_ptr<Element>() + tile.first_sample * stride;
+    for (int64_t panel = 0; panel < panels_; ++panel) {
+      const int64_t first = panel * width_, last = std::min(first + width_, features);
+      Element* input = scratch.from(first * tile.lanes);
+      sparse_linear_kernels<Element>().to_tile(samples, stride, tile.samples, first, last, input, tile.lanes);
+      work(panel, input);
+    }
+  }
+
+ private:
+  const at::Tensor& rows_;
+  int64_t panels_, width_;
+  at::Tensor tiles_;
+};
+
+// Lines of the matrix per task: every thread gets some, and blocks of eight stay whole for the transposition.
+int64_t lines_per_task(int64_t lines, int64_t most) {
+  const int64_t share = ceiling_divide(lines, at::get_num_threads());
+  return std::max<int64_t>(ceiling_divide(std::min(share, most), 8) * 8, 8);
+}
+
+// Calls work(begin, end) in parallel for tasks that are `products` multiply-adds in all.
+template <typename Work>
+void for_tasks(int64_t tasks, int64_t products, const Work& work) {
+  at::parallel_for(0, tasks, kProductsPerThread / (products / tasks + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) work(task);
+  });
+}
+
 // The two orders of the matrix, as the kernels want them: panels inside of rows (starts is [panels + 1, out_features])
 // and columns inside of panels (starts is [panels, in_features + 1]).
-struct RowOrder {
-  static int64_t lines(const at::Tensor& starts) { return starts.size(1); }
+template <typename Index>
+SparseRows<Index> row_order(const at::Tensor& starts, const at::Tensor& columns) {
+  const auto rows = static_cast<size_t>(starts.size(1));
+  return {starts.const_data_ptr<int32_t>(), static_cast<size_t>(starts.size(0) - 1), rows, rows, rows,
+          columns.const_data_ptr<Index>()};
+}
 
-  template <typename Index>
-  static SparseRows<Index> matrix(const at::Tensor& starts, const at::Tensor& indices) {
-    const auto rows = static_cast<size_t>(lines(starts));
-    return {starts.const_data_ptr<int32_t>(), static_cast<size_t>(starts.size(0) - 1), rows, rows, rows,
-            indices.const_data_ptr<Index>()};
+template <typename Index>
+SparseRows<Index> column_order(const at::Tensor& starts, const at::Tensor& rows) {
+  const auto columns = static_cast<size_t>(starts.size(1) - 1);
+  return {starts.const_data_ptr<int32_t>(), static_cast<size_t>(starts.size(0)), columns, columns + 1, 1,
+          rows.const_data_ptr<Index>()};
+}
+
+// Calls work(kernel, Index{}) with the one of two kernels that takes the type of `indices`.
+template <typename Short, typename Long, typename Work>
+void by_index(const at::Tensor& indices, Short kernel_16, Long kernel_32, const Work& work) {
+  if (indices.scalar_type() == at::kShort) {
+    work(kernel_16, int16_t{});
+  } else {
+    work(kernel_32, int32_t{});
   }
-};
-
-struct ColumnOrder {
-  static int64_t lines(const at::Tensor& starts) { return starts.size(1) - 1; }
-
-  template <typename Index>
-  static SparseRows<Index> matrix(const at::Tensor& starts, const at::Tensor& indices) {
-    const auto columns = static_cast<size_t>(lines(starts));
-    return {starts.const_data_ptr<int32_t>(), static_cast<size_t>(starts.size(0)), columns, columns + 1, 1,
-            indices.const_data_ptr<Index>()};
-  }
-};
-
-// Rows per task: every thread gets some, and blocks of eight stay whole for the transposition of the outputs.
-int64_t rows_per_task(int64_t rows) {
-  const int64_t share = ceiling_divide(rows, at::get_num_threads());
-  return std::max<int64_t>(ceiling_divide(std::min(share, kRowsPerTask), 8) * 8, 8);
 }
 
 // output = input * transpose(matrix) + bias, with 0 for what is negative where `relu`.
-template <typename Element, typename Index, typename Order, typename Kernel>
-void multiply(const Kernel& kernel, const at::Tensor& input, const Element* values, const Element* bias,
-              const at::Tensor& starts, const at::Tensor& indices, const at::Tensor& output, bool relu) {
+template <typename Element>
+at::Tensor forward(const at::Tensor& input, const at::Tensor& values, const at::Tensor* bias,
+                   const at::Tensor& row_starts, const at::Tensor& columns, bool relu) {
   const auto& table = sparse_linear_kernels<Element>();
-  const auto matrix = Order::template matrix<Index>(starts, indices);
-  const auto tiles = cut_batch<Element>(input.size(0));
-  const int64_t in_features = input.size(1), rows = output.size(1);
-  const at::Tensor input_tiles = to_tiles<Element>(input, tiles), output_tiles = empty_tiles(tiles, rows, input);
-  const auto* from = input_tiles.const_data_ptr<Element>();
-  auto* sums = output_tiles.mutable_data_ptr<Element>();
-  auto* to = output.mutable_data_ptr<Element>();
-
-  const int64_t step = rows_per_task(rows), slices = ceiling_divide(rows, step);
-  const int64_t products_per_task = (indices.numel() + rows) * tiles.front().lanes / slices + 1;
-  at::parallel_for(
-      0, static_cast<int64_t>(tiles.size()) * slices, kProductsPerThread / products_per_task + 1,
-      [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task) {
-          const Tile& tile = tiles[task / slices];
-          const int64_t first = task % slices * step, last = std::min(first + step, rows);
-          Element* tile_sums = sums + tile.lanes_before * rows;
-          kernel(matrix, values, bias, first, last, from + tile.lanes_before * in_features, tile_sums, tile.lanes);
-          table.from_tile(tile_sums, tile.lanes, first, last, to + tile.first_sample * rows, rows, tile.samples, relu);
-        }
-      });
-}
-
-template <typename Element, typename Order>
-at::Tensor product(const at::Tensor& input, const at::Tensor& values, const at::Tensor* bias, const at::Tensor& starts,
-                   const at::Tensor& indices, bool relu = false) {
-  const auto& table = sparse_linear_kernels<Element>();
+  const int64_t rows = row_starts.size(1), panels = row_starts.size(0) - 1;
   auto shape = input.sizes().vec();
-  shape.back() = Order::lines(starts);
+  shape.back() = rows;
   at::Tensor output = at::empty(shape, input.options());
   if (output.numel() == 0) return output;
-  const at::Tensor rows = adjacent_rows(input);
-  const at::Tensor flat = output.view({-1, Order::lines(starts)});
-  const at::Tensor kept = values.contiguous(), added = bias == nullptr ? at::Tensor() : bias->contiguous();
+  const at::Tensor samples = adjacent_rows(input), kept = values.contiguous();
+  const at::Tensor added = bias == nullptr ? at::Tensor() : bias->contiguous();
   const auto* value = kept.const_data_ptr<Element>();
   const auto* start = bias == nullptr ? nullptr : added.const_data_ptr<Element>();
-  if (indices.scalar_type() == at::kShort) {
-    multiply<Element, int16_t, Order>(table.product_16, rows, value, start, starts, indices, flat, relu);
-  } else {
-    multiply<Element, int32_t, Order>(table.product_32, rows, value, start, starts, indices, flat, relu);
-  }
+  auto* to = output.mutable_data_ptr<Element>();
+
+  const auto tiles = cut_batch<Element>(samples.size(0));
+  const int64_t step = lines_per_task(rows, kRowsPerTask), slices = ceiling_divide(rows, step);
+  const InputPanels<Element> input_panels(samples, tiles, panels, slices);
+  by_index(columns, table.product_16, table.product_32, [&](auto kernel, auto index) {
+    const auto matrix = row_order<decltype(index)>(row_starts, columns);
+    for_tasks(static_cast<int64_t>(tiles.size()) * slices, (columns.numel() + rows) * samples.size(0),
+              [&](int64_t task) {
+                const Tile& tile = tiles[task / slices];
+                const int64_t first = task % slices * step, last = std::min(first + step, rows);
+                const Scratch<Element> scratch(step * tile.lanes);
+                Element* sums = scratch.from(first * tile.lanes);
+                input_panels.for_each(tile, [&](int64_t panel, const Element* from) {
+                  kernel(matrix, panel, value, start, first, last, from, sums, tile.lanes);
+                });
+                table.from_tile(sums, tile.lanes, first, last, to + tile.first_sample * rows, rows, tile.samples, relu);
+              });
+  });
   return output;
 }
 
+// grad_input = grad_output * matrix. The columns of a task need their values in column order: they are gathered panel
+// of rows by panel of rows, from few cache lines each.
 template <typename Element>
-at::Tensor permuted(const at::Tensor& values, const at::Tensor& permutation) {
-  const at::Tensor kept = values.contiguous();
-  at::Tensor result = at::empty_like(kept);
-  const auto* from = kept.const_data_ptr<Element>();
+at::Tensor input_grad(const at::Tensor& grad_output, const at::Tensor& values, const at::Tensor& column_starts,
+                      const at::Tensor& rows, const at::Tensor& permutation) {
+  const auto& table = sparse_linear_kernels<Element>();
+  const int64_t in_features = column_starts.size(1) - 1, panels = column_starts.size(0);
+  auto shape = grad_output.sizes().vec();
+  const int64_t out_features = shape.back();
+  shape.back() = in_features;
+  at::Tensor result = at::empty(shape, grad_output.options());
+  if (result.numel() == 0) return result;
+  const at::Tensor gradients = adjacent_rows(grad_output), kept = values.contiguous();
+  const auto* value = kept.const_data_ptr<Element>();
   const auto* place = permutation.const_data_ptr<int32_t>();
+  const auto* starts = column_starts.const_data_ptr<int32_t>();
   auto* to = result.mutable_data_ptr<Element>();
-  at::parallel_for(0, kept.numel(), kElementsPerThread, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) to[i] = from[place[i]];
+
+  const auto tiles = cut_batch<Element>(gradients.size(0));
+  const at::Tensor gradient_tiles = to_tiles<Element>(gradients, tiles);
+  const auto* gradient = gradient_tiles.const_data_ptr<Element>();
+  const int64_t step = lines_per_task(in_features, kColumnsPerTask), slices = ceiling_divide(in_features, step);
+  by_index(rows, table.product_16, table.product_32, [&](auto kernel, auto index) {
+    const auto matrix = column_order<decltype(index)>(column_starts, rows);
+    for_tasks(slices, (rows.numel() + in_features) * gradients.size(0), [&](int64_t slice) {
+      const int64_t first = slice * step, last = std::min(first + step, in_features);
+      const auto begin = [&](int64_t panel) { return starts[panel * (in_features + 1) + first]; };
+      const auto end = [&](int64_t panel) { return starts[panel * (in_features + 1) + last]; };
+      int64_t survivors = 0;
+      for (int64_t panel = 0; panel < panels; ++panel) survivors += end(panel) - begin(panel);
+      const Scratch<Element> gathered(survivors), scratch(step * tiles.front().lanes);
+      std::vector<const Element*> panel_values;
+      int64_t before = 0;
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        Element* ordered = gathered.from(begin(panel) - before);
+        const int64_t stop = end(panel);
+        for (int64_t i = begin(panel); i < stop; ++i) {
+          __builtin_prefetch(value + place[std::min(i + kSurvivorsAhead, stop - 1)]);
+          ordered[i] = value[place[i]];
+        }
+        panel_values.push_back(ordered);
+        before += stop - begin(panel);
+      }
+      for (const Tile& tile : tiles) {
+        Element* sums = scratch.from(first * tile.lanes);
+        for (int64_t panel = 0; panel < panels; ++panel) {
+          kernel(matrix, panel, panel_values[panel], nullptr, first, last, gradient + tile.lanes_before * out_features,
+                 sums, tile.lanes);
+        }
+        table.from_tile(sums, tile.lanes, first, last, to + tile.first_sample * in_features, in_features, tile.samples,
+                        false);
+      }
+    });
   });
   return result;
 }
 
-template <typename Element, typename Index, typename Kernel>
-void accumulate_values_grad(const Kernel& kernel, const at::Tensor& grad_output, const at::Tensor& input,
-                            const at::Tensor& row_starts, const at::Tensor& columns, const at::Tensor& grad_values) {
-  const auto matrix = RowOrder::matrix<Index>(row_starts, columns);
-  const auto tiles = cut_batch<Element>(input.size(0));
-  const int64_t in_features = input.size(1), rows = grad_output.size(1);
-  const at::Tensor output_tiles = to_tiles<Element>(grad_output, tiles), input_tiles = to_tiles<Element>(input, tiles);
-  const auto* gradient = output_tiles.const_data_ptr<Element>();
-  const auto* from = input_tiles.const_data_ptr<Element>();
-  auto* to = grad_values.mutable_data_ptr<Element>();
-
-  const int64_t step = rows_per_task(rows), slices = ceiling_divide(rows, step);
-  const int64_t products_per_task = columns.numel() * input.size(0) / slices + 1;
-  at::parallel_for(0, slices, kProductsPerThread / products_per_task + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t slice = begin; slice < end; ++slice) {
-      const int64_t first = slice * step, last = std::min(first + step, rows);
-      for (const Tile& tile : tiles) {
-        kernel(matrix, first, last, gradient + tile.lanes_before * rows, from + tile.lanes_before * in_features, to,
-               tile.lanes);
-      }
-    }
-  });
-}
-
+// grad_values = transpose(grad_output) * input, at the survivors.
 template <typename Element>
 at::Tensor values_grad(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& row_starts,
                        const at::Tensor& columns) {
   const auto& table = sparse_linear_kernels<Element>();
-  at::Tensor result = at::zeros(columns.sizes(), input.options());
-  if (input.numel() == 0 || grad_output.numel() == 0) return result;
-  const at::Tensor gradient = adjacent_rows(grad_output), rows = adjacent_rows(input);
-  if (columns.scalar_type() == at::kShort) {
-    accumulate_values_grad<Element, int16_t>(table.values_grad_16, gradient, rows, row_starts, columns, result);
-  } else {
-    accumulate_values_grad<Element, int32_t>(table.values_grad_32, gradient, rows, row_starts, columns, result);
-  }
+  if (input.numel() == 0 || grad_output.numel() == 0) return at::zeros(columns.sizes(), input.options());
+  at::Tensor result = at::empty(columns.sizes(), input.options());
+  const at::Tensor gradients = adjacent_rows(grad_output), samples = adjacent_rows(input);
+  auto* to = result.mutable_data_ptr<Element>();
+
+  const auto tiles = cut_batch<Element>(samples.size(0));
+  const at::Tensor gradient_tiles = to_tiles<Element>(gradients, tiles);
+  const auto* gradient = gradient_tiles.const_data_ptr<Element>();
+  const int64_t rows = row_starts.size(1), panels = row_starts.size(0) - 1;
+  const int64_t step = lines_per_task(rows, kRowsPerTask), slices = ceiling_divide(rows, step);
+  const InputPanels<Element> input_panels(samples, tiles, panels, slices);
+  by_index(columns, table.values_grad_16, table.values_grad_32, [&](auto kernel, auto index) {
+    const auto matrix = row_order<decltype(index)>(row_starts, columns);
+    for_tasks(slices, columns.numel() * samples.size(0), [&](int64_t slice) {
+      const int64_t first = slice * step, last = std::min(first + step, rows);
+      for (const Tile& tile : tiles) {
+        input_panels.for_each(tile, [&](int64_t panel, const Element* from) {
+          kernel(matrix, panel, first, last, gradient + tile.lanes_before * rows, from, to, tile.first_sample > 0,
+                 tile.lanes);
+        });
+      }
+    });
+  });
   return result;
 }
 
@@ -211,17 +303,16 @@ at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
                          const at::Tensor& rows, const at::Tensor& permutation, bool relu) {
   (void)column_starts, (void)rows, (void)permutation;  // for the backward
   const at::Tensor* added = bias.has_value() ? &*bias : nullptr;
-  return input.scalar_type() == at::kFloat ? product<float, RowOrder>(input, values, added, row_starts, columns, relu)
-                                           : product<double, RowOrder>(input, values, added, row_starts, columns, relu);
+  return input.scalar_type() == at::kFloat ? forward<float>(input, values, added, row_starts, columns, relu)
+                                           : forward<double>(input, values, added, row_starts, columns, relu);
 }
 
 at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
                                     const at::Tensor& column_starts, const at::Tensor& rows,
                                     const at::Tensor& permutation) {
-  if (grad_output.scalar_type() == at::kFloat) {
-    return product<float, ColumnOrder>(grad_output, permuted<float>(values, permutation), nullptr, column_starts, rows);
-  }
-  return product<double, ColumnOrder>(grad_output, permuted<double>(values, permutation), nullptr, column_starts, rows);
+  return grad_output.scalar_type() == at::kFloat
+             ? input_grad<float>(grad_output, values, column_starts, rows, permutation)
+             : input_grad<double>(grad_output, values, column_starts, rows, permutation);
 }
 
 at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Tensor& input,

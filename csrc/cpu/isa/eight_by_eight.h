@@ -52,7 +52,7 @@ struct EightByEight {
 
   // Lane i of the result is the sum of the lanes of vectors[i]: the transpose with an addition after each stage, so
   // that every stage has half the vectors of the one before.
-  static inline Vector sums(const Vector (&vectors)[8]) {
+  static inline Vector sums(const Vector* vectors) {
     const auto add = [](Vector a, Vector b) { return interleave_low(a, b) + interleave_high(a, b); };
     const Vector low = add(add(vectors[0], vectors[2]), add(vectors[1], vectors[3]));
     const Vector high = add(add(vectors[4], vectors[6]), add(vectors[5], vectors[7]));

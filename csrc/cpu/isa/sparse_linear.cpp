@@ -2,9 +2,9 @@
 //
 // A tile holds up to `lanes` samples, [features][lanes]: the samples lie innermost, so one survivor meets whole vectors
 // of them and nothing is ever gathered. The sums of one row stay in registers while its survivors pass by. The columns
-// are cut into panels (see sparse_pattern): all rows visit one panel of the input while it stays in cache, before the
-// next one; a row's sums wait in the output tile in between. A row meets its survivors in ascending order for any panel
-// width, so neither panels nor threads change the bits.
+// are cut into panels (see sparse_pattern), one for each call: all rows visit one panel of the input while it stays in
+// cache, before the next one; a row's sums wait in the output tile in between. A row meets its survivors in ascending
+// order for any panel width, so neither panels nor threads change the bits.
 #include <cstring>
 
 #include "eight_by_eight.h"
@@ -86,38 +86,42 @@ void from_tile(const Element* tile, size_t lanes, size_t first, size_t last, Ele
 }
 
 // The survivors of a row in one panel are few and far from those of the next row, so the hardware does not see them
-// come.
-constexpr size_t kRowsAhead = 4;
+// come. They start anywhere in a cache line: two lines mostly hold them.
+constexpr size_t kRowsAhead = 8;
+
+template <typename Element>
+inline void prefetch_two_lines(const Element* from) {
+  __builtin_prefetch(from);
+  __builtin_prefetch(from + 64 / sizeof(Element));
+}
 
 // ---- the product ----
 
 template <typename Element, typename Index, size_t kVectors>
-void product(const SparseRows<Index>& matrix, const Element* values, const Element* bias, size_t first, size_t last,
-             const Element* input, Element* output) {
+void product(const SparseRows<Index>& matrix, size_t panel, const Element* values, const Element* bias, size_t first,
+             size_t last, const Element* input, Element* output) {
   using Vector = typename Register<Element>::Vector;
   constexpr size_t lanes = kVectors * Register<Element>::kWidth;
-  for (size_t panel = 0; panel < matrix.panels; ++panel) {
-    const int32_t* begin = matrix.starts + panel * matrix.stride;
-    const int32_t* end = begin + matrix.to_end;
-    for (size_t row = first; row < last; ++row) {
-      const int32_t later = begin[row + kRowsAhead < matrix.rows ? row + kRowsAhead : row];
-      __builtin_prefetch(values + later);
-      __builtin_prefetch(matrix.indices + later);
-      auto* to = reinterpret_cast<Vector*>(output + row * lanes);
-      Vector sum[kVectors];
-      if (panel == 0) {
-        const Element start = bias == nullptr ? Element{0} : bias[row];
-        for (size_t k = 0; k < kVectors; ++k) sum[k] = start - Vector{};
-      } else {
-        for (size_t k = 0; k < kVectors; ++k) sum[k] = to[k];
-      }
-      for (int32_t survivor = begin[row]; survivor < end[row]; ++survivor) {
-        const auto* from = reinterpret_cast<const Vector*>(input + matrix.indices[survivor] * lanes);
-        const Element value = values[survivor];
-        for (size_t k = 0; k < kVectors; ++k) sum[k] += value * from[k];
-      }
-      for (size_t k = 0; k < kVectors; ++k) to[k] = sum[k];
+  const int32_t* begin = matrix.starts + panel * matrix.stride;
+  const int32_t* end = begin + matrix.to_end;
+  for (size_t row = first; row < last; ++row) {
+    const int32_t later = begin[row + kRowsAhead < matrix.rows ? row + kRowsAhead : row];
+    prefetch_two_lines(values + later);
+    prefetch_two_lines(matrix.indices + later);
+    auto* to = reinterpret_cast<Vector*>(output + row * lanes);
+    Vector sum[kVectors];
+    if (panel == 0) {
+      const Element start = bias == nullptr ? Element{0} : bias[row];
+      for (size_t k = 0; k < kVectors; ++k) sum[k] = start - Vector{};
+    } else {
+      for (size_t k = 0; k < kVectors; ++k) sum[k] = to[k];
     }
+    for (int32_t survivor = begin[row]; survivor < end[row]; ++survivor) {
+      const auto* from = reinterpret_cast<const Vector*>(input + matrix.indices[survivor] * lanes);
+      const Element value = values[survivor];
+      for (size_t k = 0; k < kVectors; ++k) sum[k] += value * from[k];
+    }
+    for (size_t k = 0; k < kVectors; ++k) to[k] = sum[k];
   }
 }
 
@@ -156,38 +160,45 @@ inline Eight<Element> first_lanes(Eight<Element> eight, int32_t count) {
   return reinterpret_cast<Eight<Element>>(reinterpret_cast<Bits>(eight) & (lane < count));
 }
 
+// So many dot products wait, eight lanes each, to be added up eight at a time: a loop for the products and one for the
+// sums have one end each that no branch predictor foresees, loops of eight inside of one would have many.
+constexpr int32_t kWaiting = 64;
+
 template <typename Element, typename Index, size_t kVectors>
-void values_grad(const SparseRows<Index>& matrix, size_t first, size_t last, const Element* grad_output,
-                 const Element* input, Element* grad_values) {
+void values_grad(const SparseRows<Index>& matrix, size_t panel, size_t first, size_t last, const Element* grad_output,
+                 const Element* input, Element* grad_values, bool accumulate) {
   using Vector = typename Register<Element>::Vector;
   constexpr size_t lanes = kVectors * Register<Element>::kWidth;
+  const int32_t* begin = matrix.starts + panel * matrix.stride;
+  const int32_t* end = begin + matrix.to_end;
   const int32_t* row_end = matrix.starts + matrix.panels * matrix.rows;
-  for (size_t panel = 0; panel < matrix.panels; ++panel) {
-    const int32_t* begin = matrix.starts + panel * matrix.stride;
-    const int32_t* end = begin + matrix.to_end;
-    for (size_t row = first; row < last; ++row) {
-      const int32_t later = begin[row + kRowsAhead < matrix.rows ? row + kRowsAhead : row];
-      __builtin_prefetch(grad_values + later, 1);
-      __builtin_prefetch(matrix.indices + later);
-      const auto* row_gradient = reinterpret_cast<const Vector*>(grad_output + row * lanes);
-      Vector gradient[kVectors];
-      for (size_t k = 0; k < kVectors; ++k) gradient[k] = row_gradient[k];
-      // Eight dot products at a time: their lanes are added up together.
-      for (int32_t survivor = begin[row]; survivor < end[row]; survivor += 8) {
-        const int32_t count = end[row] - survivor < 8 ? end[row] - survivor : 8;
-        Eight<Element> products[8];
-        for (int32_t i = 0; i < count; ++i) {
-          const auto* from = reinterpret_cast<const Vector*>(input + matrix.indices[survivor + i] * lanes);
-          products[i] = dot<Element, kVectors>(gradient, from);
-        }
-        Eight<Element> sums = EightByEight<Element>::sums(products);
-        Element* to = grad_values + survivor;
-        // Behind `count` stand survivors of the next panels: adding zero to them is faster than eight single
-        // additions, but only the row's own are this thread's to touch.
-        if (survivor + 8 <= row_end[row]) {
-          *reinterpret_cast<Eight<Element>*>(to) += first_lanes<Element>(sums, count);
+  Eight<Element> products[kWaiting] = {};
+  for (size_t row = first; row < last; ++row) {
+    const int32_t later = begin[row + kRowsAhead < matrix.rows ? row + kRowsAhead : row];
+    prefetch_two_lines(grad_values + later);
+    prefetch_two_lines(matrix.indices + later);
+    const auto* row_gradient = reinterpret_cast<const Vector*>(grad_output + row * lanes);
+    Vector gradient[kVectors];
+    for (size_t k = 0; k < kVectors; ++k) gradient[k] = row_gradient[k];
+    for (int32_t survivor = begin[row]; survivor < end[row]; survivor += kWaiting) {
+      const int32_t count = end[row] - survivor < kWaiting ? end[row] - survivor : kWaiting;
+      for (int32_t i = 0; i < count; ++i) {
+        const auto* from = reinterpret_cast<const Vector*>(input + matrix.indices[survivor + i] * lanes);
+        products[i] = dot<Element, kVectors>(gradient, from);
+      }
+      for (int32_t i = 0; i < count; i += 8) {
+        Eight<Element> sums = EightByEight<Element>::sums(products + i);
+        Element* to = grad_values + survivor + i;
+        // Behind `count` stand survivors of the row's next panels, whose turn is yet to come: zeros may be written over
+        // or added to them, which is faster than single elements. Only the row's own are this thread's to touch.
+        if (survivor + i + 8 <= row_end[row]) {
+          sums = first_lanes<Element>(sums, count - i);
+          auto* eight = reinterpret_cast<Eight<Element>*>(to);
+          *eight = accumulate ? *eight + sums : sums;
         } else {
-          for (int32_t i = 0; i < count; ++i) to[i] += sums[i];
+          for (int32_t lane = 0; lane < count - i && lane < 8; ++lane) {
+            to[lane] = accumulate ? to[lane] + sums[lane] : sums[lane];
+          }
         }
       }
     }
@@ -201,25 +212,26 @@ size_t tile_lanes(size_t samples) {
 }
 
 template <typename Element, typename Index>
-void product_for_lanes(const SparseRows<Index>& matrix, const Element* values, const Element* bias, size_t first,
-                       size_t last, const Element* input, Element* output, size_t lanes) {
+void product_for_lanes(const SparseRows<Index>& matrix, size_t panel, const Element* values, const Element* bias,
+                       size_t first, size_t last, const Element* input, Element* output, size_t lanes) {
   const FlushDenormals flush;
   constexpr size_t whole = kLanes / Register<Element>::kWidth;
   const auto kernel = lanes == kLanes       ? product<Element, Index, whole>
                       : lanes == kLanes / 2 ? product<Element, Index, whole / 2>
                                             : product<Element, Index, whole / 4>;
-  kernel(matrix, values, bias, first, last, input, output);
+  kernel(matrix, panel, values, bias, first, last, input, output);
 }
 
 template <typename Element, typename Index>
-void values_grad_for_lanes(const SparseRows<Index>& matrix, size_t first, size_t last, const Element* grad_output,
-                           const Element* input, Element* grad_values, size_t lanes) {
+void values_grad_for_lanes(const SparseRows<Index>& matrix, size_t panel, size_t first, size_t last,
+                           const Element* grad_output, const Element* input, Element* grad_values, bool accumulate,
+                           size_t lanes) {
   const FlushDenormals flush;
   constexpr size_t whole = kLanes / Register<Element>::kWidth;
   const auto kernel = lanes == kLanes       ? values_grad<Element, Index, whole>
                       : lanes == kLanes / 2 ? values_grad<Element, Index, whole / 2>
                                             : values_grad<Element, Index, whole / 4>;
-  kernel(matrix, first, last, grad_output, input, grad_values);
+  kernel(matrix, panel, first, last, grad_output, input, grad_values, accumulate);
 }
 
 template <typename Element>

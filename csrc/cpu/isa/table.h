@@ -34,18 +34,21 @@ struct SparseLinearKernels {
   void (*from_tile)(const Element* tile, size_t lanes, size_t first, size_t last, Element* output, size_t stride,
                     size_t samples, bool relu);
 
-  // Rows first to last of: output = matrix * input + bias (0 where null), all of them tiles.
-  void (*product_16)(const SparseRows<int16_t>& matrix, const Element* values, const Element* bias, size_t first,
-                     size_t last, const Element* input, Element* output, size_t lanes);
-  void (*product_32)(const SparseRows<int32_t>& matrix, const Element* values, const Element* bias, size_t first,
-                     size_t last, const Element* input, Element* output, size_t lanes);
+  // Rows first to last of: output = matrix * input + bias (0 where null), all of them tiles, one panel of the matrix
+  // after the other: panel 0 starts the sums.
+  void (*product_16)(const SparseRows<int16_t>& matrix, size_t panel, const Element* values, const Element* bias,
+                     size_t first, size_t last, const Element* input, Element* output, size_t lanes);
+  void (*product_32)(const SparseRows<int32_t>& matrix, size_t panel, const Element* values, const Element* bias,
+                     size_t first, size_t last, const Element* input, Element* output, size_t lanes);
 
-  // Rows first to last of: grad_values += grad_output * transpose(input) at the survivors. The survivors of a row must
-  // lie side by side: stride == to_end == rows.
-  void (*values_grad_16)(const SparseRows<int16_t>& matrix, size_t first, size_t last, const Element* grad_output,
-                         const Element* input, Element* grad_values, size_t lanes);
-  void (*values_grad_32)(const SparseRows<int32_t>& matrix, size_t first, size_t last, const Element* grad_output,
-                         const Element* input, Element* grad_values, size_t lanes);
+  // Rows first to last of: grad_values = grad_output * transpose(input) at the survivors, or += where `accumulate`, one
+  // panel after the other in ascending order. The survivors of a row must lie side by side: stride == to_end == rows.
+  void (*values_grad_16)(const SparseRows<int16_t>& matrix, size_t panel, size_t first, size_t last,
+                         const Element* grad_output, const Element* input, Element* grad_values, bool accumulate,
+                         size_t lanes);
+  void (*values_grad_32)(const SparseRows<int32_t>& matrix, size_t panel, size_t first, size_t last,
+                         const Element* grad_output, const Element* input, Element* grad_values, bool accumulate,
+                         size_t lanes);
 };
 
 // sparse_conv2d: the survivors of every output channel, by panels of source channels. Row r has the survivors starts[i]
