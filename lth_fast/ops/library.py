@@ -14,6 +14,6 @@ torch.ops.load_library(str(_NATIVE))
 
 
 def serve_cuda(op: str, reference: Callable[..., Any]) -> None:
-    """Let the plain-PyTorch ``reference`` of ``op`` serve CUDA tensors, in builds without a CUDA kernel for it."""
+    """Let ``reference``, made of torch's own calls, serve CUDA tensors if the build has no CUDA kernel for ``op``."""
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"lth_fast::{op}", "CUDA"):
         torch.library.impl(f"lth_fast::{op}", "CUDA", reference)
