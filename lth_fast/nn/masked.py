@@ -26,6 +26,8 @@ class MaskedLayer(nn.Module):
     """
 
     plain_class: ClassVar[type[nn.Module]]
+    masks_gradient: bool = True
+    """Whether the backward zeroes the gradient of pruned weights, or leaves it to ``lth_fast.optim``."""
     weight: Tensor
     mask_bits: Tensor
 

@@ -60,6 +60,15 @@ void apply_64(const uint64_t* input, const uint8_t* bits, uint64_t* output, int6
 void apply_channels_last(uint32_t* weights, const uint8_t* bits, int64_t channels, int64_t area, int64_t count) {
   masked_apply_in_order(weights, bits, {channels, area}, count, nullptr);
 }
+void apply_each_16(const MaskedTensor* tensors, int64_t count) {
+  masked_apply_each<uint16_t>({tensors, tensors + count}, nullptr);
+}
+void apply_each_32(const MaskedTensor* tensors, int64_t count) {
+  masked_apply_each<uint32_t>({tensors, tensors + count}, nullptr);
+}
+void apply_each_64(const MaskedTensor* tensors, int64_t count) {
+  masked_apply_each<uint64_t>({tensors, tensors + count}, nullptr);
+}
 
 MagnitudeOutcome search_16(const MagnitudeTensor* tensors, int64_t count, int64_t k, uint64_t infinity, uint16_t* key,
                            int64_t* tie_budget, int64_t* survivors) {
