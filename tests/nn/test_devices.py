@@ -125,6 +125,7 @@ def test_every_form_trains_there_as_on_the_cpu(form: str, kind: Any, device: tor
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_on_cuda_a_convolution_stays_masked_unless_asked_and_linear_layers_are_measured() -> None:
     model, inputs = network().cuda(), torch.randn(4, 3, 6, 6, device="cuda")
     kept = {name: mask.cuda() for name, mask in random_masks(model).items()}
