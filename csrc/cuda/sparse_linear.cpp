@@ -21,7 +21,13 @@ template <typename Index>
 cuda::SparseLines<Index> by_column(const at::Tensor& column_starts, const at::Tensor& rows, int64_t out_features) {
   const int64_t panels = column_starts.size(0), ends = column_starts.size(1);
   const int64_t panel_width = (out_features + panels - 1) / panels;  // as sparse_pattern cuts them
-  return {column_starts.const_data_ptr<int32_t>(), panels, ends - 1, ends, 1, out_features, panel_width,
+  return {column_starts.const_data_ptr<int32_t>(),
+          panels,
+          ends - 1,
+          ends,
+          1,
+          out_features,
+          panel_width,
           rows.const_data_ptr<Index>()};
 }
 
@@ -94,9 +100,9 @@ at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Te
   at::Tensor grad_values = at::empty(columns.sizes(), input.options());
   with_types(from, columns, [&](auto element, auto index) {
     using Element = decltype(element);
-    cuda::sampled_product(by_row<decltype(index)>(row_starts, columns, from.size(0)), gradient.const_data_ptr<Element>(),
-                          from.const_data_ptr<Element>(), grad_values.mutable_data_ptr<Element>(), from.size(1),
-                          c10::cuda::getCurrentCUDAStream());
+    cuda::sampled_product(by_row<decltype(index)>(row_starts, columns, from.size(0)),
+                          gradient.const_data_ptr<Element>(), from.const_data_ptr<Element>(),
+                          grad_values.mutable_data_ptr<Element>(), from.size(1), c10::cuda::getCurrentCUDAStream());
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return grad_values;

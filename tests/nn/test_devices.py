@@ -69,6 +69,20 @@ def test_a_layer_computes_there_what_it_computes_on_the_cpu(name: str, made_ther
     assert torch.equal(layer.weight.cpu(), expected.weight)
 
 
+@pytest.mark.parametrize("name", ["masked linear", "masked convolution"])
+def test_the_mask_is_applied_again_after_a_write_from_outside(
+    name: str, write_from_outside: Callable[[Any], None], device: torch.device
+) -> None:
+    kind, plain_layer, shape = LAYERS[name]
+    plain, inputs = plain_layer().to(device), torch.randn(shape, device=device)
+    layer = kind.from_dense(plain, torch.rand(plain.weight.shape, device=device) < 0.3)
+    write_from_outside(layer)
+    written = layer.weight.detach().clone()
+    out = layer(inputs)
+    assert torch.equal(layer.weight, written * layer.mask)
+    assert torch.equal(out, layer.to_dense()(inputs))
+
+
 def network() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 20), nn.ReLU(), nn.Linear(20, 5)

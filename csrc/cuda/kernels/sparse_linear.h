@@ -22,7 +22,8 @@ struct SparseLines {
 };
 
 // output[line][sample] = sum over the line's survivors of value * input[index][sample], + bias[line] unless null. The
-// values stand in the order of the indices. input is [features][samples], output [lines][samples]: neighbouring threads take neighbouring samples.
+// values stand in the order of the indices. input is [features][samples], output [lines][samples]: neighbouring threads
+// take neighbouring samples.
 template <typename Element, typename Index>
 void sparse_product(const SparseLines<Index>& matrix, const Element* values, const Element* bias, const Element* input,
                     Element* output, int64_t samples, cudaStream_t stream);
