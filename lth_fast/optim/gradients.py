@@ -44,13 +44,15 @@ def gradients_masked_by(optimizer: Optimizer) -> Iterator[None]:
     """Inside, the layers leave the masking of gradients to the step of ``optimizer``, where it costs nothing.
 
     The ``.grad`` of a masked layer's weight is then the dense layer's. Whoever reads it inside, to clip it for
-    instance, calls :func:`mask_gradients` before; behind the block it is masked. Masks are not to be set inside. For an
-    optimizer that is not an :class:`Adam`, :class:`AdamW` or :class:`SGD` of this package nothing changes.
+    instance, calls :func:`mask_gradients` before; behind the block it is masked. Masks are not to be set inside.
+    Nothing changes for an optimizer that is not an :class:`Adam`, :class:`AdamW` or :class:`SGD` of this package, or
+    where hooks of the optimizer or its parameters may read gradients.
 
     Args:
         optimizer: What takes the steps inside, over all parameters that carry a mask.
     """
-    layers = list(_layers(optimizer)) if type(optimizer) in _MASK_IN_THE_STEP else []
+    in_the_step = type(optimizer) in _MASK_IN_THE_STEP and not _has_hooks(optimizer)
+    layers = list(_layers(optimizer)) if in_the_step else []
     for layer in layers:
         layer.masks_gradient = False
     try:
@@ -65,6 +67,13 @@ def gradients_masked_by(optimizer: Optimizer) -> Iterator[None]:
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
     for group in optimizer.param_groups:
         yield from group["params"]
+
+
+def _has_hooks(optimizer: Optimizer) -> bool:
+    of_parameters = (
+        parameter._backward_hooks or parameter._post_accumulate_grad_hooks for parameter in _parameters(optimizer)
+    )
+    return bool(optimizer._optimizer_step_pre_hooks) or any(of_parameters)
 
 
 def _layers(optimizer: Optimizer) -> Iterator[Holder]:

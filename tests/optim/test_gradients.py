@@ -164,3 +164,25 @@ def test_after_an_error_the_layers_mask_again(device: torch.device) -> None:
         raise ZeroDivisionError
     backward(model, torch.randn(4, 2, 6, 6, device=device))
     assert not pruned_gradients(model).any()
+
+
+HOOKS: dict[str, Callable[[Optimizer, Tensor, Any], Any]] = {
+    "optimizer": lambda optimizer, weight, hook: optimizer.register_step_pre_hook(hook),
+    "gradient": lambda optimizer, weight, hook: weight.register_hook(hook),
+    "accumulated gradient": lambda optimizer, weight, hook: weight.register_post_accumulate_grad_hook(hook),
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_where_a_hook_may_read_gradients_the_layers_go_on_masking(name: str, device: torch.device) -> None:
+    model = masked_network(device)
+    optimizer = optim.Adam(model.parameters())
+    handle = HOOKS[name](optimizer, next(iter(masked_layers(model).values())).weight, lambda *_: None)
+    inputs = torch.randn(4, 2, 6, 6, device=device)
+    with gradients_masked_by(optimizer):
+        backward(model, inputs)
+        assert not pruned_gradients(model).any()
+    handle.remove()
+    with gradients_masked_by(optimizer):
+        backward(model, inputs)
+        assert pruned_gradients(model).any()
