@@ -190,5 +190,5 @@ def _forget_mask(layer: Any) -> None:
     mask_changes.forget(layer)
     layer._buffers.pop("mask_bits", None)
     layer._non_persistent_buffers_set.discard("mask_bits")
-    for name in ("_seen_masked", "_survivors"):
+    for name in ("_seen_masked", "_survivors", "masks_gradient"):
         layer.__dict__.pop(name, None)

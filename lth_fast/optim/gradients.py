@@ -52,7 +52,7 @@ def gradients_masked_by(optimizer: Optimizer) -> Iterator[None]:
         optimizer: What takes the steps inside, over all parameters that carry a mask.
     """
     in_the_step = type(optimizer) in _MASK_IN_THE_STEP and not _has_hooks(optimizer)
-    layers = list(_layers(optimizer)) if in_the_step else []
+    layers = [layer for layer in _layers(optimizer) if layer.masks_gradient] if in_the_step else []
     for layer in layers:
         layer.masks_gradient = False
     try:

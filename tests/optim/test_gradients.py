@@ -157,6 +157,20 @@ def test_a_layer_that_the_optimizer_does_not_hold_goes_on_masking(device: torch.
         assert convolution.weight.grad[~convolution.mask].any()
 
 
+def test_a_block_inside_another_changes_nothing_and_the_outer_one_ends_both(device: torch.device) -> None:
+    model, inputs = masked_network(device), torch.randn(4, 2, 6, 6, device=device)
+    optimizer = optim.Adam(model.parameters())
+    with gradients_masked_by(optimizer):
+        with gradients_masked_by(optimizer):
+            backward(model, inputs)
+        assert pruned_gradients(model).any()
+        backward(model, inputs)
+        assert pruned_gradients(model).any()
+    assert not pruned_gradients(model).any()
+    backward(model, inputs)
+    assert not pruned_gradients(model).any()
+
+
 def test_after_an_error_the_layers_mask_again(device: torch.device) -> None:
     model = masked_network(device)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
