@@ -129,6 +129,7 @@ class MaskedLayer(nn.Module):
         # The copy's version counter starts anew, so what was noted about the original says nothing about it; and an
         # optimizer may have been copied along.
         self._seen_masked = None
+        self.masks_gradient = True  # the copy's loop is another one
         mask_changes.note(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

@@ -171,6 +171,14 @@ def test_a_block_inside_another_changes_nothing_and_the_outer_one_ends_both(devi
     assert not pruned_gradients(model).any()
 
 
+def test_a_copy_that_is_made_inside_masks_by_itself(device: torch.device) -> None:
+    model = nn.Sequential(*list(masked_network(device))[:3])
+    with gradients_masked_by(optim.Adam(model.parameters())):
+        twin = copy.deepcopy(model)
+        backward(twin, torch.randn(4, 2, 6, 6, device=device))
+        assert not pruned_gradients(twin).any()
+
+
 def test_after_an_error_the_layers_mask_again(device: torch.device) -> None:
     model = masked_network(device)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
