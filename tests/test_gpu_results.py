@@ -22,6 +22,8 @@ def results():
 
 @pytest.fixture
 def logs(tmp_path):
+    tmp_path = tmp_path / "logs"
+    tmp_path.mkdir()
     (tmp_path / "build.status").write_text("0 42\n")
     (tmp_path / "build.log").write_text("x" * 100_000 + "built")
     (tmp_path / "memcheck.status").write_text("skipped 0\n")
@@ -35,12 +37,15 @@ def test_benchmarks_and_stages_end_up_in_one_file(results, logs, capsys):
         "stats": {"median": 2.0, "data": [1.0] * 99},
         "extra_info": {"ratio": 12.5, "bar": 10},
     }
-    (logs / "benchmarks.json").write_text(json.dumps({"benchmarks": [entry], "machine_info": {"cpu": "some"}}))
-    target = logs / "results.json"
+    other = {"name": "test_layer", "stats": {"median": 1.0}, "extra_info": {}}
+    (logs / "step.json").write_text(json.dumps({"benchmarks": [entry], "machine_info": {"cpu": "some"}}))
+    (logs / "layer.json").write_text(json.dumps({"benchmarks": [other], "machine_info": {"cpu": "some"}}))
+    target = logs.parent / "results.json"
     results.main(str(logs), str(target))
     written = json.loads(target.read_text())
     assert written["machine_info"] == {"cpu": "some"}
-    assert written["benchmarks"][0]["stats"] == {"median": 2.0}
+    medians = {benchmark["name"]: benchmark["stats"] for benchmark in written["benchmarks"]}
+    assert medians == {"test_step": {"median": 2.0}, "test_layer": {"median": 1.0}}
     assert written["stages"]["build"]["status"] == 0
     assert written["stages"]["build"]["seconds"] == 42
     assert written["stages"]["build"]["end_of_output"].endswith("built")
@@ -49,12 +54,15 @@ def test_benchmarks_and_stages_end_up_in_one_file(results, logs, capsys):
     assert "test_step: 12.50 times (bar 10.00)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("measured", [None, ""])
+@pytest.mark.parametrize("measured", [None, "", '{"benchmarks": [{"na'])
 def test_without_a_measurement_the_stages_are_there(results, logs, measured):
     if measured is not None:
-        (logs / "benchmarks.json").write_text(measured)
-    results.main(str(logs), str(logs / "results.json"))
-    assert set(json.loads((logs / "results.json").read_text())) == {"stages"}
+        (logs / "step.json").write_text(measured)
+    results.main(str(logs), str(logs.parent / "results.json"))
+    written = json.loads((logs.parent / "results.json").read_text())
+    assert set(written) == {"benchmarks", "stages"}
+    assert written["benchmarks"] == []
+    assert set(written["stages"]) == {"build", "memcheck"}
 
 
 def test_the_script_is_a_whole_one():

@@ -1,7 +1,7 @@
 """Puts what the stages of ``gpu.sh`` left into one results file, and prints what it says.
 
-``python results.py LOGS RESULTS``: LOGS holds ``<stage>.log``, ``<stage>.status`` (exit status and seconds) and perhaps
-``benchmarks.json``. The file is that of pytest-benchmark, with the stages beside the benchmarks.
+``python results.py LOGS RESULTS``: LOGS holds ``<stage>.log``, ``<stage>.status`` (exit status and seconds) and the
+``*.json`` of the stages that measured. The file is that of pytest-benchmark, with the stages beside the benchmarks.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ KEPT_CHARACTERS = 6000
 
 def collect(logs: Path) -> dict[str, Any]:
     """The results of all stages."""
-    measured = logs / "benchmarks.json"
-    results: dict[str, Any] = {}
-    if measured.exists() and measured.stat().st_size:  # pytest-benchmark creates it before it has anything to write
-        results = json.loads(measured.read_text())
-    for entry in results.get("benchmarks", []):
+    results: dict[str, Any] = {"benchmarks": []}
+    for file in sorted(logs.glob("*.json"), key=lambda path: path.stat().st_mtime):
+        measured = _read(file)
+        results = {**measured, **results, "benchmarks": results["benchmarks"] + measured.get("benchmarks", [])}
+    for entry in results["benchmarks"]:
         entry["stats"].pop("data", None)  # single turns: the interval in extra_info is what they say
     results["stages"] = {}
     for status in sorted(logs.glob("*.status"), key=lambda path: path.stat().st_mtime):
@@ -34,13 +34,23 @@ def collect(logs: Path) -> dict[str, Any]:
     return results
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """What pytest-benchmark wrote; nothing where it was stopped before or while it did."""
+    try:
+        measured: dict[str, Any] = json.loads(file.read_text())
+    except json.JSONDecodeError:
+        return {}
+    return measured
+
+
 def summary(results: dict[str, Any]) -> str:
     """Stages, and every ratio beside its bar."""
+    width = max(map(len, results["stages"]), default=0)
     lines = [
-        f"{name:<12} {'ok' if stage['status'] == 0 else stage['status']!s:<8} {stage['seconds']} s"
+        f"{name:<{width}} {'ok' if stage['status'] == 0 else stage['status']!s:<8} {stage['seconds']} s"
         for name, stage in results["stages"].items()
     ]
-    for entry in results.get("benchmarks", []):
+    for entry in results["benchmarks"]:
         extra = entry["extra_info"]
         if "ratio" in extra:
             bar = f"bar {extra['bar']:.2f}" if "bar" in extra else "no bar"

@@ -52,10 +52,16 @@ void masked_apply_(const at::Tensor& self, const at::Tensor& mask_bits) {
   if (!self.is_inference()) self.unsafeGetTensorImpl()->bump_version();
 }
 
+void masked_apply_each_(at::TensorList tensors, at::TensorList mask_bits) {
+  check_masked_list("masked_apply_each_", tensors, mask_bits);
+  for (size_t i = 0; i < tensors.size(); ++i) masked_apply_(tensors[i], mask_bits[i]);
+}
+
 }  // namespace
 }  // namespace lth_fast
 
 TORCH_LIBRARY_IMPL(lth_fast, CPU, library) {
   library.impl("masked_apply", lth_fast::masked_apply);
   library.impl("masked_apply_", lth_fast::masked_apply_);
+  library.impl("masked_apply_each_", lth_fast::masked_apply_each_);
 }

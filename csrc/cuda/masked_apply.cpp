@@ -4,6 +4,9 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include <map>
+#include <vector>
+
 #include "cuda/memory_order.h"
 #include "ops/checks.h"
 
@@ -71,10 +74,35 @@ void masked_apply_(const at::Tensor& self, const at::Tensor& mask_bits) {
   if (!self.is_inference()) self.unsafeGetTensorImpl()->bump_version();
 }
 
+// Tensors that lie in memory in another order than the kernel's two go one by one.
+void masked_apply_each_(at::TensorList tensors, at::TensorList mask_bits) {
+  check_masked_list("masked_apply_each_", tensors, mask_bits);
+  if (tensors.empty()) return;
+  const c10::cuda::CUDAGuard guard(tensors[0].device());
+  std::map<size_t, std::vector<cuda::MaskedTensor>> by_size;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const at::Tensor& tensor = tensors[i];
+    const at::MemoryFormat order = memory_order(tensor);
+    if (!tensor.is_contiguous(order)) {
+      masked_apply_(tensor, mask_bits[i]);
+      continue;
+    }
+    by_size[tensor.element_size()].push_back(
+        {tensor.mutable_data_ptr(), mask_bits[i].const_data_ptr<uint8_t>(), mask_order(tensor, order), tensor.numel()});
+    if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+  }
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  cuda::masked_apply_each<uint16_t>(by_size[2], stream);
+  cuda::masked_apply_each<uint32_t>(by_size[4], stream);
+  cuda::masked_apply_each<uint64_t>(by_size[8], stream);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
 }  // namespace
 }  // namespace lth_fast
 
 TORCH_LIBRARY_IMPL(lth_fast, CUDA, library) {
   library.impl("masked_apply", lth_fast::masked_apply);
   library.impl("masked_apply_", lth_fast::masked_apply_);
+  library.impl("masked_apply_each_", lth_fast::masked_apply_each_);
 }

@@ -9,19 +9,26 @@
 namespace lth_fast {
 namespace {
 
-// The survivors of a row lie side by side, whatever the panels.
+// The survivors of a row lie side by side, whatever the panels: one panel for the kernels.
 template <typename Index>
-cuda::SparseLines<Index> by_row(const at::Tensor& row_starts, const at::Tensor& columns) {
+cuda::SparseLines<Index> by_row(const at::Tensor& row_starts, const at::Tensor& columns, int64_t in_features) {
   const int64_t panels = row_starts.size(0) - 1, rows = row_starts.size(1);
-  return {row_starts.const_data_ptr<int32_t>(), 1, rows, 0, panels * rows, columns.const_data_ptr<Index>(), nullptr};
+  return {row_starts.const_data_ptr<int32_t>(), 1, rows, 0, panels * rows, in_features, in_features,
+          columns.const_data_ptr<Index>()};
 }
 
 template <typename Index>
-cuda::SparseLines<Index> by_column(const at::Tensor& column_starts, const at::Tensor& rows,
-                                   const at::Tensor& permutation) {
+cuda::SparseLines<Index> by_column(const at::Tensor& column_starts, const at::Tensor& rows, int64_t out_features) {
   const int64_t panels = column_starts.size(0), ends = column_starts.size(1);
-  return {column_starts.const_data_ptr<int32_t>(), panels, ends - 1, ends, 1, rows.const_data_ptr<Index>(),
-          permutation.const_data_ptr<int32_t>()};
+  const int64_t panel_width = (out_features + panels - 1) / panels;  // as sparse_pattern cuts them
+  return {column_starts.const_data_ptr<int32_t>(),
+          panels,
+          ends - 1,
+          ends,
+          1,
+          out_features,
+          panel_width,
+          rows.const_data_ptr<Index>()};
 }
 
 // Calls work(element, index) with the types of the values and of the pattern.
@@ -60,7 +67,7 @@ at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
   const at::Tensor to = at::empty({row_starts.size(1), from.size(1)}, from.options());
   with_types(kept, columns, [&](auto element, auto index) {
     using Element = decltype(element);
-    cuda::sparse_product(by_row<decltype(index)>(row_starts, columns), kept.const_data_ptr<Element>(),
+    cuda::sparse_product(by_row<decltype(index)>(row_starts, columns, from.size(0)), kept.const_data_ptr<Element>(),
                          added.defined() ? added.const_data_ptr<Element>() : nullptr, from.const_data_ptr<Element>(),
                          to.mutable_data_ptr<Element>(), from.size(1), c10::cuda::getCurrentCUDAStream());
   });
@@ -73,12 +80,12 @@ at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Ten
                                     const at::Tensor& column_starts, const at::Tensor& rows,
                                     const at::Tensor& permutation) {
   const c10::cuda::CUDAGuard guard(grad_output.device());
-  const at::Tensor from = features_first(grad_output), kept = values.contiguous();
+  const at::Tensor from = features_first(grad_output), kept = values.index_select(0, permutation);
   const at::Tensor to = at::empty({column_starts.size(1) - 1, from.size(1)}, from.options());
   with_types(kept, rows, [&](auto element, auto index) {
     using Element = decltype(element);
     const Element* no_bias = nullptr;
-    cuda::sparse_product(by_column<decltype(index)>(column_starts, rows, permutation), kept.const_data_ptr<Element>(),
+    cuda::sparse_product(by_column<decltype(index)>(column_starts, rows, from.size(0)), kept.const_data_ptr<Element>(),
                          no_bias, from.const_data_ptr<Element>(), to.mutable_data_ptr<Element>(), from.size(1),
                          c10::cuda::getCurrentCUDAStream());
   });
@@ -93,9 +100,9 @@ at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Te
   at::Tensor grad_values = at::empty(columns.sizes(), input.options());
   with_types(from, columns, [&](auto element, auto index) {
     using Element = decltype(element);
-    cuda::sampled_product(by_row<decltype(index)>(row_starts, columns), gradient.const_data_ptr<Element>(),
-                          from.const_data_ptr<Element>(), grad_values.mutable_data_ptr<Element>(), from.size(1),
-                          c10::cuda::getCurrentCUDAStream());
+    cuda::sampled_product(by_row<decltype(index)>(row_starts, columns, from.size(0)),
+                          gradient.const_data_ptr<Element>(), from.const_data_ptr<Element>(),
+                          grad_values.mutable_data_ptr<Element>(), from.size(1), c10::cuda::getCurrentCUDAStream());
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return grad_values;

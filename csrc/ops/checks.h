@@ -30,6 +30,18 @@ inline void check_element_size(const char* function, const at::Tensor& tensor, c
               tensor.scalar_type());
 }
 
+// For each tensor of a list the bits of its mask.
+inline void check_masked_list(const char* function, at::TensorList tensors, at::TensorList mask_bits) {
+  TORCH_CHECK(mask_bits.size() == tensors.size(), function, ": mask_bits must hold one entry per tensor (",
+              tensors.size(), "), got ", mask_bits.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    check_mask_bits(function, mask_bits[i], tensors[i], "its tensor");
+    check_element_size(function, tensors[i], "each of the tensors");
+    TORCH_CHECK(tensors[i].device() == tensors[0].device(), function, ": tensors must be on one device, got ",
+                tensors[0].device(), " for tensors[0] and ", tensors[i].device(), " for tensors[", i, "]");
+  }
+}
+
 // The derivatives of the layers are those of real numbers.
 inline void check_real(const char* function, const at::Tensor& weight) {
   TORCH_CHECK(weight.is_floating_point(), function, ": weight must be floating point and real, got ",

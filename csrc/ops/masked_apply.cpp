@@ -1,4 +1,4 @@
-// Schemas, checks and derivative of masked_apply and masked_apply_.
+// Schemas, checks and derivative of masked_apply, masked_apply_ and masked_apply_each_.
 #include "ops/masked_apply.h"
 
 #include "ops/checks.h"
@@ -6,6 +6,7 @@
 TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
   library.def("masked_apply(Tensor input, Tensor mask_bits) -> Tensor");
   library.def("masked_apply_(Tensor(a!) self, Tensor mask_bits) -> ()");
+  library.def("masked_apply_each_(Tensor(a!)[] tensors, Tensor[] mask_bits) -> ()");
 }
 
 namespace lth_fast {

@@ -206,6 +206,8 @@ def _choose(name: str, layer: nn.Module, asked: str, observed: _Observed) -> Cho
         return Choice("sparse", density, "no weight survives")
     if density > _NEVER_SPARSE_ABOVE:
         return Choice("masked", density, f"denser than {_NEVER_SPARSE_ABOVE}: not measured")
+    if isinstance(layer, nn.Conv2d) and layer.weight.is_cuda:
+        return Choice("masked", density, "on CUDA a sparse convolution computes densely")
     work = observed.works.get(name)
     if work is None and isinstance(layer, nn.Conv2d):
         form = "sparse" if density <= _SPARSE_CONVOLUTION else "masked"

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Hashable
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
-    from lth_fast.nn.masked import MaskedLayer
-    from lth_fast.nn.masked_parameter import MaskedParameter
 
-Holder: TypeAlias = "MaskedLayer | MaskedParameter"
+class Holder(Hashable, Protocol):
+    """What has a mask: a masked layer, a masked parameter, or several layers stacked.
+
+    Attributes:
+        mask_bits: The packed mask.
+        masks_gradient: Whether the backward zeroes the gradient where ``weight`` is pruned.
+    """
+
+    mask_bits: Tensor
+    masks_gradient: bool
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter under the mask."""
+
+    def apply_mask(self) -> None:
+        """Zero the pruned weights now."""
 
 
 class MaskChanges:
-    """Every live masked layer or parameter, with a running number of when its mask was last set.
+    """Everything alive that holds a mask, with a running number of when its mask was last set.
 
     Attributes:
         newest: The running number of the latest change, 0 before the first; losing a mask counts as one, too.
@@ -39,11 +53,11 @@ class MaskChanges:
             self.newest += 1
 
     def since(self, number: int) -> list[Holder]:
-        """The layers whose masks were set after change ``number``; 0: every masked layer."""
+        """Those whose masks were set after change ``number``; 0: all."""
         return [layer for layer, change in self._last_change.items() if change > number]
 
     def holders_of(self, parameter: Tensor) -> list[Holder]:
-        """The masked layers whose weight ``parameter`` is: none or one, more where layers share it.
+        """Those whose weight ``parameter`` is: none or one, more where layers share it.
 
         Looked up anew only after a change, so an optimizer may ask at every step.
         """

@@ -26,6 +26,8 @@ class MaskedLayer(nn.Module):
     """
 
     plain_class: ClassVar[type[nn.Module]]
+    masks_gradient: bool = True
+    """Whether the backward zeroes the gradient of pruned weights, or leaves it to ``lth_fast.optim``."""
     weight: Tensor
     mask_bits: Tensor
 
@@ -127,6 +129,7 @@ class MaskedLayer(nn.Module):
         # The copy's version counter starts anew, so what was noted about the original says nothing about it; and an
         # optimizer may have been copied along.
         self._seen_masked = None
+        self.masks_gradient = True  # the copy's loop is another one
         mask_changes.note(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -188,5 +191,5 @@ def _forget_mask(layer: Any) -> None:
     mask_changes.forget(layer)
     layer._buffers.pop("mask_bits", None)
     layer._non_persistent_buffers_set.discard("mask_bits")
-    for name in ("_seen_masked", "_survivors"):
+    for name in ("_seen_masked", "_survivors", "masks_gradient"):
         layer.__dict__.pop(name, None)

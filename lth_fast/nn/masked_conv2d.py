@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lth_fast.nn.masked import MaskedLayer
@@ -29,7 +30,9 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         unbatched = input.dim() == 3
         batched, padding = pad(self, input.unsqueeze(0) if unbatched else input)
         weight = self.masked_weight()
-        output = masked_conv2d(
-            batched, weight, self.bias, self.mask_bits, self.stride, padding, self.dilation, self.groups
-        )
+        geometry = (self.stride, padding, self.dilation, self.groups)
+        if self.masks_gradient:
+            output = masked_conv2d(batched, weight, self.bias, self.mask_bits, *geometry)
+        else:
+            output = F.conv2d(batched, weight, self.bias, *geometry)
         return output.squeeze(0) if unbatched else output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lth_fast.nn.masked import MaskedLayer
@@ -23,4 +24,7 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         self.mask = None
 
     def forward(self, input: Tensor) -> Tensor:
-        return masked_linear(input, self.masked_weight(), self.bias, self.mask_bits)
+        weight = self.masked_weight()
+        if not self.masks_gradient:
+            return F.linear(input, weight, self.bias)
+        return masked_linear(input, weight, self.bias, self.mask_bits)

@@ -20,6 +20,7 @@ class MaskedParameter(nn.Module):
     """
 
     mask_bits: Tensor
+    masks_gradient = True
 
     def __init__(self, parameter: nn.Parameter, mask: Tensor) -> None:
         super().__init__()

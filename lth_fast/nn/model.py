@@ -185,7 +185,7 @@ def _become(layer: nn.Module, other: nn.Module) -> None:
     own = {"mask_bits", *getattr(layer, "pattern_fields", ())}
     users = {name: buffer for name, buffer in layer._buffers.items() if name not in own}
     transient = layer._non_persistent_buffers_set - own
-    for name in ("_seen_masked", "_survivors"):
+    for name in ("_seen_masked", "_survivors", "masks_gradient"):
         layer.__dict__.pop(name, None)
     layer.__class__ = other.__class__
     layer._parameters = other._parameters

@@ -17,6 +17,8 @@ from lth_fast.ops.sparse_conv2d import to_dense
 class SparseConv2d(SparseLayer):
     """``nn.Conv2d`` under a fixed mask, with time and memory in proportion to the survivors.
 
+    On CUDA that holds for the parameters and the optimizer's state alone: the convolution is torch's dense one.
+
     Args:
         *args, **kwargs: Those of ``nn.Conv2d``; every stride, padding (also ``"same"`` and the padding modes), dilation
             and group count works, in ``torch.float32`` or ``torch.float64``.

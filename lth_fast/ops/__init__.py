@@ -7,7 +7,7 @@ from lth_fast.ops import library as _library  # noqa: F401  loads the native ope
 from lth_fast.ops.adam_step import adam_step_
 from lth_fast.ops.magnitude_threshold import MagnitudeThreshold, magnitude_threshold, prune_by_magnitude
 from lth_fast.ops.mask_packing import pack_mask, unpack_mask
-from lth_fast.ops.masked_apply import masked_apply, masked_apply_
+from lth_fast.ops.masked_apply import masked_apply, masked_apply_, masked_apply_each_
 from lth_fast.ops.masked_conv2d import masked_conv2d
 from lth_fast.ops.masked_linear import masked_linear
 from lth_fast.ops.sgd_step import sgd_step_
@@ -24,6 +24,7 @@ __all__ = [
     "magnitude_threshold",
     "masked_apply",
     "masked_apply_",
+    "masked_apply_each_",
     "masked_conv2d",
     "masked_linear",
     "pack_mask",

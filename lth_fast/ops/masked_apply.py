@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,20 @@ def masked_apply_(tensor: Tensor, mask_bits: Tensor) -> Tensor:
     return tensor
 
 
+def masked_apply_each_(tensors: Sequence[Tensor], mask_bits: Sequence[Tensor]) -> None:
+    """:func:`masked_apply_` for many tensors: on CUDA a few launches for all of them.
+
+    Args:
+        tensors: On one device, as :func:`masked_apply_` takes each.
+        mask_bits: The mask of each.
+
+    Raises:
+        RuntimeError: An argument is not as described; the message names it, what was expected and what was given.
+    """
+    if tensors:  # by which torch finds the kernel
+        torch.ops.lth_fast.masked_apply_each_([tensor.detach() for tensor in tensors], list(mask_bits))
+
+
 def reference(input: Tensor, mask_bits: Tensor) -> Tensor:
     """Definition of :func:`masked_apply`."""
     mask = reference_unpack_mask(mask_bits, input.shape)
@@ -45,8 +61,14 @@ def _reference_in_place(tensor: Tensor, mask_bits: Tensor) -> None:
     tensor.copy_(reference(tensor, mask_bits))
 
 
+def _reference_of_each(tensors: Sequence[Tensor], mask_bits: Sequence[Tensor]) -> None:
+    for tensor, bits in zip(tensors, mask_bits, strict=True):
+        _reference_in_place(tensor, bits)
+
+
 serve_cuda("masked_apply", reference)
 serve_cuda("masked_apply_", _reference_in_place)
+serve_cuda("masked_apply_each_", _reference_of_each)
 
 
 @torch.library.register_fake("lth_fast::masked_apply")
@@ -56,4 +78,9 @@ def _(input: Tensor, mask_bits: Tensor) -> Tensor:
 
 @torch.library.register_fake("lth_fast::masked_apply_")
 def _(tensor: Tensor, mask_bits: Tensor) -> None:
+    return None
+
+
+@torch.library.register_fake("lth_fast::masked_apply_each_")
+def _(tensors: Sequence[Tensor], mask_bits: Sequence[Tensor]) -> None:
     return None

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lth_fast.ops.library import serve_cuda
-from lth_fast.ops.sparse_conv2d_pattern import SparseConv2dPattern, coordinates
+from lth_fast.ops.sparse_conv2d_pattern import SparseConv2dPattern, channel_and_tap, coordinates
 
 
 def sparse_conv2d(
@@ -26,8 +26,10 @@ def sparse_conv2d(
 ) -> Tensor:
     """Convolve as ``torch.nn.functional.conv2d`` for a weight of which only the survivors exist.
 
-    The work is proportional to the number of survivors, in the forward and in both gradients; a gradient that autograd
-    does not ask for is not computed. The result does not depend on the number of threads.
+    On the CPU the work is proportional to the number of survivors, in the forward and in both gradients, and the result
+    does not depend on the number of threads. On CUDA it is that of torch's dense convolution, over a weight that every
+    call makes of ``values``; their gradient is picked from that of the weight. A gradient that autograd does not ask
+    for is not computed.
 
     Args:
         input: float32 or float64 ``[batch, in_channels, height, width]``; read fastest where it is contiguous.
@@ -83,6 +85,9 @@ def reference(
     return output.relu() if relu else output
 
 
+# ---- on CUDA: dense arithmetic between the same arguments, which a CUDA graph can record ----
+
+
 def _forward(
     input: Tensor,
     values: Tensor,
@@ -103,6 +108,34 @@ def _forward(
     return reference(input, values, bias, pattern, kernel_size, stride, padding, dilation, groups, relu).contiguous()
 
 
+def _dense_gradients(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """Those of input and weight that are ``wanted``; the other tensor gives its shape alone."""
+    no_output_padding, transposed, bias_wanted = (0, 0), False, False
+    grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad_output,
+        input,
+        weight,
+        None,
+        stride,
+        padding,
+        dilation,
+        transposed,
+        no_output_padding,
+        groups,
+        (*wanted, bias_wanted),
+    )
+    return grad_input, grad_weight
+
+
 def _input_grad(
     grad_output: Tensor,
     values: Tensor,
@@ -117,26 +150,15 @@ def _input_grad(
     groups: int,
 ) -> Tensor:
     # Built by input channel, [groups * inputs, outputs, height, width], then turned round within each group.
-    lengths = input_starts.diff().long()
-    channel = torch.arange(lengths.numel(), device=lengths.device).repeat_interleave(lengths)
-    shape = (lengths.numel(), grad_output.shape[1] // groups, *kernel_size)
-    by_input = values.new_zeros(shape).flatten(1)
-    by_input[channel, output_taps.long()] = values[permutation.long()]
-    weight = by_input.view(shape).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    gradients = torch.ops.aten.convolution_backward(
-        grad_output,
-        grad_output.new_empty(tuple(input_size)),
-        weight,
-        None,
-        stride,
-        padding,
-        dilation,
-        False,
-        (0, 0),
-        groups,
-        (True, False, False),
+    shape = (input_starts.numel() - 1, grad_output.shape[1] // groups, *kernel_size)
+    places = channel_and_tap(input_starts, output_taps)
+    by_input = values.new_zeros(shape).flatten(1).index_put(places, values[permutation.long()]).view(shape)
+    weight = by_input.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    input = grad_output.new_empty(tuple(input_size))
+    grad_input, _ = _dense_gradients(
+        grad_output, input, weight, stride, padding, dilation, groups, wanted=(True, False)
     )
-    return gradients[0].contiguous()
+    return grad_input.contiguous()
 
 
 def _values_grad(
@@ -150,23 +172,11 @@ def _values_grad(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    lengths = output_starts.diff().long()
-    channel = torch.arange(lengths.numel(), device=lengths.device).repeat_interleave(lengths)
-    shape = (lengths.numel(), input.shape[1] // groups, *kernel_size)
-    gradients = torch.ops.aten.convolution_backward(
-        grad_output,
-        input,
-        input.new_empty(shape),
-        None,
-        stride,
-        padding,
-        dilation,
-        False,
-        (0, 0),
-        groups,
-        (False, True, False),
+    weight = input.new_empty((output_starts.numel() - 1, input.shape[1] // groups, *kernel_size))
+    _, grad_weight = _dense_gradients(
+        grad_output, input, weight, stride, padding, dilation, groups, wanted=(False, True)
     )
-    return gradients[1].flatten(1)[channel, input_taps.long()]
+    return grad_weight.flatten(1)[channel_and_tap(output_starts, input_taps)]
 
 
 def _backward(
@@ -184,11 +194,12 @@ def _backward(
     dilation: Sequence[int],
     groups: int,
 ) -> tuple[Tensor, Tensor]:
-    geometry = (kernel_size, stride, padding, dilation, groups)
-    return (
-        _input_grad(grad_output, values, input_starts, output_taps, permutation, input.shape, *geometry),
-        _values_grad(grad_output, input, output_starts, input_taps, *geometry),
+    pattern = SparseConv2dPattern(output_starts, input_taps, input_starts, output_taps, permutation)
+    weight = to_dense(values, pattern, kernel_size, groups)
+    grad_input, grad_weight = _dense_gradients(
+        grad_output, input, weight, stride, padding, dilation, groups, wanted=(True, True)
     )
+    return grad_input.contiguous(), grad_weight.flatten(1)[coordinates(pattern)]
 
 
 serve_cuda("sparse_conv2d", _forward)

@@ -69,7 +69,8 @@ def _input_grad(
     # The same product over the transposed pattern.
     lengths = column_starts.diff(dim=1).long()
     panels, in_features = lengths.shape
-    column = torch.arange(in_features, device=lengths.device).repeat(panels).repeat_interleave(lengths.flatten())
+    column = torch.arange(in_features, device=lengths.device).repeat(panels)
+    column = column.repeat_interleave(lengths.flatten(), output_size=rows.numel())
     transposed = values.new_zeros((in_features, grad_output.shape[-1]))
     transposed[column, rows.long()] = values[permutation.long()]
     return grad_output @ transposed.t()
@@ -77,7 +78,7 @@ def _input_grad(
 
 def _values_grad(grad_output: Tensor, input: Tensor, row_starts: Tensor, columns: Tensor) -> Tensor:
     lengths = (row_starts[-1] - row_starts[0]).long()
-    row = torch.arange(lengths.numel(), device=lengths.device).repeat_interleave(lengths)
+    row = torch.arange(lengths.numel(), device=lengths.device).repeat_interleave(lengths, output_size=columns.numel())
     samples = math.prod(input.shape[:-1])
     dense = grad_output.reshape(samples, -1).t() @ input.reshape(samples, -1)
     return dense[row, columns.long()]

@@ -35,7 +35,7 @@ class SparsePattern(NamedTuple):
 
 
 def sparse_pattern(mask: Tensor) -> SparsePattern:
-    """Find the survivors of ``mask``. Done once per mask.
+    """Find the survivors of ``mask``. Done once per mask; on CUDA it waits for the device, to learn their number.
 
     Args:
         mask: bool ``[out_features, in_features]``, ``True`` where the weight survives; at most 2**31 - 1 survivors.

@@ -16,9 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lth_fast.nn.mask_changes import mask_changes
-from lth_fast.nn.masked import MaskedLayer
-from lth_fast.nn.masked_parameter import MaskedParameter
+from lth_fast.nn.mask_changes import Holder, mask_changes
 from lth_fast.ops import masked_apply_
 
 # The newest change of masks that each optimizer has followed. A copy of an optimizer is not in here: it follows anew.
@@ -38,7 +36,7 @@ def apply_masks(optimizer: Optimizer) -> None:
     _apply(optimizer, mask_changes.since(0))
 
 
-def _apply(optimizer: Optimizer, layers: Iterable[MaskedLayer | MaskedParameter]) -> None:
+def _apply(optimizer: Optimizer, layers: Iterable[Holder]) -> None:
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for layer in layers:
         weight = layer.weight

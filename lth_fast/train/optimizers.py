@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lth_fast._names import match_name
+from lth_fast.ops.library import has_kernel
 from lth_fast.optim import SGD, Adam, AdamW
 
 # Not to be had by name: the base class, one whose step needs a closure, one for sparse gradients, one for matrices.
@@ -25,12 +26,13 @@ _CLASSES: dict[str, type[Optimizer]] = {
 # These move nothing where the gradient has always been zero, so pruned weights stay zero through their step.
 KEEP_ZEROS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.RMSprop)
 
-# One pass over the weights; the plain ones take a pass over memory per operation. On the CPU ours, else torch's.
+# One pass over the weights; the plain ones take a pass over memory per operation.
 _OURS: dict[type[Optimizer], type[Optimizer]] = {
     torch.optim.SGD: SGD,
     torch.optim.Adam: Adam,
     torch.optim.AdamW: AdamW,
 }
+# Torch's own, for what is not ours or has no kernel in this build.
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 
 # Their step treats a weight as part of a matrix.
@@ -77,7 +79,8 @@ class OptimizerRecipe:
         Args:
             name: As :func:`optimizer_class` takes it.
             learn_rate: Learning rate.
-            device: Where the parameters will be. On the CPU, Adam, AdamW and SGD are those of ``lth_fast.optim``.
+            device: Where the parameters will be. Adam, AdamW and SGD are those of ``lth_fast.optim``; on CUDA, in a
+                build without CUDA kernels, torch's fused ones.
             others: More settings of the class, e.g. ``momentum``; those that are 0 or false are left out.
 
         Raises:
@@ -91,7 +94,8 @@ class OptimizerRecipe:
                 if key not in accepted:
                     raise ValueError(f"--{key}: expected an optimizer that has it, got {kind.__name__}")
                 settings[key] = value
-        if device.type == "cpu" and kind in _OURS:
+        step = "sgd_step_" if kind is torch.optim.SGD else "adam_step_"
+        if kind in _OURS and has_kernel(step, device):
             return cls(_OURS[kind], settings)
         return cls(kind, {**settings, "fused": True} if kind in _FUSED else settings)
 

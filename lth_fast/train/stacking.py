@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from lth_fast.nn import MaskedLinear
+from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.ops import masked_apply_, pack_mask
 from lth_fast.train.evaluate import Evaluation
 from lth_fast.train.optimizers import KEEP_ZEROS
@@ -54,21 +55,21 @@ class StackedLinear(nn.Module):
         layers: ``nn.Linear`` or ``MaskedLinear`` of one shape and device.
     """
 
-    mask_bits: Tensor | None
+    mask_bits: Tensor
+    masks_gradient = True
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
-        bits = None
-        if any(isinstance(layer, MaskedLinear) for layer in layers):
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
+        self.masked = any(isinstance(layer, MaskedLinear) for layer in layers)
+        if self.masked:
             masks = [
                 layer.mask if isinstance(layer, MaskedLinear) else torch.ones_like(layer.weight, dtype=torch.bool)
                 for layer in layers
             ]
-            bits = pack_mask(torch.stack(masks))
-        self.register_buffer("mask_bits", bits, persistent=False)
-        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
-        if bits is not None:
-            masked_apply_(self.weight, bits)
+            self.register_buffer("mask_bits", pack_mask(torch.stack(masks)), persistent=False)
+            self.apply_mask()
+            mask_changes.note(self)
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self.bias = nn.Parameter(torch.stack(biases)) if biases else None
         for number, layer in enumerate(layers):
@@ -76,8 +77,13 @@ class StackedLinear(nn.Module):
             if self.bias is not None:
                 layer.bias.data = self.bias.data[number]
 
+    def apply_mask(self) -> None:
+        """Zero the pruned weights now."""
+        masked_apply_(self.weight, self.mask_bits)
+
     def forward(self, input: Tensor) -> Tensor:
-        return _StackedProduct.apply(input, self.weight, self.bias, self.mask_bits)
+        bits = self.mask_bits if self.masked and self.masks_gradient else None
+        return _StackedProduct.apply(input, self.weight, self.bias, bits)
 
 
 def stack(networks: Sequence[nn.Module]) -> nn.Module:

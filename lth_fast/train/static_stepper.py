@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lth_fast.nn import masked_layers
+from lth_fast.optim import gradients_masked_by
 from lth_fast.train.optimizers import KEEP_ZEROS
 from lth_fast.train.precision import forward_precision
 from lth_fast.train.static_batches import StaticBatches
@@ -84,6 +85,10 @@ class StaticStepper:
         Returns:
             float32 ``[steps, *loss_shape]``: the losses, still on their way where the device computes behind the CPU.
         """
+        with gradients_masked_by(self.optimizer):
+            return self._advance(steps)
+
+    def _advance(self, steps: int) -> Tensor:
         self.model.train()
         if self._batches_at != self.iteration:
             if self._batches_at is None:

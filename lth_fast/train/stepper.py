@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lth_fast.nn import masked_layers
+from lth_fast.optim import gradients_masked_by
 from lth_fast.train.batches import Batches
 from lth_fast.train.optimizers import KEEP_ZEROS
 from lth_fast.train.precision import forward_precision
@@ -70,6 +71,10 @@ class EagerStepper:
         self._trusted = list(masked_layers(model).values()) if type(optimizer) in KEEP_ZEROS else []
 
     def advance(self, steps: int) -> Tensor:
+        with gradients_masked_by(self.optimizer):
+            return self._advance(steps)
+
+    def _advance(self, steps: int) -> Tensor:
         losses = torch.empty(steps, device=self._device)
         self.model.train()
         for step in range(steps):

@@ -25,10 +25,11 @@ MagnitudeOutcome search(const MagnitudeTensor* tensors, int64_t count, int64_t k
 
 template <typename Element, typename Index>
 void sparse_layer(const SparseLines<Index>& rows, const SparseLines<Index>& columns, const Element* values,
-                  const Element* bias, const Element* input, Element* output, const Element* grad_output,
-                  Element* grad_input, Element* grad_values, int64_t samples) {
+                  const Element* values_by_column, const Element* bias, const Element* input, Element* output,
+                  const Element* grad_output, Element* grad_input, Element* grad_values, int64_t samples) {
   sparse_product(rows, values, bias, input, output, samples, nullptr);
-  sparse_product(columns, values, static_cast<const Element*>(nullptr), grad_output, grad_input, samples, nullptr);
+  sparse_product(columns, values_by_column, static_cast<const Element*>(nullptr), grad_output, grad_input, samples,
+                 nullptr);
   sampled_product(rows, grad_output, input, grad_values, samples, nullptr);
 }
 
@@ -60,6 +61,15 @@ void apply_64(const uint64_t* input, const uint8_t* bits, uint64_t* output, int6
 void apply_channels_last(uint32_t* weights, const uint8_t* bits, int64_t channels, int64_t area, int64_t count) {
   masked_apply_in_order(weights, bits, {channels, area}, count, nullptr);
 }
+void apply_each_16(const MaskedTensor* tensors, int64_t count) {
+  masked_apply_each<uint16_t>({tensors, tensors + count}, nullptr);
+}
+void apply_each_32(const MaskedTensor* tensors, int64_t count) {
+  masked_apply_each<uint32_t>({tensors, tensors + count}, nullptr);
+}
+void apply_each_64(const MaskedTensor* tensors, int64_t count) {
+  masked_apply_each<uint64_t>({tensors, tensors + count}, nullptr);
+}
 
 MagnitudeOutcome search_16(const MagnitudeTensor* tensors, int64_t count, int64_t k, uint64_t infinity, uint16_t* key,
                            int64_t* tie_budget, int64_t* survivors) {
@@ -74,11 +84,12 @@ MagnitudeOutcome search_64(const MagnitudeTensor* tensors, int64_t count, int64_
   return search(tensors, count, k, infinity, key, tie_budget, survivors);
 }
 
-#define LTH_FAST_SPARSE_LAYER(name, Element, Index)                                                            \
-  void name(const SparseLines<Index>* rows, const SparseLines<Index>* columns, const Element* values,          \
-            const Element* bias, const Element* input, Element* output, const Element* grad_output,            \
-            Element* grad_input, Element* grad_values, int64_t samples) {                                      \
-    sparse_layer(*rows, *columns, values, bias, input, output, grad_output, grad_input, grad_values, samples); \
+#define LTH_FAST_SPARSE_LAYER(name, Element, Index)                                                                    \
+  void name(const SparseLines<Index>* rows, const SparseLines<Index>* columns, const Element* values,                  \
+            const Element* values_by_column, const Element* bias, const Element* input, Element* output,               \
+            const Element* grad_output, Element* grad_input, Element* grad_values, int64_t samples) {                  \
+    sparse_layer(*rows, *columns, values, values_by_column, bias, input, output, grad_output, grad_input, grad_values, \
+                 samples);                                                                                             \
   }
 LTH_FAST_SPARSE_LAYER(sparse_layer_float_16, float, int16_t)
 LTH_FAST_SPARSE_LAYER(sparse_layer_double_32, double, int32_t)

@@ -67,3 +67,31 @@ def test_the_mask_counts_in_flat_order_where_channels_lie_innermost(kernels: cty
     bits = pack_mask(mask)
     kernels.apply_channels_last(address(weight), address(bits), ctypes.c_int64(5), ctypes.c_int64(3 * 4), count(weight))
     assert torch.equal(weight, expected)
+
+
+class MaskedTensor(ctypes.Structure):
+    _fields_ = (
+        ("weights", ctypes.c_void_p),
+        ("bits", ctypes.c_void_p),
+        ("channels", ctypes.c_int64),
+        ("area", ctypes.c_int64),
+        ("count", ctypes.c_int64),
+    )
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_list_of_any_length_is_masked_as_its_tensors_one_by_one(kernels: ctypes.CDLL, width: int) -> None:
+    shapes = [(0,), (1,), (13, 7), (9_001,), *[(5,)] * 300]  # more than one launch holds
+    weights = [torch.randn(shape).to(WIDTHS[width]) for shape in shapes]
+    weights.append(torch.randn(6, 5, 3, 4).to(WIDTHS[width]).to(memory_format=torch.channels_last))
+    masks = [random_mask(*weight.shape) for weight in weights]
+    bits = [pack_mask(mask) for mask in masks]
+    expected = [torch.where(mask, weight, 0) for weight, mask in zip(weights, masks, strict=True)]
+    orders = [(1, 1)] * len(shapes) + [(5, 3 * 4)]
+    entries = [
+        MaskedTensor(weight.data_ptr(), own.data_ptr(), *order, weight.numel())
+        for weight, own, order in zip(weights, bits, orders, strict=True)
+    ]
+    getattr(kernels, f"apply_each_{width}")((MaskedTensor * len(entries))(*entries), ctypes.c_int64(len(entries)))
+    for weight, like in zip(weights, expected, strict=True):
+        assert torch.equal(weight, like)

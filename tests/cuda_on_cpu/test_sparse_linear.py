@@ -18,27 +18,24 @@ class SparseLines(ctypes.Structure):
         ("lines", ctypes.c_int64),
         ("stride", ctypes.c_int64),
         ("to_end", ctypes.c_int64),
+        ("features", ctypes.c_int64),
+        ("panel_width", ctypes.c_int64),
         ("indices", ctypes.c_void_p),
-        ("permutation", ctypes.c_void_p),
     )
 
 
 def by_row(pattern: SparsePattern) -> SparseLines:
     panels, rows = pattern.row_starts.shape[0] - 1, pattern.row_starts.shape[1]
-    return SparseLines(pattern.row_starts.data_ptr(), 1, rows, 0, panels * rows, pattern.columns.data_ptr(), None)
+    columns = pattern.column_starts.shape[1] - 1
+    starts, indices = pattern.row_starts.data_ptr(), pattern.columns.data_ptr()
+    return SparseLines(starts, 1, rows, 0, panels * rows, columns, columns, indices)
 
 
 def by_column(pattern: SparsePattern) -> SparseLines:
     panels, ends = pattern.column_starts.shape
-    return SparseLines(
-        pattern.column_starts.data_ptr(),
-        panels,
-        ends - 1,
-        ends,
-        1,
-        pattern.rows.data_ptr(),
-        pattern.permutation.data_ptr(),
-    )
+    rows = pattern.row_starts.shape[1]
+    starts, indices = pattern.column_starts.data_ptr(), pattern.rows.data_ptr()
+    return SparseLines(starts, panels, ends - 1, ends, 1, rows, -(-rows // panels), indices)
 
 
 def address(tensor: Tensor) -> ctypes.c_void_p:
@@ -56,7 +53,27 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 def test_output_and_gradients_are_those_of_the_dense_layer(
     kernels: ctypes.CDLL, features: tuple[int, int], samples: int, dtype: torch.dtype, several_panels: bool
 ) -> None:
-    mask = torch.rand(features[1], features[0]) < 0.3
+    assert_like_a_dense_layer(kernels, features, samples, dtype, several_panels, density=0.3)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.003, 1.0])
+def test_every_density_agrees(kernels: ctypes.CDLL, density: float) -> None:
+    assert_like_a_dense_layer(kernels, (300, 70), 65, torch.float32, True, density)
+
+
+def test_a_grid_of_large_blocks_agrees(kernels: ctypes.CDLL) -> None:
+    assert_like_a_dense_layer(kernels, (3, 2050), 1030, torch.float32, False, density=0.5)
+
+
+def assert_like_a_dense_layer(
+    kernels: ctypes.CDLL,
+    features: tuple[int, int],
+    samples: int,
+    dtype: torch.dtype,
+    several_panels: bool,
+    density: float,
+) -> None:
+    mask = torch.rand(features[1], features[0]) < density
     pattern = sparse_pattern(mask) if several_panels else pattern_of_one_panel(mask)
     if dtype == torch.float64:
         pattern = pattern._replace(columns=pattern.columns.int(), rows=pattern.rows.int())
@@ -66,7 +83,7 @@ def test_output_and_gradients_are_those_of_the_dense_layer(
     output, grad_input = torch.full_like(grad_output, torch.nan), torch.full_like(input, torch.nan)
     grad_values = torch.full_like(values, torch.nan)
     layer = kernels.sparse_layer_float_16 if dtype == torch.float32 else kernels.sparse_layer_double_32
-    tensors = (values, bias, input, output, grad_output, grad_input, grad_values)
+    tensors = (values, values[pattern.permutation.long()], bias, input, output, grad_output, grad_input, grad_values)
     layer(
         ctypes.byref(by_row(pattern)), ctypes.byref(by_column(pattern)), *map(address, tensors), ctypes.c_int64(samples)
     )
@@ -80,7 +97,7 @@ def test_output_and_gradients_are_those_of_the_dense_layer(
 def test_a_survivor_without_samples_gets_a_gradient_of_zero(kernels: ctypes.CDLL) -> None:
     pattern = sparse_pattern(torch.ones(3, 4, dtype=torch.bool))
     grad_values, nothing = torch.full((12,), torch.nan), torch.empty(0)
-    tensors = (torch.randn(12), torch.randn(3), nothing, nothing, nothing, nothing, grad_values)
+    tensors = (torch.randn(12), torch.randn(12), torch.randn(3), nothing, nothing, nothing, nothing, grad_values)
     kernels.sparse_layer_float_16(
         ctypes.byref(by_row(pattern)), ctypes.byref(by_column(pattern)), *map(address, tensors), ctypes.c_int64(0)
     )

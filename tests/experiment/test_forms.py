@@ -25,6 +25,7 @@ def fickle_times(monkeypatch, tmp_path):
     """Measurements that change their mind with every layer, and are not remembered."""
     winners = itertools.cycle((0.5, 2.0, 2.0))
     folders = itertools.count()
+    monkeypatch.setenv("LTH_FAST_CACHE", str(tmp_path / "times"))
 
     def measure(*_):
         monkeypatch.setenv("LTH_FAST_CACHE", str(tmp_path / "times" / str(next(folders))))

@@ -17,6 +17,8 @@ from lth_fast.ops import (
     masked_apply_,
     pack_mask,
     prune_by_magnitude,
+    sparse_conv2d,
+    sparse_conv2d_pattern,
     sparse_linear,
     sparse_pattern,
     unpack_mask,
@@ -107,6 +109,27 @@ def test_a_replay_on_weights_with_nan_prunes_nothing_and_gives_a_threshold_of_na
     new_mask, threshold = results
     assert new_mask.all()
     assert threshold.isnan()
+
+
+def test_a_replayed_sparse_convolution_follows_its_values() -> None:
+    mask = torch.rand(8, 4, 3, 3, device="cuda") < 0.3
+    pattern, inputs = sparse_conv2d_pattern(mask), torch.randn(5, 4, 9, 9, device="cuda", requires_grad=True)
+    values = torch.zeros(int(mask.sum()), device="cuda", requires_grad=True)
+    results: list[Tensor] = []
+
+    def forward_and_backward() -> None:
+        out = sparse_conv2d(inputs, values, None, pattern, (3, 3), padding=(1, 1))
+        results[:] = [out, *torch.autograd.grad(out.square().sum(), (inputs, values))]
+
+    graph = captured(forward_and_backward)
+    with torch.no_grad():
+        values.normal_()
+    graph.replay()
+    replayed = [result.clone() for result in results]
+    forward_and_backward()
+    for found, expected in zip(replayed, results, strict=True):
+        assert expected.any()
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lth_fast.ops import masked_apply, masked_apply_, pack_mask
-from lth_fast.ops.masked_apply import _reference_in_place, reference
+from lth_fast.ops import masked_apply, masked_apply_, masked_apply_each_, pack_mask
+from lth_fast.ops.masked_apply import _reference_in_place, _reference_of_each, reference
 
 SIZES = [*range(71), 4_099, 131_073, 300_007]
 FLOATING = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -91,6 +91,39 @@ def test_the_mask_counts_in_flat_index_order_whatever_the_memory_layout(layout: 
     assert values.stride() == strides
 
 
+def list_of_every_kind() -> tuple[list[Tensor], list[Tensor]]:
+    """Tensors of every dtype, layout and of many sizes, and their masks."""
+    tensors = [random_values(size, dtype) for size in (0, 1, 9, 5_000) for dtype in FLOATING + INTEGER]
+    tensors += [make() for make in LAYOUTS.values()] + [torch.randn(3) for _ in range(200)]
+    return tensors, [random_mask(*tensor.shape) for tensor in tensors]
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_list_is_masked_as_its_tensors_one_by_one() -> None:
+    tensors, masks = list_of_every_kind()
+    bits = [pack_mask(mask) for mask in masks]
+    expected = [masked_apply(tensor, own) for tensor, own in zip(tensors, bits, strict=True)]
+    by_reference = [tensor.clone() for tensor in tensors]
+    _reference_of_each(by_reference, bits)
+    versions = [tensor._version for tensor in tensors]
+    masked_apply_each_(tensors, bits)
+    for tensor, version, *like in zip(tensors, versions, expected, by_reference, strict=True):
+        assert tensor._version == version + 1
+        for other in like:
+            assert torch.equal(bit_pattern(tensor.contiguous()), bit_pattern(other.contiguous()))
+    masked_apply_each_([], [])
+
+
+def test_a_list_that_does_not_fit_its_masks_is_refused() -> None:
+    tensors, bits = [torch.randn(9), torch.randn(3)], [pack_mask(random_mask(9)), pack_mask(random_mask(3))]
+    with pytest.raises(RuntimeError, match=r"mask_bits must hold one entry per tensor \(2\), got 1"):
+        masked_apply_each_(tensors, bits[:1])
+    with pytest.raises(RuntimeError, match=r"mask_bits must have shape \[2\] for its tensor of shape \[9\], got \[1\]"):
+        masked_apply_each_(tensors, bits[::-1])
+    with pytest.raises(RuntimeError, match=r"each of the tensors must have elements of 2, 4 or 8 bytes .*, got Bool"):
+        masked_apply_each_([random_mask(3)], bits[1:])
+
+
 @pytest.mark.usefixtures("kernels")
 def test_an_expanded_tensor_is_read_but_not_written() -> None:
     values, mask = torch.randn(9).expand(7, 9), random_mask(7, 9)
@@ -171,6 +204,7 @@ def test_the_registrations_are_consistent() -> None:
     values, bits = torch.randn(13), pack_mask(random_mask(13))
     torch.library.opcheck(torch.ops.lth_fast.masked_apply, (values.clone().requires_grad_(), bits))
     torch.library.opcheck(torch.ops.lth_fast.masked_apply_, (values, bits))
+    torch.library.opcheck(torch.ops.lth_fast.masked_apply_each_, ([values, values.clone()], [bits, bits]))
 
 
 @pytest.mark.parametrize(("op", "argument"), [(masked_apply, "input"), (masked_apply_, "tensor")])

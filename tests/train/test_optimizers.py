@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from lth_fast.ops import library
+from lth_fast.optim.fused import FusedOptimizer
 from lth_fast.record.document import write_document
 from lth_fast.train import OptimizerRecipe
 from lth_fast.train.optimizers import optimizer_class
@@ -32,6 +34,22 @@ def test_an_optimizer_is_known_by_its_name_in_any_case_and_trains(name):
     assert [group["lr"] for group in optimizer.param_groups] == [0.25]
     step(model, optimizer)
     assert any(not torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_on_every_device_with_a_kernel_the_fastest_is_this_packages(name, monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(library, "_without_cuda_kernel", set())
+    for device in (torch.device("cpu"), cuda):
+        recipe = OptimizerRecipe.named(name, 0.1, device)
+        assert issubclass(recipe.kind, FusedOptimizer)
+        assert recipe.settings == {"lr": 0.1}
+        assert recipe.describe()["package"] == "lth_fast"
+    monkeypatch.setattr(library, "_without_cuda_kernel", {"adam_step_", "sgd_step_"})
+    assert issubclass(OptimizerRecipe.named(name, 0.1).kind, FusedOptimizer)
+    stock = OptimizerRecipe.named(name, 0.1, cuda)
+    assert stock.kind is optimizer_class(name)
+    assert stock.settings == {"lr": 0.1, "fused": True}
 
 
 def test_without_a_learning_rate_the_class_has_its_own():

@@ -2,6 +2,7 @@
 #include "cuda/kernels/masked_apply.h"
 
 #include "cuda/kernels/launch.h"
+#include "cuda/kernels/tensor_list.h"
 
 namespace lth_fast::cuda {
 namespace {
@@ -42,6 +43,20 @@ __global__ void zero_pruned(Element* weights, const uint8_t* bits, MaskOrder ord
   if (place < count && !survives(bits, order.flat_index(place))) weights[place] = 0;
 }
 
+constexpr int64_t kMaskedChunk = 1 << 12;
+using MaskedList = TensorList<MaskedTensor, kMaskedChunk>;
+
+// As zero_pruned, for a list.
+template <typename Element>
+__global__ void zero_pruned_of_each(MaskedList list) {
+  const Chunk chunk = chunk_of_block(list);
+  const MaskedTensor& tensor = list.tensors[chunk.tensor];
+  auto* weights = static_cast<Element*>(tensor.weights);
+  for (int64_t place = chunk.first + threadIdx.x; place < chunk.first + chunk.count; place += kThreads) {
+    if (!survives(tensor.bits, tensor.order.flat_index(place))) weights[place] = 0;
+  }
+}
+
 }  // namespace
 
 template <typename Element>
@@ -56,9 +71,15 @@ void masked_apply_in_order(Element* weights, const uint8_t* bits, MaskOrder orde
   launch_for_each(zero_pruned<Element>, count, stream, weights, bits, order, count);
 }
 
-#define LTH_FAST_INSTANTIATE(Element)                                                                   \
-  template void masked_apply<Element>(const Element*, const uint8_t*, Element*, int64_t, cudaStream_t); \
-  template void masked_apply_in_order<Element>(Element*, const uint8_t*, MaskOrder, int64_t, cudaStream_t);
+template <typename Element>
+void masked_apply_each(const std::vector<MaskedTensor>& tensors, cudaStream_t stream) {
+  launch_over_chunks(zero_pruned_of_each<Element>, tensors, stream);
+}
+
+#define LTH_FAST_INSTANTIATE(Element)                                                                       \
+  template void masked_apply<Element>(const Element*, const uint8_t*, Element*, int64_t, cudaStream_t);     \
+  template void masked_apply_in_order<Element>(Element*, const uint8_t*, MaskOrder, int64_t, cudaStream_t); \
+  template void masked_apply_each<Element>(const std::vector<MaskedTensor>&, cudaStream_t);
 LTH_FAST_INSTANTIATE(uint16_t)
 LTH_FAST_INSTANTIATE(uint32_t)
 LTH_FAST_INSTANTIATE(uint64_t)

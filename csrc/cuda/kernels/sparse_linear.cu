@@ -1,4 +1,6 @@
-// A warp per line of the matrix. Every output has one owner that adds in a fixed order: the same bits in every run.
+// A block holds a tile of the input in shared memory, some features by some samples, which the survivors of all its
+// lines read. A warp has a few lines of the matrix, a lane of it the same few samples of every feature. Every output
+// has one owner that adds in a fixed order: the same bits in every run.
 #include "cuda/kernels/sparse_linear.h"
 
 #include "cuda/kernels/launch.h"
@@ -6,56 +8,181 @@
 namespace lth_fast::cuda {
 namespace {
 
-constexpr unsigned kWarps = 8;
-constexpr int kSamplesPerLane = 4;
-constexpr int64_t kSamplesPerWarp = kWarp * kSamplesPerLane;
+constexpr int kLines = 8;  // of a warp
+constexpr unsigned kMostWarps = 16, kFewestWarps = 4;
+constexpr int64_t kEnoughBlocks = 256;
 constexpr int64_t kLargestGridY = 65535;
+constexpr int64_t kTileBytes = 32 << 10;
+// Of a lane. The sampled product sums over a warp once for all of them: the more, the cheaper.
+constexpr int kProductSamples = 2, kSampledSamples = 4;
+
+__device__ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Of one feature, neighbouring ones: what a lane reads at a time.
+template <typename Element, int kCount>
+struct alignas(kCount * sizeof(Element)) Samples {
+  Element at[kCount];
+};
+
+// Zeros beyond the last sample.
+template <int kCount, typename Element>
+__device__ Samples<Element, kCount> load(const Element* feature, int64_t first, int64_t samples) {
+  Samples<Element, kCount> loaded;
+  for (int i = 0; i < kCount; ++i) loaded.at[i] = first + i < samples ? feature[first + i] : Element{0};
+  return loaded;
+}
+
+template <typename Element, int kCount>
+struct Tile {
+  static constexpr int64_t kSamples = kWarp * kCount;
+  static constexpr int64_t kFeatures = kTileBytes / (kSamples * static_cast<int64_t>(sizeof(Element)));
+
+  Samples<Element, kCount> features[kFeatures][kWarp];
+
+  // All threads of the block together, once all of them have read what is there; waits until it is filled.
+  __device__ void fill(const Element* input, int64_t first, int64_t last, int64_t first_sample, int64_t samples) {
+    __syncthreads();
+    for (int64_t feature = first + threadIdx.y; feature < last; feature += blockDim.y) {
+      const int64_t sample = first_sample + threadIdx.x * kCount;
+      features[feature - first][threadIdx.x] = load<kCount>(input + feature * samples, sample, samples);
+    }
+    __syncthreads();
+  }
+};
+
+__device__ inline int64_t first_line_of_warp() {
+  return (static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y) * kLines;
+}
+
+// How many of the next kWarp survivors of a line stand before feature `last`. The warp finds them together, so that the
+// loop over them knows its end and need not wait for one index before it reads the next.
+template <typename Index>
+__device__ int survivors_before(const Index* indices, int32_t next, int32_t end, int64_t last) {
+  const int32_t own = next + static_cast<int32_t>(threadIdx.x);
+  return __popc(__ballot_sync(kAllLanes, own < end && indices[own] < last));
+}
 
 template <typename Element, typename Index>
-__global__ void product(SparseLines<Index> matrix, const Element* values, const Element* bias, const Element* input,
-                        Element* output, int64_t samples) {
-  const int64_t line = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y;
-  if (line >= matrix.lines) return;
-  for (int64_t tile = blockIdx.y * kSamplesPerWarp; tile < samples; tile += gridDim.y * kSamplesPerWarp) {
-    const int64_t first = tile + threadIdx.x;
-    Element sums[kSamplesPerLane] = {};
+__global__ void __launch_bounds__(kWarp* kMostWarps)
+    product(SparseLines<Index> matrix, const Element* values, const Element* bias, const Element* input,
+            Element* output, int64_t samples) {
+  constexpr int kCount = kProductSamples;
+  using InputTile = Tile<Element, kCount>;
+  __shared__ InputTile tile;
+  const int64_t first_line = first_line_of_warp();
+  for (int64_t first_sample = blockIdx.y * InputTile::kSamples; first_sample < samples;
+       first_sample += gridDim.y * InputTile::kSamples) {
+    Element sums[kLines][kCount] = {};
     for (int64_t panel = 0; panel < matrix.panels; ++panel) {
-      const int32_t* start = matrix.starts + panel * matrix.stride + line;
-      const int32_t end = start[matrix.to_end];
-      for (int32_t survivor = *start; survivor < end; ++survivor) {
-        const Element value = values[matrix.permutation == nullptr ? survivor : matrix.permutation[survivor]];
-        const Element* feature = input + static_cast<int64_t>(matrix.indices[survivor]) * samples;
-        for (int i = 0; i < kSamplesPerLane; ++i) {
-          const int64_t sample = first + i * static_cast<int64_t>(kWarp);
-          if (sample < samples) sums[i] += value * feature[sample];
+      int32_t next[kLines], end[kLines];
+#pragma unroll
+      for (int l = 0; l < kLines; ++l) {
+        const int32_t* start = matrix.starts + panel * matrix.stride + first_line + l;
+        const bool exists = first_line + l < matrix.lines;
+        next[l] = exists ? *start : 0;
+        end[l] = exists ? start[matrix.to_end] : 0;
+      }
+      const int64_t panel_end = smaller((panel + 1) * matrix.panel_width, matrix.features);
+      for (int64_t first = panel * matrix.panel_width; first < panel_end; first += InputTile::kFeatures) {
+        const int64_t last = smaller(first + InputTile::kFeatures, panel_end);
+        tile.fill(input, first, last, first_sample, samples);
+#pragma unroll
+        for (int l = 0; l < kLines; ++l) {
+          int count;
+          do {
+            count = survivors_before(matrix.indices, next[l], end[l], last);
+            for (int32_t survivor = next[l]; survivor < next[l] + count; ++survivor) {
+              const auto feature = tile.features[matrix.indices[survivor] - first][threadIdx.x];
+              for (int i = 0; i < kCount; ++i) sums[l][i] += values[survivor] * feature.at[i];
+            }
+            next[l] += count;
+          } while (count == kWarp);
         }
       }
     }
-    const Element added = bias == nullptr ? Element{0} : bias[line];
-    for (int i = 0; i < kSamplesPerLane; ++i) {
-      const int64_t sample = first + i * static_cast<int64_t>(kWarp);
-      if (sample < samples) output[line * samples + sample] = sums[i] + added;
+#pragma unroll
+    for (int l = 0; l < kLines; ++l) {
+      const int64_t line = first_line + l;
+      if (line >= matrix.lines) break;
+      const Element added = bias == nullptr ? Element{0} : bias[line];
+      for (int i = 0; i < kCount; ++i) {
+        const int64_t sample = first_sample + threadIdx.x * kCount + i;
+        if (sample < samples) output[line * samples + sample] = sums[l][i] + added;
+      }
     }
   }
 }
 
+// The first of the survivors from `begin` to `end` at `feature` or behind.
+template <typename Index>
+__device__ int32_t first_from(const Index* indices, int32_t begin, int32_t end, int64_t feature) {
+  while (begin < end) {
+    const int32_t middle = begin + (end - begin) / 2;
+    if (indices[middle] < feature) {
+      begin = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return begin;
+}
+
 template <typename Element, typename Index>
-__global__ void sampled(SparseLines<Index> matrix, const Element* grad_output, const Element* input,
-                        Element* grad_values, int64_t samples) {
-  const int64_t line = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y;
-  if (line >= matrix.lines) return;
-  const Element* gradient = grad_output + line * samples;
-  const int32_t end = matrix.starts[line + matrix.to_end];
-  for (int32_t survivor = matrix.starts[line]; survivor < end; ++survivor) {
-    const Element* feature = input + static_cast<int64_t>(matrix.indices[survivor]) * samples;
-    Element sum = 0;
-    for (int64_t sample = threadIdx.x; sample < samples; sample += kWarp) sum += gradient[sample] * feature[sample];
-    for (unsigned distance = kWarp / 2; distance > 0; distance /= 2) sum += __shfl_down_sync(kAllLanes, sum, distance);
-    if (threadIdx.x == 0) grad_values[survivor] = sum;
+__global__ void __launch_bounds__(kWarp* kMostWarps)
+    sampled(SparseLines<Index> matrix, const Element* grad_output, const Element* input, Element* grad_values,
+            int64_t samples) {
+  constexpr int kCount = kSampledSamples;
+  using InputTile = Tile<Element, kCount>;
+  __shared__ InputTile tile;
+  const int64_t first_line = first_line_of_warp();
+  for (int64_t first = blockIdx.y * InputTile::kFeatures; first < matrix.features;
+       first += gridDim.y * InputTile::kFeatures) {
+    const int64_t last = smaller(first + InputTile::kFeatures, matrix.features);
+    int32_t begin[kLines], end[kLines];
+#pragma unroll
+    for (int l = 0; l < kLines; ++l) {
+      const bool exists = first_line + l < matrix.lines;
+      const int32_t* start = matrix.starts + first_line + l;
+      begin[l] = exists ? first_from(matrix.indices, *start, start[matrix.to_end], first) : 0;
+      end[l] = exists ? first_from(matrix.indices, begin[l], start[matrix.to_end], last) : 0;
+    }
+    int64_t first_sample = 0;
+    do {  // once without any samples, too: the gradient is zero then
+      tile.fill(input, first, last, first_sample, samples);
+#pragma unroll
+      for (int l = 0; l < kLines; ++l) {
+        if (begin[l] == end[l]) continue;
+        const auto gradient =
+            load<kCount>(grad_output + (first_line + l) * samples, first_sample + threadIdx.x * kCount, samples);
+        for (int32_t survivor = begin[l]; survivor < end[l]; ++survivor) {
+          const auto feature = tile.features[matrix.indices[survivor] - first][threadIdx.x];
+          Element sum = 0;
+          for (int i = 0; i < kCount; ++i) sum += gradient.at[i] * feature.at[i];
+          for (unsigned distance = kWarp / 2; distance > 0; distance /= 2) {
+            sum += __shfl_down_sync(kAllLanes, sum, distance);
+          }
+          if (threadIdx.x == 0) grad_values[survivor] = first_sample == 0 ? sum : grad_values[survivor] + sum;
+        }
+      }
+      first_sample += InputTile::kSamples;
+    } while (first_sample < samples);
   }
 }
 
-unsigned blocks_for(int64_t lines) { return static_cast<unsigned>((lines + kWarps - 1) / kWarps); }
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Blocks of (lanes, warps): many warps share a tile, unless the device would then have too few blocks.
+struct Shape {
+  dim3 blocks, threads;
+
+  Shape(int64_t lines, int64_t rows_of_blocks) : threads(kWarp, kMostWarps) {
+    while (threads.y > kFewestWarps && ceil_div(lines, kLines * threads.y) * rows_of_blocks < kEnoughBlocks) {
+      threads.y /= 2;
+    }
+    blocks = dim3(static_cast<unsigned>(ceil_div(lines, kLines * threads.y)),
+                  static_cast<unsigned>(rows_of_blocks < kLargestGridY ? rows_of_blocks : kLargestGridY));
+  }
+};
 
 }  // namespace
 
@@ -63,17 +190,17 @@ template <typename Element, typename Index>
 void sparse_product(const SparseLines<Index>& matrix, const Element* values, const Element* bias, const Element* input,
                     Element* output, int64_t samples, cudaStream_t stream) {
   if (matrix.lines == 0 || samples == 0) return;
-  const int64_t tiles = (samples + kSamplesPerWarp - 1) / kSamplesPerWarp;
-  const dim3 blocks(blocks_for(matrix.lines), static_cast<unsigned>(tiles < kLargestGridY ? tiles : kLargestGridY));
-  launch(product<Element, Index>, blocks, dim3(kWarp, kWarps), stream, matrix, values, bias, input, output, samples);
+  const Shape shape(matrix.lines, ceil_div(samples, Tile<Element, kProductSamples>::kSamples));
+  launch(product<Element, Index>, shape.blocks, shape.threads, stream, matrix, values, bias, input, output, samples);
 }
 
 template <typename Element, typename Index>
 void sampled_product(const SparseLines<Index>& matrix, const Element* grad_output, const Element* input,
                      Element* grad_values, int64_t samples, cudaStream_t stream) {
-  if (matrix.lines == 0) return;
-  launch(sampled<Element, Index>, dim3(blocks_for(matrix.lines)), dim3(kWarp, kWarps), stream, matrix, grad_output,
-         input, grad_values, samples);
+  if (matrix.lines == 0 || matrix.features == 0) return;
+  const Shape shape(matrix.lines, ceil_div(matrix.features, Tile<Element, kSampledSamples>::kFeatures));
+  launch(sampled<Element, Index>, shape.blocks, shape.threads, stream, matrix, grad_output, input, grad_values,
+         samples);
 }
 
 #define LTH_FAST_INSTANTIATE(Element, Index)                                                                         \

@@ -7,7 +7,8 @@
 namespace lth_fast::cuda {
 
 // The survivors of a matrix, line by line: those of line l are start to start[to_end] in panel p, where
-// start = starts + p * stride + l. A line is a row of the weight in row order, a column of it in column order.
+// start = starts + p * stride + l. A line is a row of the weight in row order, a column of it in column order. Within a
+// line the indices ascend, and panel p has those from p * panel_width on.
 template <typename Index>
 struct SparseLines {
   const int32_t* starts;
@@ -15,18 +16,19 @@ struct SparseLines {
   int64_t lines;
   int64_t stride;
   int64_t to_end;
-  const Index* indices;        // where in its line each survivor stands
-  const int32_t* permutation;  // where its value stands; null: where it stands itself
+  int64_t features;  // that a line may have survivors at
+  int64_t panel_width;
+  const Index* indices;  // where in its line each survivor stands
 };
 
-// output[line][sample] = sum over the line's survivors of value * input[index][sample], + bias[line] unless null.
-// input is [features][samples], output [lines][samples]: neighbouring threads take neighbouring samples.
+// output[line][sample] = sum over the line's survivors of value * input[index][sample], + bias[line] unless null. The
+// values stand in the order of the indices. input is [features][samples], output [lines][samples]: neighbouring threads
+// take neighbouring samples.
 template <typename Element, typename Index>
 void sparse_product(const SparseLines<Index>& matrix, const Element* values, const Element* bias, const Element* input,
                     Element* output, int64_t samples, cudaStream_t stream);
 
-// grad_values[survivor] = sum over samples of grad_output[line][sample] * input[index][sample]; for row order, where
-// the survivors of a line lie side by side and no permutation is needed.
+// grad_values[survivor] = sum over samples of grad_output[line][sample] * input[index][sample], for one panel.
 template <typename Element, typename Index>
 void sampled_product(const SparseLines<Index>& matrix, const Element* grad_output, const Element* input,
                      Element* grad_values, int64_t samples, cudaStream_t stream);
