@@ -19,10 +19,12 @@ class MaskChanges:
 
     Attributes:
         newest: The running number of the latest change, 0 before the first; losing a mask counts as one, too.
+        read_directly: The layers whose weight something reads around them, so that its gradient is not all masked.
     """
 
     def __init__(self) -> None:
         self.newest = 0
+        self.read_directly: weakref.WeakSet[Holder] = weakref.WeakSet()
         self._last_change: weakref.WeakKeyDictionary[Holder, int] = weakref.WeakKeyDictionary()
         # Of the state that is the change `_found_at`, by the identity of the weight.
         self._found: dict[int, list[weakref.ref[Holder]]] = {}
@@ -32,9 +34,11 @@ class MaskChanges:
         """The mask of ``layer`` was set."""
         self.newest += 1
         self._last_change[layer] = self.newest
+        (self.read_directly.add if layer.read_directly else self.read_directly.discard)(layer)
 
     def forget(self, layer: Holder) -> None:
         """``layer`` has no mask any more."""
+        self.read_directly.discard(layer)
         if self._last_change.pop(layer, None) is not None:
             self.newest += 1
 

@@ -8,17 +8,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lth_fast.nn import shared_mask
 from lth_fast.nn.mask_changes import mask_changes
-from lth_fast.ops import masked_apply, masked_apply_, pack_mask, unpack_mask
+from lth_fast.ops import masked_apply, pack_mask, unpack_mask
 
 MASKABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class MaskedLayer(nn.Module):
-    """Base of ``MaskedLinear`` and ``MaskedConv2d``: a plain layer whose ``weight`` carries a mask.
+    """Base of ``MaskedLinear``, ``MaskedConv2d``, ``MaskedEmbedding``: a plain layer whose ``weight`` carries a mask.
 
     The mask is a bool tensor of the weight's shape outside (``True`` = survivor) and one bit per weight inside. It is
-    not part of ``state_dict``, whose keys are the plain layer's; it moves with ``.to()``, deepcopy and pickle.
+    not part of ``state_dict``, whose keys are the plain layer's; it moves with ``.to()``, deepcopy and pickle. Masked
+    layers that share a weight share its mask: set on one of them, it is set on all.
 
     Pruned weights are zero. The layer knows when the weight was last seen so and re-applies the mask in the forward if
     anything wrote to it since (``load_state_dict``, an initialiser, an optimizer step). Writes through ``weight.data``
@@ -28,6 +30,9 @@ class MaskedLayer(nn.Module):
     plain_class: ClassVar[type[nn.Module]]
     weight: Tensor
     mask_bits: Tensor
+    read_directly = False
+    """Whether code outside of the forward computes with ``weight``, whose gradients from there bear no mask: optimizers
+    then mask the gradient before every step. :func:`~lth_fast.nn.convert` finds out with an example input."""
 
     @property
     def mask(self) -> Tensor:
@@ -46,20 +51,20 @@ class MaskedLayer(nn.Module):
         # Made in inference mode, the bits could not be saved for the backward of a later training step.
         with torch.inference_mode(False):
             bits = pack_mask(mask.detach().to(weight.device))
+        shared_mask.take_mask(self, bits)
+        self._survivors = survivors
+
+    def hold_mask(self, bits: Tensor) -> None:
+        """Keep the packed mask ``bits`` without applying it."""
         if "mask_bits" in self._buffers:
             self.mask_bits = bits
         else:
             self.register_buffer("mask_bits", bits, persistent=False)
-        self._survivors = survivors
-        self.apply_mask()
-        if weight.grad is not None:
-            masked_apply_(weight.grad, bits)
-        mask_changes.note(self)
+        self._survivors = None
 
     def apply_mask(self) -> None:
         """Zero the pruned weights now."""
-        masked_apply_(self.weight, self.mask_bits)
-        self.trust_weight()
+        shared_mask.apply_mask(self)
 
     def trust_weight(self) -> None:
         """Note that the pruned weights are zero as they stand.
@@ -96,7 +101,8 @@ class MaskedLayer(nn.Module):
 
         Args:
             layer: The plain layer; it is left as it is, but its weight is zeroed where ``mask`` prunes.
-            mask: Bool tensor of the weight's shape; ``None`` keeps every weight.
+            mask: Bool tensor of the weight's shape; ``None`` keeps the mask of a masked layer and every weight of a
+                plain one.
 
         Raises:
             TypeError: ``layer`` is of another class, or its weight is computed (by ``torch.nn.utils.prune`` or a
@@ -108,6 +114,8 @@ class MaskedLayer(nn.Module):
                 f"layer must be an nn.{cls.plain_class.__name__} (no subclass) whose weight is a parameter, "
                 f"got {type(layer).__name__} with parameters {list(layer._parameters)}"
             )
+        if mask is None and isinstance(layer, MaskedLayer):
+            mask = layer.mask
         twin = _copy_as(cls, layer)
         twin.mask = mask
         return twin
@@ -147,6 +155,8 @@ def check_mask(mask: Any, weight: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be a bool tensor of shape {shape}, got {given}")
     if list(mask.shape) != shape:
         raise ValueError(f"{name} must have the weight's shape {shape}, got {list(mask.shape)}")
+    if mask.is_meta:
+        raise ValueError(f"{name} must have values, got a mask on the meta device")
     if weight.dtype not in MASKABLE:
         expected = ", ".join(map(str, MASKABLE))
         raise TypeError(f"{name}: expected a weight of one of {expected}, got {weight.dtype}")
@@ -188,5 +198,5 @@ def _forget_mask(layer: Any) -> None:
     mask_changes.forget(layer)
     layer._buffers.pop("mask_bits", None)
     layer._non_persistent_buffers_set.discard("mask_bits")
-    for name in ("_seen_masked", "_survivors"):
+    for name in ("_seen_masked", "_survivors", "read_directly"):
         layer.__dict__.pop(name, None)
