@@ -93,13 +93,33 @@ def take_turns(
     return results
 
 
+def take_turns_with_one(
+    benchmark: Any, ours: Mapping[str, Callable[[], object]], rival: Callable[[], object], rounds: int = 15
+) -> dict[str, Ratio]:
+    """As :func:`alternate`, for several of ours against one rival, which is timed by the fixture.
+
+    Returns:
+        The ratio by the name of ours; ``extra_info["rivals"]`` holds them too.
+    """
+    times: dict[str, list[float]] = {name: [] for name in ours}
+
+    def time_ours() -> None:
+        for name, work in ours.items():
+            times[name].append(_seconds(work, 1))
+
+    benchmark.pedantic(rival, setup=time_ours, rounds=rounds, warmup_rounds=1)
+    results = {name: compare(found[-rounds:], benchmark.stats.stats.data) for name, found in times.items()}
+    benchmark.extra_info.update(rivals={name: vars(result) for name, result in results.items()})
+    return results
+
+
 def check_bars(benchmark: Any, results: Mapping[str, Ratio], bars: Mapping[str, float]) -> None:
     """Note the bars beside the results, then fail, naming every rival whose bar is not reached."""
     for name, bar in bars.items():
         if name in results:
             benchmark.extra_info["rivals"][name]["bar"] = bar
     missed = [
-        f"{results[name].ratio:.2f} times {name} (interval to {results[name].high:.2f}), expected {bar}"
+        f"{results[name].ratio:.2f} times as fast, {name} (interval to {results[name].high:.2f}), expected {bar}"
         for name, bar in bars.items()
         if name in results and not results[name].reaches(bar)
     ]
