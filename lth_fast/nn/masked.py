@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lth_fast.nn import shared_mask
+from lth_fast.nn.attributes import parameter
 from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.ops import masked_apply, pack_mask, unpack_mask
 
@@ -76,12 +77,13 @@ class MaskedLayer(nn.Module):
 
     def masked_weight(self) -> Tensor:
         """The weight, after re-applying the mask if anything wrote to it since it was last known to be masked."""
+        weight: Tensor = parameter(self, "weight")
         if torch.compiler.is_compiling():
             # A graph cannot look at version counters: it always applies the mask, as a differentiable copy.
-            return masked_apply(self.weight, self.mask_bits)
-        if self._seen_masked is None or self._seen_masked != _identity(self.weight):
+            return masked_apply(weight, self.mask_bits)
+        if self._seen_masked is None or self._seen_masked != _identity(weight):
             self.apply_mask()
-        return self.weight
+        return weight
 
     @property
     def survivors(self) -> int:
@@ -167,7 +169,7 @@ def check_mask(mask: Any, weight: Tensor, name: str) -> None:
 def _identity(weight: Tensor) -> tuple[int, int, int] | None:
     if weight.is_inference():  # counts no writes
         return None
-    return (id(weight), weight.data_ptr() if weight.device.type != "meta" else 0, weight._version)
+    return (id(weight), 0 if weight.is_meta else weight.data_ptr(), weight._version)
 
 
 def _copy_as(cls: type[nn.Module], layer: nn.Module) -> Any:

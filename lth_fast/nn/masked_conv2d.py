@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lth_fast.nn.attributes import buffer, parameter
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.padding import pad
 from lth_fast.ops import masked_conv2d
@@ -28,8 +29,6 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         unbatched = input.dim() == 3
         batched, padding = pad(self, input.unsqueeze(0) if unbatched else input)
-        weight = self.masked_weight()
-        output = masked_conv2d(
-            batched, weight, self.bias, self.mask_bits, self.stride, padding, self.dilation, self.groups
-        )
+        weight, bias, mask_bits = self.masked_weight(), parameter(self, "bias"), buffer(self, "mask_bits")
+        output = masked_conv2d(batched, weight, bias, mask_bits, self.stride, padding, self.dilation, self.groups)
         return output.squeeze(0) if unbatched else output

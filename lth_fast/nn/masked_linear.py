@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lth_fast.nn.attributes import buffer, parameter
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.ops import masked_linear
 
@@ -23,4 +24,4 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         self.mask = None
 
     def forward(self, input: Tensor) -> Tensor:
-        return masked_linear(input, self.masked_weight(), self.bias, self.mask_bits)
+        return masked_linear(input, self.masked_weight(), parameter(self, "bias"), buffer(self, "mask_bits"))

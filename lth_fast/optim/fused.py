@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lth_fast.nn.mask_changes import mask_changes
+from lth_fast.nn.masked import MaskedLayer
 
 
 class FusedOptimizer(Optimizer):
@@ -98,4 +99,5 @@ class Masks:
         """The step has zeroed the pruned weights: the layers need not look again."""
         for holders in self._holders:
             for holder in holders:
-                holder.trust_weight()
+                if isinstance(holder, MaskedLayer):
+                    holder.trust_weight()
