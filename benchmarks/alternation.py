@@ -33,7 +33,12 @@ class Ratio:
 
 
 def alternate(
-    benchmark: Any, ours: Callable[[], object], rival: Callable[[], object], rounds: int = 15, repeat: int = 1
+    benchmark: Any,
+    ours: Callable[[], object],
+    rival: Callable[[], object],
+    rounds: int = 15,
+    repeat: int = 1,
+    warm_up: bool = True,
 ) -> Ratio:
     """Time two sides in turns; ours through pytest-benchmark's fixture, the rival in the set-up of each round.
 
@@ -43,8 +48,9 @@ def alternate(
         rival: Likewise.
         rounds: Number of turns.
         repeat: Calls per turn, for work of less than about a millisecond.
+        warm_up: Whether a turn that does not count goes first; work of many seconds does without.
     """
-    result = take_turns(benchmark, ours, {"rival": rival}, rounds, repeat)["rival"]
+    result = take_turns(benchmark, ours, {"rival": rival}, rounds, repeat, warm_up)["rival"]
     del benchmark.extra_info["rivals"]
     benchmark.extra_info.update(vars(result))
     return result
@@ -70,6 +76,7 @@ def take_turns(
     rivals: Mapping[str, Callable[[], object]],
     rounds: int = 15,
     repeat: int = 1,
+    warm_up: bool = True,
 ) -> dict[str, Ratio]:
     """As :func:`alternate`, against several rivals at once: all of them have one turn in every round.
 
@@ -86,10 +93,30 @@ def take_turns(
         for _ in range(repeat):
             ours()
 
-    benchmark.pedantic(our_turn, setup=time_rivals, rounds=rounds, warmup_rounds=1)
+    benchmark.pedantic(our_turn, setup=time_rivals, rounds=rounds, warmup_rounds=int(warm_up))
     our_times = [value / repeat for value in benchmark.stats.stats.data]
     results = {name: compare(our_times, times[-len(our_times) :]) for name, times in rival_times.items()}
     benchmark.extra_info.update(rivals={name: vars(result) for name, result in results.items()}, calls_per_round=repeat)
+    return results
+
+
+def take_turns_with_one(
+    benchmark: Any, ours: Mapping[str, Callable[[], object]], rival: Callable[[], object], rounds: int = 15
+) -> dict[str, Ratio]:
+    """As :func:`alternate`, for several of ours against one rival, which is timed by the fixture.
+
+    Returns:
+        The ratio by the name of ours; ``extra_info["rivals"]`` holds them too.
+    """
+    times: dict[str, list[float]] = {name: [] for name in ours}
+
+    def time_ours() -> None:
+        for name, work in ours.items():
+            times[name].append(_seconds(work, 1))
+
+    benchmark.pedantic(rival, setup=time_ours, rounds=rounds, warmup_rounds=1)
+    results = {name: compare(found[-rounds:], benchmark.stats.stats.data) for name, found in times.items()}
+    benchmark.extra_info.update(rivals={name: vars(result) for name, result in results.items()})
     return results
 
 
@@ -99,7 +126,7 @@ def check_bars(benchmark: Any, results: Mapping[str, Ratio], bars: Mapping[str, 
         if name in results:
             benchmark.extra_info["rivals"][name]["bar"] = bar
     missed = [
-        f"{results[name].ratio:.2f} times {name} (interval to {results[name].high:.2f}), expected {bar}"
+        f"{results[name].ratio:.2f} times as fast, {name} (interval to {results[name].high:.2f}), expected {bar}"
         for name, bar in bars.items()
         if name in results and not results[name].reaches(bar)
     ]

@@ -62,6 +62,7 @@ def test_level_is_one_and_a_half_times_faster_than_stock_pruning(benchmark, thre
         lambda: ours_level(setting, splits, tmp_path / str(next(numbers))),
         lambda: stock_level(setting, splits),
         rounds=5,
+        warm_up=False,
     )
     benchmark.extra_info.update(
         threads=threads,

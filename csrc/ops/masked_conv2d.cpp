@@ -1,5 +1,6 @@
 // Schema, checks, computation, autocast and derivative of masked_conv2d, on every device: as masked_linear, for torch's
 // convolution.
+#include "ops/below_autograd.h"
 #include "ops/checks.h"
 #include "ops/masked_apply.h"
 
@@ -85,6 +86,7 @@ struct MaskedConv2d : torch::autograd::Function<MaskedConv2d> {
     const bool bias_wanted = has_bias && context->needs_input_grad(2);
     // For a double backward, the same values from differentiable pieces; its weight gradient is masked as well.
     const bool differentiable = at::GradMode::is_enabled();
+    const BelowAutograd below_autograd(!differentiable);
     auto [grad_input, grad_weight, grad_bias] =
         at::convolution_backward_symint(gradients[0], input, differentiable ? masked_apply(weight, mask_bits) : weight,
                                         c10::OptionalArrayRef<c10::SymInt>(bias_size), stride, padding, dilation,

@@ -4,6 +4,7 @@
 // The weight is zero where it is pruned (the layer sees to that), so the forward is the dense product and the mask acts
 // on one thing alone: the weight gradient, in the call that computes it. No node of the graph and no tensor exists for
 // the mask.
+#include "ops/below_autograd.h"
 #include "ops/checks.h"
 #include "ops/masked_apply.h"
 #include "ops/rows.h"
@@ -88,6 +89,7 @@ struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
     at::Tensor grad_input, grad_weight, grad_bias;
     // For a double backward, the same values from differentiable pieces; its weight gradient is masked as well.
     const bool differentiable = at::GradMode::is_enabled();
+    const BelowAutograd below_autograd(!differentiable);
     if (context->needs_input_grad(0)) {
       grad_input = grad_output.matmul(differentiable ? masked_apply(weight, mask_bits) : weight);
     }

@@ -4,6 +4,7 @@
 // one call computes them, for they read the same rearranged gradient of the output.
 #include "ops/sparse_conv2d.h"
 
+#include "ops/below_autograd.h"
 #include "ops/checks.h"
 
 TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
@@ -188,10 +189,12 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     const auto dilation = context->saved_data["dilation"].toIntVector();
     const Convolution convolution = {kernel_size, stride, padding, dilation, context->saved_data["groups"].toInt()};
     const auto& output = saved[7];  // undefined without relu
+    const bool differentiable = at::GradMode::is_enabled();
+    const BelowAutograd below_autograd(!differentiable);
     const auto grad_output = output.defined() ? at::threshold_backward(gradients[0], output, 0) : gradients[0];
     const bool input_wanted = context->needs_input_grad(0), values_wanted = context->needs_input_grad(1);
     at::Tensor grad_input, grad_values, grad_bias;
-    if (at::GradMode::is_enabled() && (input_wanted || values_wanted)) {
+    if (differentiable && (input_wanted || values_wanted)) {
       std::tie(grad_input, grad_values) =
           differentiable_backward(grad_output, input, values, pattern, convolution, {input_wanted, values_wanted});
     } else if (input_wanted && values_wanted) {

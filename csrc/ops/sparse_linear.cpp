@@ -2,6 +2,7 @@
 //
 // The pattern of the survivors arrives as the five tensors of sparse_pattern. The forward and the gradient of the
 // values walk them in row order; the gradient of the input is the same product over the transposed order.
+#include "ops/below_autograd.h"
 #include "ops/checks.h"
 #include "ops/rows.h"
 
@@ -128,10 +129,12 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
                &column_starts = saved[4], &rows = saved[5], &permutation = saved[6];
     const auto& output = saved[7];  // undefined without relu
     const auto out_features = row_starts.sym_size(1), in_features = column_starts.sym_size(1) - 1;
+    const bool differentiable = at::GradMode::is_enabled();
+    const BelowAutograd below_autograd(!differentiable);
     const auto grad_output = output.defined() ? at::threshold_backward(gradients[0], output, 0) : gradients[0];
     const bool input_wanted = context->needs_input_grad(0), values_wanted = context->needs_input_grad(1);
     at::Tensor grad_input, grad_values, grad_bias;
-    if (at::GradMode::is_enabled()) {
+    if (differentiable) {
       // Double backward: the same values from differentiable pieces.
       const auto [row_of, column_of] = coordinates(columns, rows, permutation);
       if (input_wanted) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lth_fast.nn.calibration import Work, measured_times
 from lth_fast.nn.distributed import broadcast_masks, from_first
+from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.masked_parameter import masked_parameter
 from lth_fast.nn.model import (
@@ -22,9 +23,12 @@ from lth_fast.nn.model import (
     keep_masks_out_of_ddp,
     make_masked,
     make_sparse,
-    restore,
+    masked_parameters,
+    parameter_names,
     set_masks,
+    share_masks,
     sparse_layers,
+    unmask,
 )
 
 _CHOICES = "_choices"
@@ -76,9 +80,9 @@ def convert(
 
     Only the weights of ``nn.Linear`` and ``nn.Conv2d`` themselves become sparse. A subclass, a weight that is shared,
     parametrized, or read by anything but its layer's forward, and a layer whose forward does not run, keep their
-    storage; :func:`explain` tells the reason. Where all weights survive, the layer becomes plain. The times behind
-    ``auto`` are measured once per machine and kept (see :mod:`lth_fast.nn.calibration`); a layer becomes sparse where
-    that saves at least 5 %.
+    storage; :func:`explain` tells the reason. Modules that share a weight have it in one form, under one mask. Where
+    all weights survive, the layer becomes plain. The times behind ``auto`` are measured once per machine and kept (see
+    :mod:`lth_fast.nn.calibration`); a layer becomes sparse where that saves at least 5 %.
 
     Args:
         model: Any module, in any form.
@@ -106,9 +110,12 @@ def convert(
     make_masked(model)
     if masks is not None:
         set_masks(model, masks)
+    share_masks(model)
     broadcast_masks(model)
     layers = _weights(model)
-    observed = _observe(model, layers, example_input)
+    shared = _shared(model, layers)
+    _ask_for_all_that_share(asked, shared)
+    observed = _observe(model, shared, example_input)
     decided = from_first(
         {name: _choose(name, layer, asked.get(name, general), observed) for name, layer in layers.items()}
     )
@@ -120,7 +127,8 @@ def convert(
         if isinstance(layer, MaskedLayer) and choice.form == "sparse":
             make_sparse(layer)
         elif isinstance(layer, MaskedLayer) and choice.form == "dense":
-            restore(layer)
+            for each in (name, *shared.get(name, ())):
+                unmask(model, each)
     keep_masks_out_of_ddp(model)
     model.__dict__[_CHOICES] = decided
     return model
@@ -241,20 +249,31 @@ def _obstacle(layer: MaskedLayer) -> str | None:
     return None
 
 
-def _observe(model: nn.Module, layers: Mapping[str, nn.Module], example_input: Any) -> _Observed:
-    reasons = {}
-    users: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        users.setdefault(id(parameter), []).append(name)
-    for name, layer in layers.items():
-        shared = [other for other in users.get(id(layer.weight), []) if other != name]
-        if shared:
-            reasons[name] = f"its weight is shared with {', '.join(shared)}"
+def _shared(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """The other names of each of the layers' weights that other modules hold too."""
+    names = parameter_names(model)
+    found = {name: names.get(id(layer._parameters.get("weight")), []) for name, layer in layers.items()}
+    return {name: [other for other in all_names if other != name] for name, all_names in found.items() if all_names[1:]}
+
+
+def _ask_for_all_that_share(asked: dict[str, str], shared: Mapping[str, Sequence[str]]) -> None:
+    """Let the form that is asked for one name of a shared weight hold for all of them."""
+    for name in [name for name in asked if name in shared]:
+        for other in shared[name]:
+            if asked.setdefault(other, asked[name]) != asked[name]:
+                raise ValueError(
+                    f"form[{other!r}]: expected {asked[name]!r} as for {name!r}, whose weight it shares, "
+                    f"got {asked[other]!r}"
+                )
+
+
+def _observe(model: nn.Module, shared: Mapping[str, Sequence[str]], example_input: Any) -> _Observed:
+    reasons = {name: f"its weight is shared with {', '.join(others)}" for name, others in shared.items()}
     if example_input is None:
         return _Observed({}, reasons)
     works: dict[str, Work] = {}
-    weights = {id(layer.weight): name for name, layer in layers.items()}
-    reads = _DirectReads(weights)
+    holders = masked_parameters(model)
+    reads = _DirectReads({name: holder.weight for name, holder in holders.items()})
     arguments = example_input if isinstance(example_input, (tuple, list)) else (example_input,)
 
     def enters(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -267,21 +286,24 @@ def _observe(model: nn.Module, layers: Mapping[str, nn.Module], example_input: A
         reads.running.pop()
 
     hooks = []
-    for name, layer in layers.items():
+    for name, holder in holders.items():
         hooks.append(
-            layer.register_forward_pre_hook(
-                lambda _layer, given, named, name=name: enters(name, given, named), with_kwargs=True
+            holder.register_forward_pre_hook(
+                lambda _holder, given, named, name=name: enters(name, given, named), with_kwargs=True
             )
         )
-        hooks.append(layer.register_forward_hook(leaves, always_call=True))
+        hooks.append(holder.register_forward_hook(leaves, always_call=True))
     try:
         with _without_a_trace(model), reads:
             model(*arguments)
     finally:
         for hook in hooks:
             hook.remove()
-    for name in layers:
-        if name in reads.found:
+    for name, holder in holders.items():
+        if holder.read_directly != (name in reads.found):
+            holder.read_directly = name in reads.found
+            mask_changes.note(holder)
+        if holder.read_directly:
             reasons.setdefault(name, "its weight is read outside of its forward")
         elif name not in works:
             reasons.setdefault(name, "its forward does not run on the example input")
@@ -306,14 +328,20 @@ class _DirectReads(TorchFunctionMode):
     """Finds the weights that something other than their layer's own forward computes with.
 
     Args:
-        weights: Name by the weight's ``id``.
+        weights: By name; a weight may have several.
+
+    Attributes:
+        running: Names of the weights whose layers' forwards are under way.
+        found: Names of the weights that were read while none of their layers ran.
     """
 
     _METADATA = frozenset(("shape", "dtype", "device", "requires_grad", "is_leaf", "layout", "ndim", "grad_fn"))
 
-    def __init__(self, weights: Mapping[int, str]) -> None:
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.weights = weights
+        self._names: dict[int, set[str]] = {}
+        for name, weight in weights.items():
+            self._names.setdefault(id(weight), set()).add(name)
         self.running: list[str] = []
         self.found: set[str] = set()
 
@@ -321,7 +349,7 @@ class _DirectReads(TorchFunctionMode):
         attribute = getattr(getattr(func, "__self__", None), "__name__", None)
         if not (func.__name__ == "__get__" and attribute in self._METADATA):
             for value in tree_leaves((args, kwargs)):
-                name = self.weights.get(id(value))
-                if name is not None and name not in self.running:
-                    self.found.add(name)
+                names = self._names.get(id(value), set())
+                if names.isdisjoint(self.running):
+                    self.found |= names
         return func(*args, **(kwargs or {}))

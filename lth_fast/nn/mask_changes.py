@@ -15,17 +15,25 @@ class Holder(Hashable, Protocol):
     Attributes:
         mask_bits: The packed mask.
         masks_gradient: Whether the backward zeroes the gradient where ``weight`` is pruned.
+        read_directly: Whether something besides the layer computes with ``weight``, whose gradient then bears no mask.
     """
 
     mask_bits: Tensor
     masks_gradient: bool
+    read_directly: bool
 
     @property
     def weight(self) -> Tensor:
         """The parameter under the mask."""
 
+    def hold_mask(self, bits: Tensor) -> None:
+        """Keep the packed mask ``bits`` without applying it."""
+
     def apply_mask(self) -> None:
         """Zero the pruned weights now."""
+
+    def trust_weight(self) -> None:
+        """Note that the pruned weights are zero as they stand."""
 
 
 class MaskChanges:
@@ -33,10 +41,12 @@ class MaskChanges:
 
     Attributes:
         newest: The running number of the latest change, 0 before the first; losing a mask counts as one, too.
+        read_directly: The layers whose weight something reads around them, so that its gradient is not all masked.
     """
 
     def __init__(self) -> None:
         self.newest = 0
+        self.read_directly: weakref.WeakSet[Holder] = weakref.WeakSet()
         self._last_change: weakref.WeakKeyDictionary[Holder, int] = weakref.WeakKeyDictionary()
         # Of the state that is the change `_found_at`, by the identity of the weight.
         self._found: dict[int, list[weakref.ref[Holder]]] = {}
@@ -46,9 +56,11 @@ class MaskChanges:
         """The mask of ``layer`` was set."""
         self.newest += 1
         self._last_change[layer] = self.newest
+        (self.read_directly.add if layer.read_directly else self.read_directly.discard)(layer)
 
     def forget(self, layer: Holder) -> None:
         """``layer`` has no mask any more."""
+        self.read_directly.discard(layer)
         if self._last_change.pop(layer, None) is not None:
             self.newest += 1
 

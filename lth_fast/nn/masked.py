@@ -8,17 +8,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lth_fast.nn import shared_mask
+from lth_fast.nn.attributes import parameter
 from lth_fast.nn.mask_changes import mask_changes
-from lth_fast.ops import masked_apply, masked_apply_, pack_mask, unpack_mask
+from lth_fast.ops import masked_apply, pack_mask, unpack_mask
 
 MASKABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class MaskedLayer(nn.Module):
-    """Base of ``MaskedLinear`` and ``MaskedConv2d``: a plain layer whose ``weight`` carries a mask.
+    """Base of ``MaskedLinear``, ``MaskedConv2d``, ``MaskedEmbedding``: a plain layer whose ``weight`` carries a mask.
 
     The mask is a bool tensor of the weight's shape outside (``True`` = survivor) and one bit per weight inside. It is
-    not part of ``state_dict``, whose keys are the plain layer's; it moves with ``.to()``, deepcopy and pickle.
+    not part of ``state_dict``, whose keys are the plain layer's; it moves with ``.to()``, deepcopy and pickle. Masked
+    layers that share a weight share its mask: set on one of them, it is set on all.
 
     Pruned weights are zero. The layer knows when the weight was last seen so and re-applies the mask in the forward if
     anything wrote to it since (``load_state_dict``, an initialiser, an optimizer step). Writes through ``weight.data``
@@ -30,6 +33,9 @@ class MaskedLayer(nn.Module):
     """Whether the backward zeroes the gradient of pruned weights, or leaves it to ``lth_fast.optim``."""
     weight: Tensor
     mask_bits: Tensor
+    read_directly = False
+    """Whether code outside of the forward computes with ``weight``, whose gradients from there bear no mask: optimizers
+    then mask the gradient before every step. :func:`~lth_fast.nn.convert` finds out with an example input."""
 
     @property
     def mask(self) -> Tensor:
@@ -48,20 +54,20 @@ class MaskedLayer(nn.Module):
         # Made in inference mode, the bits could not be saved for the backward of a later training step.
         with torch.inference_mode(False):
             bits = pack_mask(mask.detach().to(weight.device))
+        shared_mask.take_mask(self, bits)
+        self._survivors = survivors
+
+    def hold_mask(self, bits: Tensor) -> None:
+        """Keep the packed mask ``bits`` without applying it."""
         if "mask_bits" in self._buffers:
             self.mask_bits = bits
         else:
             self.register_buffer("mask_bits", bits, persistent=False)
-        self._survivors = survivors
-        self.apply_mask()
-        if weight.grad is not None:
-            masked_apply_(weight.grad, bits)
-        mask_changes.note(self)
+        self._survivors = None
 
     def apply_mask(self) -> None:
         """Zero the pruned weights now."""
-        masked_apply_(self.weight, self.mask_bits)
-        self.trust_weight()
+        shared_mask.apply_mask(self)
 
     def trust_weight(self) -> None:
         """Note that the pruned weights are zero as they stand.
@@ -73,12 +79,13 @@ class MaskedLayer(nn.Module):
 
     def masked_weight(self) -> Tensor:
         """The weight, after re-applying the mask if anything wrote to it since it was last known to be masked."""
+        weight: Tensor = parameter(self, "weight")
         if torch.compiler.is_compiling():
             # A graph cannot look at version counters: it always applies the mask, as a differentiable copy.
-            return masked_apply(self.weight, self.mask_bits)
-        if self._seen_masked is None or self._seen_masked != _identity(self.weight):
+            return masked_apply(weight, self.mask_bits)
+        if self._seen_masked is None or self._seen_masked != _identity(weight):
             self.apply_mask()
-        return self.weight
+        return weight
 
     @property
     def survivors(self) -> int:
@@ -98,7 +105,8 @@ class MaskedLayer(nn.Module):
 
         Args:
             layer: The plain layer; it is left as it is, but its weight is zeroed where ``mask`` prunes.
-            mask: Bool tensor of the weight's shape; ``None`` keeps every weight.
+            mask: Bool tensor of the weight's shape; ``None`` keeps the mask of a masked layer and every weight of a
+                plain one.
 
         Raises:
             TypeError: ``layer`` is of another class, or its weight is computed (by ``torch.nn.utils.prune`` or a
@@ -110,6 +118,8 @@ class MaskedLayer(nn.Module):
                 f"layer must be an nn.{cls.plain_class.__name__} (no subclass) whose weight is a parameter, "
                 f"got {type(layer).__name__} with parameters {list(layer._parameters)}"
             )
+        if mask is None and isinstance(layer, MaskedLayer):
+            mask = layer.mask
         twin = _copy_as(cls, layer)
         twin.mask = mask
         return twin
@@ -150,6 +160,8 @@ def check_mask(mask: Any, weight: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be a bool tensor of shape {shape}, got {given}")
     if list(mask.shape) != shape:
         raise ValueError(f"{name} must have the weight's shape {shape}, got {list(mask.shape)}")
+    if mask.is_meta:
+        raise ValueError(f"{name} must have values, got a mask on the meta device")
     if weight.dtype not in MASKABLE:
         expected = ", ".join(map(str, MASKABLE))
         raise TypeError(f"{name}: expected a weight of one of {expected}, got {weight.dtype}")
@@ -160,7 +172,7 @@ def check_mask(mask: Any, weight: Tensor, name: str) -> None:
 def _identity(weight: Tensor) -> tuple[int, int, int] | None:
     if weight.is_inference():  # counts no writes
         return None
-    return (id(weight), weight.data_ptr() if weight.device.type != "meta" else 0, weight._version)
+    return (id(weight), 0 if weight.is_meta else weight.data_ptr(), weight._version)
 
 
 def _copy_as(cls: type[nn.Module], layer: nn.Module) -> Any:
@@ -191,5 +203,5 @@ def _forget_mask(layer: Any) -> None:
     mask_changes.forget(layer)
     layer._buffers.pop("mask_bits", None)
     layer._non_persistent_buffers_set.discard("mask_bits")
-    for name in ("_seen_masked", "_survivors", "masks_gradient"):
+    for name in ("_seen_masked", "_survivors", "masks_gradient", "read_directly"):
         layer.__dict__.pop(name, None)

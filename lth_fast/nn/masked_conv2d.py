@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lth_fast.nn.attributes import buffer, parameter
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.padding import pad
 from lth_fast.ops import masked_conv2d
@@ -29,10 +30,10 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         unbatched = input.dim() == 3
         batched, padding = pad(self, input.unsqueeze(0) if unbatched else input)
-        weight = self.masked_weight()
+        weight, bias = self.masked_weight(), parameter(self, "bias")
         geometry = (self.stride, padding, self.dilation, self.groups)
         if self.masks_gradient:
-            output = masked_conv2d(batched, weight, self.bias, self.mask_bits, *geometry)
+            output = masked_conv2d(batched, weight, bias, buffer(self, "mask_bits"), *geometry)
         else:
-            output = F.conv2d(batched, weight, self.bias, *geometry)
+            output = F.conv2d(batched, weight, bias, *geometry)
         return output.squeeze(0) if unbatched else output

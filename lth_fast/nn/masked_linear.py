@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lth_fast.nn.attributes import buffer, parameter
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.ops import masked_linear
 
@@ -24,7 +25,7 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         self.mask = None
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = self.masked_weight()
+        weight, bias = self.masked_weight(), parameter(self, "bias")
         if not self.masks_gradient:
-            return F.linear(input, weight, self.bias)
-        return masked_linear(input, weight, self.bias, self.mask_bits)
+            return F.linear(input, weight, bias)
+        return masked_linear(input, weight, bias, buffer(self, "mask_bits"))

@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lth_fast.nn import shared_mask
 from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.nn.masked import check_mask
-from lth_fast.ops import masked_apply, masked_apply_, pack_mask, unpack_mask
+from lth_fast.ops import masked_apply, pack_mask, unpack_mask
 
 
 class MaskedParameter(nn.Module):
@@ -21,6 +22,8 @@ class MaskedParameter(nn.Module):
 
     mask_bits: Tensor
     masks_gradient = True
+    read_directly = False
+    """Both as in :class:`~lth_fast.nn.MaskedLayer`."""
 
     def __init__(self, parameter: nn.Parameter, mask: Tensor) -> None:
         super().__init__()
@@ -42,15 +45,18 @@ class MaskedParameter(nn.Module):
     @mask.setter
     def mask(self, mask: Tensor) -> None:
         check_mask(mask, self.weight, "mask")
-        self.mask_bits = pack_mask(mask.detach().to(self.weight.device))
-        self.apply_mask()
-        if self.weight.grad is not None:
-            masked_apply_(self.weight.grad, self.mask_bits)
-        mask_changes.note(self)
+        shared_mask.take_mask(self, pack_mask(mask.detach().to(self.weight.device)))
+
+    def hold_mask(self, bits: Tensor) -> None:
+        """Keep the packed mask ``bits`` without applying it."""
+        self.mask_bits = bits
 
     def apply_mask(self) -> None:
         """Zero the pruned values now."""
-        masked_apply_(self.weight, self.mask_bits)
+        shared_mask.apply_mask(self)
+
+    def trust_weight(self) -> None:
+        """Nothing: the forward masks whatever is there."""
 
     def forward(self, original: Tensor) -> Tensor:
         return masked_apply(original, self.mask_bits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,18 @@ from torch.nn.utils import parametrize
 from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.nn.masked import MaskedLayer, check_mask, mask_layer, unmask_layer
 from lth_fast.nn.masked_conv2d import MaskedConv2d
+from lth_fast.nn.masked_embedding import MaskedEmbedding
 from lth_fast.nn.masked_linear import MaskedLinear
 from lth_fast.nn.masked_parameter import MaskedParameter, mask_parameter, masked_parameter, unmask_parameter
 from lth_fast.nn.sparse import SparseLayer
 from lth_fast.nn.sparse_conv2d import SparseConv2d
 from lth_fast.nn.sparse_linear import SparseLinear
 
-TWINS: dict[type[nn.Module], type[MaskedLayer]] = {nn.Linear: MaskedLinear, nn.Conv2d: MaskedConv2d}
+TWINS: dict[type[nn.Module], type[MaskedLayer]] = {
+    nn.Linear: MaskedLinear,
+    nn.Conv2d: MaskedConv2d,
+    nn.Embedding: MaskedEmbedding,
+}
 SPARSE: dict[type[nn.Module], type[SparseLayer]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
 
@@ -48,7 +53,10 @@ def masked_parameters(model: nn.Module) -> dict[str, MaskedLayer | MaskedParamet
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
-    """The masks of ``model``: parameter name → bool tensor of the parameter's shape, ``True`` where it survives."""
+    """The masks of ``model``: parameter name → bool tensor of the parameter's shape, ``True`` where it survives.
+
+    A parameter that several modules share is there under each of its names, as in ``state_dict``.
+    """
     found = {name: holder.mask for name, holder in masked_parameters(model).items()}
     return found | {name: layer.mask for name, layer in sparse_layers(model).items()}
 
@@ -66,66 +74,111 @@ def dense_state(model: nn.Module) -> dict[str, Tensor]:
 def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """Set masks by parameter name.
 
-    Plain ``nn.Linear`` and ``nn.Conv2d`` layers become their masked twins in place when their weight gets a mask; any
-    other parameter (a bias, a subclass's weight) is masked through ``torch.nn.utils.parametrize``, which changes its
-    key in ``state_dict``. Pruned weights and their gradients become 0 at once. An optimizer that is already at work has
-    its momentum and moments cleared at the pruned places before its next step. Parameters not named keep what they
-    have.
+    Plain ``nn.Linear``, ``nn.Conv2d`` and ``nn.Embedding`` layers become their masked twins in place when their weight
+    gets a mask; any other parameter (a bias, a subclass's weight) is masked through ``torch.nn.utils.parametrize``,
+    which changes its key in ``state_dict``. A parameter that several modules share (tied weights) gets one mask in all
+    of them, whichever name it is given under. Pruned weights and their gradients become 0 at once. An optimizer that is
+    already at work has its momentum and moments cleared at the pruned places before its next step. Parameters not
+    named keep what they have.
 
     Args:
         model: Any module.
-        masks: Parameter name (``"net.0.weight"``) → bool tensor of the parameter's shape. All are checked before the
-            first one is set.
+        masks: Parameter name (``"net.0.weight"``) → bool tensor of the parameter's shape, on any device. All are
+            checked before the first one is set.
 
     Returns:
         ``model``.
 
     Raises:
         KeyError: A name is not a parameter of ``model``.
-        TypeError: A mask is not bool, the layer is sparse, the parameter is not a floating-point one, several modules
-            share it, or it is a recurrent layer's, which reads its parameters around any mask.
-        ValueError: A mask has another shape than its parameter, or the parameter is on the meta device.
+        TypeError: A mask is not bool, the layer is sparse, the parameter is not a floating-point one, or one of its
+            modules reads it around any mask: a recurrent layer, an embedding with sparse gradients, a parametrization
+            of another kind.
+        ValueError: A mask has another shape than its parameter, the parameter is on the meta device, or two names of
+            one parameter come with different masks.
     """
-    for name in masks:
-        if name in sparse_layers(model):
+    sparse = sparse_layers(model)
+    holders = masked_parameters(model)
+    parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    users = _plain_users(model)
+    chosen: dict[int, tuple[str, Tensor]] = {}
+    for name, mask in masks.items():
+        if name in sparse:
             raise TypeError(
                 f"masks[{name!r}]: expected a layer that can take a mask, got a sparse one, whose mask is part of its "
                 "Parameter; lth_fast.nn.convert(model, masks) makes it anew"
             )
-    holders = masked_parameters(model)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    plain: dict[str, tuple[nn.Module, str]] = {}
-    for name, mask in masks.items():
-        if name in holders:
-            check_mask(mask, holders[name].weight, f"masks[{name!r}]")
-            continue
-        if name not in parameters:
+        _refuse_computed(model, name, holders)
+        if name not in holders and id(parameters.get(name)) not in users:
             known = ", ".join(_PARAMETRIZED.sub(r"\1", parameter) for parameter in parameters)
             raise KeyError(f"masks: the model has no parameter {name!r}; it has: {known}")
-        module, attribute = _owner(model, name)
-        if isinstance(module, nn.RNNBase):
-            raise TypeError(
-                f"masks[{name!r}]: a {type(module).__name__} reads its parameters around any mask; use its cell"
+        parameter = holders[name].weight if name in holders else parameters[name]
+        check_mask(mask, parameter, f"masks[{name!r}]")
+        for user, _ in users.get(id(parameter), ()):
+            _check_user(user, f"masks[{name!r}]")
+        first, other = chosen.setdefault(id(parameter), (name, mask))
+        if not torch.equal(mask, other.to(mask.device)):
+            raise ValueError(
+                f"masks[{name!r}]: expected the mask of {first!r}, whose weight it shares, got another one"
             )
-        check_mask(mask, parameters[name], f"masks[{name!r}]")
-        for other, parameter in parameters.items():
-            # The other module would read, and hand out gradients of, weights that the mask prunes.
-            if parameter is parameters[name] and _owner(model, other)[0] is not module:
-                raise TypeError(f"masks[{name!r}]: expected a weight of one module, got one shared with {other!r}")
-        plain[name] = (module, attribute)
+    taking = [(user, mask) for key, (_, mask) in chosen.items() for user in users.get(key, ())]
     # Twins first: a parametrization changes the layer's class, after which it is a subclass.
-    for name in sorted(masks, key=lambda name: name in plain and plain[name][1] != "weight"):
-        mask = masks[name]
-        if name in holders:
-            holders[name].mask = mask
-            continue
-        module, attribute = plain[name]
-        if attribute == "weight" and type(module) in TWINS:
+    for (module, attribute), mask in sorted(taking, key=lambda user: not _becomes_a_twin(*user[0])):
+        if _becomes_a_twin(module, attribute):
             mask_layer(module, mask, TWINS[type(module)])
         else:
             mask_parameter(module, attribute, mask)
+    for name, mask in chosen.values():
+        if name in holders:
+            holders[name].mask = mask
     keep_masks_out_of_ddp(model)
     return model
+
+
+def share_masks(model: nn.Module) -> nn.Module:
+    """Give the mask of every shared parameter to those of its modules that do not have it yet.
+
+    A mask that was put on a single layer (``prune.l1_unstructured(decoder, "weight", 0.2)``) cannot know who else holds
+    the layer's weight; the model can.
+    """
+    users = _plain_users(model)
+    partly = {name: holder.mask for name, holder in masked_parameters(model).items() if id(holder.weight) in users}
+    return set_masks(model, partly)
+
+
+def _plain_users(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """The modules and attributes that hold a parameter without a mask of ours, by the parameter's ``id``."""
+    users: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        masked = isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], MaskedParameter)
+        for attribute, parameter in module._parameters.items():
+            own = isinstance(module, MaskedLayer) and attribute == "weight"
+            if parameter is not None and not masked and not own:
+                users.setdefault(id(parameter), []).append((module, attribute))
+    return users
+
+
+def _refuse_computed(model: nn.Module, name: str, holders: Container[str]) -> None:
+    layer, _, attribute = name.rpartition(".")
+    module = dict(model.named_modules(remove_duplicate=False)).get(layer)
+    if module is not None and name not in holders and parametrize.is_parametrized(module, attribute):
+        kinds = ", ".join(type(entry).__name__ for entry in module.parametrizations[attribute])
+        raise TypeError(f"masks[{name!r}]: expected a parameter, got a tensor that {kinds} computes")
+
+
+def _check_user(module: nn.Module, mask: str) -> None:
+    """Raise TypeError where ``module`` would read a parameter around the mask that is called ``mask``."""
+    if isinstance(module, nn.RNNBase):
+        raise TypeError(f"{mask}: a {type(module).__name__} reads its parameters around any mask; use its cell")
+    if isinstance(module, nn.Embedding) and module.sparse:
+        raise TypeError(f"{mask}: expected an Embedding with sparse=False, the gradients of a masked weight are dense")
+    if isinstance(module, parametrize.ParametrizationList):
+        kinds = ", ".join(type(entry).__name__ for entry in module)
+        raise TypeError(f"{mask}: expected a parameter that no parametrization computes with, got one under {kinds}")
+
+
+def _becomes_a_twin(module: nn.Module, attribute: str) -> bool:
+    return attribute == "weight" and type(module) in TWINS
 
 
 def restore(model: nn.Module) -> nn.Module:
@@ -144,6 +197,25 @@ def restore(model: nn.Module) -> nn.Module:
     model.__dict__.pop("_choices", None)
     keep_masks_out_of_ddp(model)
     return model
+
+
+def unmask(model: nn.Module, name: str) -> None:
+    """Take the mask off the parameter ``name``; its pruned values stay as zeros."""
+    module, attribute = _owner(model, name)
+    if masked_parameter(module, attribute) is not None:
+        unmask_parameter(module, attribute)
+    else:
+        restore(module)
+
+
+def parameter_names(model: nn.Module) -> dict[int, list[str]]:
+    """The names of every parameter, by its ``id``: one for each module that holds it, as in the plain model."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            plain = _PARAMETRIZED.sub(r"\1", _join(name, attribute))
+            names.setdefault(id(parameter), []).append(plain)
+    return names
 
 
 def keep_masks_out_of_ddp(model: nn.Module) -> None:
@@ -185,7 +257,7 @@ def _become(layer: nn.Module, other: nn.Module) -> None:
     own = {"mask_bits", *getattr(layer, "pattern_fields", ())}
     users = {name: buffer for name, buffer in layer._buffers.items() if name not in own}
     transient = layer._non_persistent_buffers_set - own
-    for name in ("_seen_masked", "_survivors", "masks_gradient"):
+    for name in ("_seen_masked", "_survivors", "masks_gradient", "read_directly"):
         layer.__dict__.pop(name, None)
     layer.__class__ = other.__class__
     layer._parameters = other._parameters

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lth_fast.nn.attributes import buffer, parameter
 from lth_fast.nn.padding import pad
 from lth_fast.nn.sparse import SparseLayer
 from lth_fast.ops import SparseConv2dPattern, sparse_conv2d, sparse_conv2d_pattern
@@ -68,7 +69,7 @@ class SparseConv2d(SparseLayer):
     @property
     def pattern(self) -> SparseConv2dPattern:
         """The survivors' places, as :func:`lth_fast.ops.sparse_conv2d` takes them."""
-        return SparseConv2dPattern(*(getattr(self, name) for name in self.pattern_fields))
+        return SparseConv2dPattern(*[buffer(self, name) for name in self.pattern_fields])
 
     def forward(self, input: Tensor) -> Tensor:
         unbatched = input.dim() == 3
@@ -78,8 +79,8 @@ class SparseConv2d(SparseLayer):
             return output.squeeze(0) if unbatched else output
         output = sparse_conv2d(
             batched,
-            self.values,
-            self.bias,
+            parameter(self, "values"),
+            parameter(self, "bias"),
             self.pattern,
             self.kernel_size,
             self.stride,

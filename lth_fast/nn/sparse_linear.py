@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lth_fast.nn.attributes import buffer, parameter
 from lth_fast.nn.sparse import SparseLayer
 from lth_fast.ops import SparsePattern, sparse_linear, sparse_pattern
 from lth_fast.ops.sparse_linear import to_dense
@@ -55,9 +56,9 @@ class SparseLinear(SparseLayer):
     @property
     def pattern(self) -> SparsePattern:
         """The survivors' places, as :func:`lth_fast.ops.sparse_linear` takes them."""
-        return SparsePattern(*(getattr(self, name) for name in self.pattern_fields))
+        return SparsePattern(*[buffer(self, name) for name in self.pattern_fields])
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_autocast_enabled(input.device.type):  # half precision is dense arithmetic's
             return F.linear(input, self.weight, self.bias)
-        return sparse_linear(input, self.values, self.bias, self.pattern)
+        return sparse_linear(input, parameter(self, "values"), parameter(self, "bias"), self.pattern)

@@ -3,13 +3,13 @@
 A masked layer hands out zero gradients at pruned places, so an optimizer that starts at zero state stays there. One
 that is already at work when a mask is set carries momentum and moments that would move pruned weights for many steps.
 A hook that torch runs before every optimizer step clears them in the first one after a mask was set; in all others it
-compares two numbers.
+compares two numbers, and masks the gradients of weights that are known to be read around their layers.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -37,11 +37,8 @@ def apply_masks(optimizer: Optimizer) -> None:
 
 
 def _apply(optimizer: Optimizer, layers: Iterable[Holder]) -> None:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for layer in layers:
+    for layer in _held(optimizer, layers):
         weight = layer.weight
-        if id(weight) not in held:
-            continue
         layer.apply_mask()
         if weight.grad is not None:
             masked_apply_(weight.grad, layer.mask_bits)
@@ -51,11 +48,20 @@ def _apply(optimizer: Optimizer, layers: Iterable[Holder]) -> None:
                 masked_apply_(value, layer.mask_bits)
 
 
+def _held(optimizer: Optimizer, layers: Iterable[Holder]) -> Iterator[Holder]:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return (layer for layer in layers if id(layer.weight) in held)
+
+
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     newest, followed = mask_changes.newest, _followed.get(optimizer, 0)
     if followed != newest:
         _apply(optimizer, mask_changes.since(followed))
         _followed[optimizer] = newest
+    if mask_changes.read_directly:
+        for layer in _held(optimizer, mask_changes.read_directly):
+            if layer.weight.grad is not None:
+                masked_apply_(layer.weight.grad, layer.mask_bits)
 
 
 register_optimizer_step_pre_hook(_before_step)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
 from lth_fast.nn import dense_state, masks, set_masks
+from lth_fast.nn.model import parameter_names
 from lth_fast.ops import prune_by_magnitude
 from lth_fast.prune.distributions import DISTRIBUTIONS
 from lth_fast.prune.gradients import Gradients
@@ -35,7 +36,7 @@ def prune_by_score(
     Args:
         model: Any module; it is pruned in place, as by :func:`lth_fast.nn.set_masks`.
         rates: Share of the survivors to prune, 0 to 1, by parameter name in the order of ties; a number: for all
-            weights of ``nn.Linear`` and ``nn.Conv2d``.
+            weights of ``nn.Linear`` and ``nn.Conv2d``. Of the names of a shared parameter one counts.
         score: A name of :data:`~lth_fast.prune.scores.SCORES`.
         scope: ``layerwise``: every parameter loses what the distribution says. ``global``: parameters of the same rate
             share one threshold.
@@ -48,8 +49,8 @@ def prune_by_score(
         ``model``.
 
     Raises:
-        ValueError: A name is unknown, a rate is out of range, the score lacks what it needs, or it is NaN or infinite
-            at a survivor.
+        ValueError: A name is unknown, a rate is out of range, two names of one parameter have two rates, the score
+            lacks what it needs, or it is NaN or infinite at a survivor.
     """
     for argument, given, known in (
         ("score", score, SCORES),
@@ -66,6 +67,7 @@ def prune_by_score(
     for name, rate in rate_of.items():
         if not 0.0 <= rate <= 1.0:
             raise ValueError(f"rates: expected shares between 0 and 1, got {rate} for {name!r}")
+    _keep_one_name(model, rate_of)
 
     before = masks(model)
     state = dense_state(model)
@@ -93,6 +95,15 @@ def prune_by_score(
             raise _by_name(error, score, {name: scores[name] for name in names}, before) from None
         after.update(zip(names, found, strict=True))
     return set_masks(model, after)
+
+
+def _keep_one_name(model: nn.Module, rates: dict[str, float]) -> None:
+    """Drop all but the first name of a shared parameter, so that its weights are counted once."""
+    for names in parameter_names(model).values():
+        first, *others = [name for name in rates if name in names] or [""]
+        for other in others:
+            if rates.pop(other) != rates[first]:
+                raise ValueError(f"rates: expected one rate for {first!r} and {other!r}, which share a weight, got two")
 
 
 def _by_name(error: ValueError, score: str, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ValueError:

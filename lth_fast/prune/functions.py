@@ -17,6 +17,7 @@ from torch.nn.utils import prune as stock
 
 from lth_fast.nn import masks, restore, set_masks
 from lth_fast.ops import prune_by_magnitude
+from lth_fast.prune.layers import held_parameter
 from lth_fast.prune.selection import prune_lowest
 
 
@@ -90,7 +91,8 @@ def global_unstructured(
     """Prune several parameters with one threshold over all of their survivors.
 
     Args:
-        parameters: ``(module, name)`` pairs, as :func:`~lth_fast.prune.fetch_layers` gives them.
+        parameters: ``(module, name)`` pairs, as :func:`~lth_fast.prune.fetch_layers` gives them. Pairs of one shared
+            Parameter count once, with the scores of the first.
         pruning_method: A class of ``torch.nn.utils.prune`` that prunes single weights (``L1Unstructured``,
             ``RandomUnstructured``, or one of your own). For ``L1Unstructured`` ties fall to the lowest
             (parameter, index); others are asked for their mask.
@@ -101,9 +103,12 @@ def global_unstructured(
         TypeError: ``pruning_method`` does not prune single weights.
         ValueError: As :func:`l1_unstructured`.
     """
-    pairs = list(parameters)
-    if not pairs:
+    sharing: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module, name in parameters:
+        sharing.setdefault(id(held_parameter(module, name)), []).append((module, name))
+    if not sharing:
         raise ValueError("parameters: expected (module, name) pairs, got none")
+    pairs = [same[0] for same in sharing.values()]
     if getattr(pruning_method, "PRUNING_TYPE", None) != "unstructured":
         raise TypeError(f"pruning_method: expected one that prunes single weights, got {pruning_method.__name__}")
     given = dict(importance_scores or {})
@@ -123,8 +128,9 @@ def global_unstructured(
         after = prune_by_magnitude(scores, count_to_prune(amount, survivors), before)
     else:
         after = _masks_of_method(pruning_method(**kwargs), scores, before)
-    for (module, name), mask in zip(pairs, after, strict=True):
-        set_masks(module, {name: mask})
+    for same, mask in zip(sharing.values(), after, strict=True):
+        for module, name in same:
+            set_masks(module, {name: mask})
 
 
 def _masks_of_method(

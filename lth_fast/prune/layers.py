@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
 
-from lth_fast.nn import MaskedLayer
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lth_fast.nn import masks
 
 _WEIGHTED = (nn.Linear, nn.Conv2d)
 
@@ -13,13 +16,25 @@ def prunable(model: nn.Module) -> dict[str, nn.Module]:
     """The layers whose weights are pruned, by parameter name (``"net.0.weight"``), in registration order.
 
     These are the weights of every ``nn.Linear`` and ``nn.Conv2d``, also masked or stock-pruned ones. Biases and
-    normalisation layers are not pruned (Frankle & Carbin 2019).
+    normalisation layers are not pruned (Frankle & Carbin 2019). A weight that several of them share is there once, as
+    the last one's: where that is the output layer, its weight counts as such.
     """
-    return {
-        f"{name}.weight" if name else "weight": layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, _WEIGHTED)
-    }
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, _WEIGHTED):
+            held = held_parameter(layer, "weight")
+            key = id(layer if held is None else held)
+            found.pop(key, None)
+            found[key] = (f"{name}.weight" if name else "weight", layer)
+    return dict(found.values())
+
+
+def held_parameter(module: nn.Module, name: str) -> nn.Parameter | None:
+    """The Parameter behind ``module.name``, also where a mask or ``torch.nn.utils.prune`` computes the latter."""
+    if parametrize.is_parametrized(module, name):
+        computed: Any = module.parametrizations[name]  # type: ignore[index]
+        return next(computed.parameters(recurse=False), None)
+    return module._parameters.get(name, module._parameters.get(f"{name}_orig"))
 
 
 def prunable_names(model: nn.Module, bias: bool = False) -> list[str]:
@@ -43,11 +58,9 @@ def fetch_layers(model: nn.Module, bias: bool = False) -> list[tuple[nn.Module, 
 
 
 def layer_mask(layer: nn.Module) -> Tensor | None:
-    """The mask of a masked or stock-pruned layer as a bool tensor, ``None`` for a plain one."""
-    if isinstance(layer, MaskedLayer):
-        return layer.mask
+    """The mask of a masked or stock-pruned layer's weight as a bool tensor, ``None`` for a plain one."""
     stock = getattr(layer, "weight_mask", None)
-    return stock.bool() if isinstance(stock, Tensor) else None
+    return stock.bool() if isinstance(stock, Tensor) else masks(layer).get("weight")
 
 
 def sparsity(model: nn.Module) -> float:

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import prune as stock
 
-from lth_fast.nn import broadcast_masks
+from lth_fast.nn import broadcast_masks, share_masks
 from lth_fast.prune.functions import global_unstructured, l1_unstructured
-from lth_fast.prune.layers import fetch_layers
+from lth_fast.prune.layers import fetch_layers, held_parameter
 
 PruneMethod = Callable[..., Any]
 
@@ -18,6 +18,7 @@ PruneMethod = Callable[..., Any]
 def prune_all(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unstructured) -> nn.Module:
     """Prune every prunable layer by ``rate``, the output layer (the last Linear or Conv2d) by half of it.
 
+    A weight that several modules share is pruned once, in all of them; it is the output layer's if that is among them.
     Frankle & Carbin 2019, Figure 2: layer-wise, the output layer at half the rate.
 
     Args:
@@ -31,24 +32,18 @@ def prune_all(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unst
     Raises:
         ValueError: ``rate`` is out of range, or there is nothing to prune.
     """
-    layers = _some(fetch_layers(model), model, "nn.Linear or nn.Conv2d")
-    _prune(layers[:-1], rate, prune_method)
-    _prune(layers[-1:], rate / 2, prune_method)
-    return broadcast_masks(model)
+    return _prune(model, _some(fetch_layers(model), model, "nn.Linear or nn.Conv2d"), rate, rate / 2, prune_method)
 
 
 def prune_fc(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unstructured) -> nn.Module:
     """Prune the Linear layers by ``rate``, the last of them by half of it. Otherwise as :func:`prune_all`."""
     layers = _some([pair for pair in fetch_layers(model) if isinstance(pair[0], nn.Linear)], model, "nn.Linear")
-    _prune(layers[:-1], rate, prune_method)
-    _prune(layers[-1:], rate / 2, prune_method)
-    return broadcast_masks(model)
+    return _prune(model, layers, rate, rate / 2, prune_method)
 
 
 def prune_conv(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unstructured) -> nn.Module:
     """Prune the convolutions by ``rate``. Otherwise as :func:`prune_all`."""
-    _prune(_some(_convolutions(model), model, "nn.Conv2d"), rate, prune_method)
-    return broadcast_masks(model)
+    return _prune(model, _some(_convolutions(model), model, "nn.Conv2d"), rate, rate, prune_method)
 
 
 def prune_conv_globally(
@@ -57,7 +52,7 @@ def prune_conv_globally(
     """Prune ``rate`` of all convolution weights, one threshold over all of them. Otherwise as :func:`prune_all`."""
     _check_rate(rate)
     global_unstructured(_some(_convolutions(model), model, "nn.Conv2d"), pruning_class, amount=float(rate))
-    return broadcast_masks(model)
+    return broadcast_masks(share_masks(model))
 
 
 def _convolutions(model: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -70,10 +65,24 @@ def _some(layers: list[tuple[nn.Module, str]], model: nn.Module, kind: str) -> l
     return layers
 
 
-def _prune(layers: list[tuple[nn.Module, str]], rate: float, prune_method: PruneMethod) -> None:
+def _prune(
+    model: nn.Module, layers: list[tuple[nn.Module, str]], rate: float, last_rate: float, prune_method: PruneMethod
+) -> nn.Module:
     _check_rate(rate)
     for layer, name in layers:
-        prune_method(layer, name=name, amount=float(rate))
+        prune_method(layer, name=name, amount=float(last_rate if layer is layers[-1][0] else rate))
+        if stock.is_pruned(layer):
+            _share_stock_mask(model, layer, name)
+    return broadcast_masks(share_masks(model))
+
+
+def _share_stock_mask(model: nn.Module, layer: nn.Module, name: str) -> None:
+    """Put a mask of ``torch.nn.utils.prune`` on the other modules that hold the same Parameter."""
+    parameter, mask = held_parameter(layer, name), getattr(layer, f"{name}_mask")
+    for module in model.modules():
+        for other, held in list(module._parameters.items()):
+            if held is parameter and module is not layer:
+                stock.custom_from_mask(module, other.removesuffix("_orig"), mask)
 
 
 def _check_rate(rate: float) -> None:

@@ -17,7 +17,7 @@ def from_torch_prune(model: nn.Module) -> nn.Module:
     Every pruned parameter gets its plain name back: ``weight_orig`` becomes ``weight``, the same Parameter object (an
     optimizer that holds it goes on, its momentum is cleared where pruned before its next step), its pruned values and
     gradients become 0, and stock's hooks and ``weight_mask`` buffers are gone. The values that ``weight_orig`` kept
-    under the mask are lost: a pruned weight is 0 here.
+    under the mask are lost: a pruned weight is 0 here, in every module that shares it.
 
     Args:
         model: Any module with parameters pruned by functions or classes of ``torch.nn.utils.prune``.
@@ -26,7 +26,7 @@ def from_torch_prune(model: nn.Module) -> nn.Module:
         ``model``.
 
     Raises:
-        ValueError: Nothing in it is pruned so.
+        ValueError: Nothing in it is pruned so, or modules that share a Parameter prune it differently.
         TypeError: A pruned parameter cannot carry a mask of ours (see :func:`lth_fast.nn.set_masks`); nothing was
             changed.
     """
@@ -43,6 +43,11 @@ def from_torch_prune(model: nn.Module) -> nn.Module:
             raise TypeError(
                 f"model: the {parameter} of a {type(module).__name__} is read around any mask; use its cell"
             )
+    held: dict[int, Tensor] = {}
+    for name, module, parameter in found:
+        mask = getattr(module, f"{parameter}_mask")
+        if not torch.equal(held.setdefault(id(module._parameters[f"{parameter}_orig"]), mask), mask):
+            raise ValueError(f"model: expected one mask for a Parameter that modules share, {name!r} has another one")
     masks = {}
     for name, module, parameter in found:
         masks[f"{name}.{parameter}" if name else parameter] = getattr(module, f"{parameter}_mask").bool()

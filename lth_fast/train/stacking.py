@@ -57,6 +57,7 @@ class StackedLinear(nn.Module):
 
     mask_bits: Tensor
     masks_gradient = True
+    read_directly = False
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -77,9 +78,16 @@ class StackedLinear(nn.Module):
             if self.bias is not None:
                 layer.bias.data = self.bias.data[number]
 
+    def hold_mask(self, bits: Tensor) -> None:
+        """Keep the packed masks ``bits`` without applying them."""
+        self.mask_bits = bits
+
     def apply_mask(self) -> None:
         """Zero the pruned weights now."""
         masked_apply_(self.weight, self.mask_bits)
+
+    def trust_weight(self) -> None:
+        """Nothing: the steppers that stack networks take steps which leave zeros where they are."""
 
     def forward(self, input: Tensor) -> Tensor:
         bits = self.mask_bits if self.masked and self.masks_gradient else None

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from lth_fast import optim
 from lth_fast.nn import (
     MaskedLinear,
     SparseLinear,
@@ -40,7 +41,7 @@ def timed(monkeypatch: pytest.MonkeyPatch):
         asked: list[tuple[str, tuple[int, ...], bool]] = []
 
         def measure(layer, density, work, forms):
-            forms(layer, torch.rand(layer.weight.shape) < density)
+            forms(copy.deepcopy(layer), torch.rand(layer.weight.shape) < density)
             asked.append((str(layer), work.input_shape, work.input_grad))
             return Times(masked, sparse)
 
@@ -303,3 +304,137 @@ def test_wrong_arguments_are_named_with_what_was_expected_and_given():
     kept = {"read.weight": torch.rand(8, 8) < 0.3}
     with pytest.raises(ValueError, match=r"form\['read.weight'\]: .* got 'sparse': its weight is read outside"):
         convert(unusual, kept, form={"read.weight": "sparse"}, example_input=torch.randn(3, 4, 8))
+
+
+OPTIMIZERS = {
+    "torch's SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "torch's Adam": torch.optim.Adam,
+    "our Adam": optim.Adam,
+}
+
+
+@pytest.mark.parametrize("make_optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("copied", [False, True], ids=["itself", "a copy"])
+def test_a_weight_that_is_read_around_its_masked_layer_stays_zero_where_pruned(make_optimizer, copied):
+    model, inputs = Unusual(), torch.randn(3, 4, 8)
+    mask = torch.rand(8, 8) < 0.3
+    convert(model, {"read.weight": mask}, form="masked", example_input=inputs)
+    model = copy.deepcopy(model) if copied else model
+    optimizer, weight = make_optimizer(model.parameters()), model.read.weight
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(inputs).square().sum().backward()
+        optimizer.step()
+        for value in (weight, weight.grad, *optimizer.state[weight].values()):
+            if value.shape == mask.shape:
+                assert value[~mask].count_nonzero() == 0
+                assert value[mask].count_nonzero() > 0
+
+
+class Twice(nn.Module):
+    """Runs one layer twice, under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = self.first
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(inputs)))
+
+
+def test_a_module_that_is_used_twice_is_one_layer_and_can_be_sparse():
+    model, inputs = Twice(), torch.randn(5, 8)
+    mask = torch.rand(8, 8) < 0.3
+    masked = set_masks(copy.deepcopy(model), {"first.weight": mask})
+    convert(model, {"second.weight": mask}, form="sparse", example_input=inputs)
+    assert plan(model) == {"first.weight": "sparse"}
+    assert model.second is model.first
+    assert list(model.state_dict()) == list(masked.state_dict())
+    for network in (model, masked):
+        network(inputs).square().sum().backward()
+    torch.testing.assert_close(model(inputs), masked(inputs))
+    torch.testing.assert_close(model.first.values.grad, masked.first.weight.grad[mask])
+
+
+def test_a_parametrized_weight_stays_dense_and_a_mask_for_it_is_refused():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)), nn.Linear(5, 2))
+    kept = {"1.weight": torch.rand(2, 5) < 0.5}
+    convert(model, kept, form="sparse", example_input=torch.randn(3, 6))
+    assert plan(model) == {"0.weight": "dense", "1.weight": "sparse"}
+    with pytest.raises(TypeError, match=r"masks\['0.weight'\]: expected a parameter, got a tensor that _WeightNorm"):
+        convert(model, {"0.weight": torch.rand(5, 6) < 0.5})
+
+
+@pytest.mark.parametrize("form", ["auto", "masked", "sparse"])
+@pytest.mark.parametrize("training", [True, False])
+def test_modes_stay_and_the_form_has_the_layers(form, training, timed):
+    timed(1.0, 0.5)
+    model = network().train(training)
+    convert(model, random_masks(model, 0.3), form=form, example_input=torch.randn(3, 20))
+    assert all(module.training is training for module in model.modules())
+
+
+@pytest.mark.parametrize("form", ["auto", "dense", "masked", "sparse"])
+def test_to_convert_again_changes_nothing(form, timed):
+    asked = timed(1.0, 0.5)
+    model, inputs = network(), torch.randn(9, 20)
+    convert(model, random_masks(model, 0.3), form=form, example_input=inputs)
+    state, chosen, found = copy.deepcopy(model.state_dict()), choices(model), masks(model)
+    timings = len(asked)
+    convert(model, form=form, example_input=inputs)
+    assert len(asked) == timings
+    assert plan(model) == {name: choice.form for name, choice in chosen.items()}
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert masks(model).keys() == found.keys()
+    assert all(torch.equal(mask, found[name]) for name, mask in masks(model).items())
+
+
+def test_a_restored_model_is_converted_as_a_new_one_is():
+    torch.manual_seed(5)
+    model, inputs = network(), torch.randn(9, 20)
+    expected = set_masks(copy.deepcopy(model), random_masks(model, 0.3))
+    restore(convert(model, masks(expected), form="sparse", example_input=inputs))
+    convert(model, form="sparse", example_input=inputs)
+    assert set(plan(model).values()) == {"dense"}
+    assert {choice.reason for choice in choices(model).values()} == {"no mask"}
+    convert(model, masks(expected), form="sparse", example_input=inputs)
+    assert set(plan(model).values()) == {"sparse"}
+    torch.testing.assert_close(model(inputs), expected(inputs))
+
+
+WRONG_MASKS = {
+    "unknown name": (
+        {"7.weight": torch.rand(30, 20) < 1},
+        KeyError,
+        r"masks: the model has no parameter '7.weight'; it",
+    ),
+    "shape": (
+        {"1.weight": torch.rand(20, 30) < 1},
+        ValueError,
+        r"masks\['1.weight'\] must have the weight's shape \[30, 20\], got \[20, 30\]",
+    ),
+    "dtype": (
+        {"1.weight": torch.ones(30, 20)},
+        TypeError,
+        r"masks\['1.weight'\] must be a bool tensor of shape \[30, 20\], got torch.float32",
+    ),
+    "no values": (
+        {"1.weight": torch.ones(30, 20, dtype=torch.bool, device="meta")},
+        ValueError,
+        r"masks\['1.weight'\] must have values, got a mask on the meta device",
+    ),
+}
+
+
+@pytest.mark.parametrize("given", WRONG_MASKS)
+@pytest.mark.parametrize("form", ["masked", "sparse"])
+def test_wrong_masks_are_named_whatever_form_the_layers_have_and_the_model_works_on(form, given):
+    wrong, error, complaint = WRONG_MASKS[given]
+    model, inputs = network(), torch.randn(4, 20)
+    convert(model, random_masks(model, 0.3), form=form)
+    before, found = model(inputs), masks(model)
+    with pytest.raises(error, match=complaint):
+        convert(model, {"3.weight": torch.zeros(10, 30, dtype=torch.bool), **wrong}, form=form)
+    torch.testing.assert_close(model(inputs), before)
+    assert all(torch.equal(mask, found[name]) for name, mask in masks(model).items())

@@ -122,14 +122,22 @@ def test_a_layer_registered_twice_is_masked_once() -> None:
     assert_equal_masks(masks(model), {"0.weight": mask})
 
 
-def shared_weight() -> nn.Module:
-    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+def shared_weight(sparse: bool = False) -> nn.Module:
+    model = nn.Sequential(nn.Embedding(5, 4, sparse=sparse), nn.Linear(4, 5))
     model[1].weight = model[0].weight
     return model
 
 
-class Subclass(nn.Linear):
-    pass
+class Halved(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+def shared_with_a_parametrization() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(4, 5))
+    model[1].weight = model[0].weight
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Halved())
+    return model
 
 
 WRONG: dict[str, tuple[nn.Module, dict[str, Any], type[Exception], str]] = {
@@ -169,11 +177,29 @@ WRONG: dict[str, tuple[nn.Module, dict[str, Any], type[Exception], str]] = {
         ValueError,
         r"masks\['0\.weight'\]: expected a weight with values, got one on the meta device",
     ),
-    "weight of two modules": (
+    "two masks for one weight": (
         shared_weight(),
+        {"0.weight": torch.zeros(5, 4) > 0, "1.weight": torch.ones(5, 4) > 0},
+        ValueError,
+        r"masks\['1\.weight'\]: expected the mask of '0\.weight', whose weight it shares, got another one",
+    ),
+    "sparse gradients": (
+        shared_weight(sparse=True),
         {"1.weight": torch.ones(5, 4) > 0},
         TypeError,
-        r"masks\['1\.weight'\]: expected a weight of one module, got one shared with '0\.weight'",
+        r"masks\['1\.weight'\]: expected an Embedding with sparse=False",
+    ),
+    "weight that is computed": (
+        nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5))),
+        {"0.weight": torch.ones(5, 4) > 0},
+        TypeError,
+        r"masks\['0\.weight'\]: expected a parameter, got a tensor that _WeightNorm computes",
+    ),
+    "weight that another parametrization computes with": (
+        shared_with_a_parametrization(),
+        {"1.weight": torch.ones(5, 4) > 0},
+        TypeError,
+        r"masks\['1\.weight'\]: expected a parameter that no parametrization computes with, got one under Halved",
     ),
 }
 

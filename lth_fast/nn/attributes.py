@@ -1,0 +1,23 @@
+"""A module's tensors without the detour through ``nn.Module.__getattr__``.
+
+That is Python that runs after the ordinary look-up has failed, once per parameter and buffer and call: together more
+than the mask of a small layer costs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def parameter(module: nn.Module, name: str) -> Any:
+    """``module.name``: its own Parameter, or whatever stands for it (the result of a parametrization, a replica)."""
+    held = module._parameters
+    return held[name] if name in held else getattr(module, name)
+
+
+def buffer(module: nn.Module, name: str) -> Any:
+    """``module.name``: the module's own buffer."""
+    held = module._buffers
+    return held[name] if name in held else getattr(module, name)

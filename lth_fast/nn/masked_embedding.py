@@ -1,0 +1,42 @@
+"""An embedding under a mask: what a masked decoder shares its weight with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lth_fast.nn.masked import MaskedLayer
+
+
+class MaskedEmbedding(MaskedLayer, nn.Embedding):
+    """``nn.Embedding`` whose weight carries a mask; takes its arguments and starts with every weight kept.
+
+    Shape: indices ``[...]`` to output ``[..., embedding_dim]``. Pruned weights and their gradients are 0.
+    ``sparse=True`` is refused by :func:`~lth_fast.nn.set_masks`: the gradient of a masked weight is dense.
+    """
+
+    plain_class = nn.Embedding
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        nn.Embedding.__init__(self, *args, **kwargs)
+        self.mask = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = nn.functional.embedding(
+            input,
+            self.masked_weight(),
+            self.padding_idx,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.sparse,
+        )
+        # The values are zero there already; this masks the gradient, at the cost of the rows that are used.
+        return torch.where(self._kept(input), rows, 0)
+
+    def _kept(self, input: Tensor) -> Tensor:
+        """The mask's rows ``input``, without unpacking the others."""
+        places = input.unsqueeze(-1) * self.embedding_dim + torch.arange(self.embedding_dim, device=input.device)
+        return (self.mask_bits[places >> 3] >> (places & 7).to(torch.uint8)) & 1 != 0

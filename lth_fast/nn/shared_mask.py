@@ -1,0 +1,39 @@
+"""One Parameter, one mask: what the modules that hold a mask on the same weight do together.
+
+A weight that modules share (a tied embedding and decoder) has one mask, whichever of them it is set on. Most weights
+have one module, which then acts alone.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lth_fast.nn.mask_changes import Holder, mask_changes
+from lth_fast.ops import masked_apply_
+
+
+def take_mask(holder: Holder, bits: Tensor) -> None:
+    """Give the packed mask to ``holder`` and to all that share its weight; zero weight and gradient where it prunes."""
+    sharers = _sharers(holder)
+    for sharer in sharers:  # all of them before it is applied: an old mask must not prune what the new one keeps
+        sharer.hold_mask(bits)
+    apply_mask(holder)
+    if holder.weight.grad is not None:
+        masked_apply_(holder.weight.grad, bits)
+    for sharer in sharers:
+        mask_changes.note(sharer)
+
+
+def apply_mask(holder: Holder) -> None:
+    """Zero the pruned weights now, and let all that share the weight know."""
+    sharers = _sharers(holder)
+    # They differ where a user has tied layers that were masked before; then a weight survives where all keep it.
+    for bits in {id(sharer.mask_bits): sharer.mask_bits for sharer in sharers}.values():
+        masked_apply_(holder.weight, bits)
+    # Otherwise the next one's forward would write to a weight that the first one's backward needs as it was.
+    for sharer in sharers:
+        sharer.trust_weight()
+
+
+def _sharers(holder: Holder) -> list[Holder]:
+    return list(dict.fromkeys((holder, *mask_changes.holders_of(holder.weight))))

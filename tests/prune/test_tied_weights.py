@@ -1,0 +1,114 @@
+"""Pruning models in which modules share a weight: it is counted, ranked and pruned once, in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as stock
+
+from lth_fast import prune
+from lth_fast.nn import masks
+from lth_fast.prune import fetch_layers, from_torch_prune, prunable, prune_all, prune_by_score, sparsity
+
+WORDS, FEATURES = 20, 10
+
+
+def language_model() -> nn.Sequential:
+    model = nn.Sequential(nn.Embedding(WORDS, FEATURES), nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, WORDS))
+    model[2].weight = model[0].weight
+    return model
+
+
+def two_linear() -> nn.Sequential:
+    model = nn.Sequential(*(nn.Linear(FEATURES, FEATURES) for _ in range(4)))
+    model[2].weight = model[0].weight
+    return model
+
+
+def survivors(model: nn.Module) -> dict[str, int]:
+    return {name: int(mask.sum()) for name, mask in masks(model).items()}
+
+
+def test_a_shared_weight_is_one_of_the_prunable_ones() -> None:
+    assert list(prunable(language_model())) == ["1.weight", "2.weight"]
+    assert list(prunable(two_linear())) == ["1.weight", "2.weight", "3.weight"]
+    model = two_linear()
+    assert fetch_layers(model) == [(model[1], "weight"), (model[2], "weight"), (model[3], "weight")]
+
+
+def test_prune_all_prunes_it_once_at_the_rate_of_the_output_layer_if_it_is_that() -> None:
+    assert survivors(prune_all(language_model(), 0.4)) == {"0.weight": 160, "1.weight": 60, "2.weight": 160}
+    assert survivors(prune_all(two_linear(), 0.4)) == {f"{i}.weight": 80 if i == 3 else 60 for i in range(4)}
+
+
+PRUNED_GLOBALLY: dict[str, Callable[[nn.Sequential], object]] = {
+    "all names": lambda model: prune.global_unstructured(
+        [(layer, "weight") for layer in model], stock.L1Unstructured, amount=100
+    ),
+    "by score": lambda model: prune_by_score(model, 1 / 3, scope="global"),
+    "by score, all names": lambda model: prune_by_score(
+        model, {f"{i}.weight": 1 / 3 for i in range(len(model))}, scope="global"
+    ),
+}
+
+
+@pytest.mark.parametrize("how", PRUNED_GLOBALLY)
+@pytest.mark.parametrize("make", [language_model, two_linear])
+def test_one_threshold_counts_it_once(make: Callable[[], nn.Sequential], how: str) -> None:
+    model = make()
+    weights = {name: value.detach().clone() for name, value in model.named_parameters() if value.dim() > 1}
+    assert sum(weight.numel() for weight in weights.values()) == 300
+    PRUNED_GLOBALLY[how](model)
+    found = masks(model)
+    assert sum(int((~found[name]).sum()) for name in weights) == 100
+    assert sparsity(model) == pytest.approx(100 / 3)
+    highest = max(weights[name][~found[name]].abs().max() for name in weights)
+    assert all((weights[name][found[name]].abs() >= highest).all() for name in weights)
+    assert torch.equal(found["0.weight"], found["2.weight"])
+
+
+def test_convolutions_pruned_globally_share_it_too() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
+    model[1].weight = model[0].weight
+    prune.prune_conv_globally(model, 0.5)
+    assert sum(int((~mask).sum()) for name, mask in masks(model).items() if name != "0.weight") == 81
+    assert torch.equal(masks(model)["0.weight"], masks(model)["1.weight"])
+
+
+def test_a_stock_method_masks_every_module_and_is_taken_over_as_one_mask() -> None:
+    model = prune_all(language_model(), 0.4, stock.l1_unstructured)
+    assert torch.equal(model[0].weight_mask, model[2].weight_mask)
+    from_torch_prune(model)
+    assert survivors(model) == {"0.weight": 160, "1.weight": 60, "2.weight": 160}
+
+
+def test_a_weight_that_stock_prunes_in_one_module_is_pruned_in_all_when_taken_over() -> None:
+    model = language_model()
+    stock.random_unstructured(model[2], "weight", 50)
+    from_torch_prune(model)
+    assert survivors(model) == {"0.weight": 150, "2.weight": 150}
+
+
+def mask_differently(model: nn.Sequential) -> dict[str, Tensor]:
+    for layer in (model[0], model[2]):
+        stock.random_unstructured(layer, "weight", 50)
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_two_stock_masks_on_one_weight_are_refused_and_nothing_is_changed() -> None:
+    model = two_linear()
+    before = mask_differently(model)
+    with pytest.raises(ValueError, match=r"expected one mask for a Parameter that modules share, '2' has another one"):
+        from_torch_prune(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert masks(model) == {}
+
+
+def test_two_rates_for_one_weight_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"rates: expected one rate for '0.weight' and '2.weight', which share a weight"
+    ):
+        prune_by_score(two_linear(), {"0.weight": 0.2, "2.weight": 0.3})
