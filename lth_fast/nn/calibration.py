@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from lth_fast._machine import machine_name
 
 _ALTERNATIONS = 7
+_MORE_ALTERNATIONS = 40  # of a small layer, whose forms differ by little else than what disturbs the measurement ...
+_MORE_SECONDS = 0.2  # ... within this time
 _SETTLED = 1.3  # a ratio beyond which two alternations are enough
 _LEAST_SECONDS = 0.002  # of what is timed in one go: clocks and interrupts weigh less than a hundredth then
 
@@ -95,11 +97,14 @@ def _measure(layer: nn.Module, density: float, work: Work, forms: Forms) -> Time
     with torch.enable_grad():
         repeats = [max(1, math.ceil(_LEAST_SECONDS / _seconds(step, 1, weight.device))) for step in steps]
         samples: tuple[list[float], list[float]] = ([], [])
-        for alternation in range(1, _ALTERNATIONS + 1):
+        began = time.perf_counter()
+        for alternation in range(1, _MORE_ALTERNATIONS + 1):
             for times, step, repeat in zip(samples, steps, repeats, strict=True):
                 times.append(_seconds(step, repeat, weight.device))
             masked, sparse = (min(times) for times in samples)
             if alternation >= 2 and not 1 / _SETTLED < masked / sparse < _SETTLED:
+                break
+            if alternation >= _ALTERNATIONS and time.perf_counter() - began > _MORE_SECONDS:
                 break
     return Times(masked, sparse)
 
