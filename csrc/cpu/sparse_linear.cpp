@@ -19,7 +19,7 @@ constexpr int64_t kColumnsPerTask = 512;
 constexpr int64_t kProductsPerThread = 1 << 18;
 constexpr int64_t kFeaturesPerTask = 512;
 // Values fetched so many survivors before they are copied.
-constexpr int64_t kSurvivorsAhead = 32;
+constexpr int64_t kSurvivorsAhead = 128;
 
 int64_t ceiling_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -243,11 +243,12 @@ at::Tensor input_grad(const at::Tensor& grad_output, const at::Tensor& values, c
       int64_t before = 0;
       for (int64_t panel = 0; panel < panels; ++panel) {
         Element* ordered = gathered.from(begin(panel) - before);
-        const int64_t stop = end(panel);
-        for (int64_t i = begin(panel); i < stop; ++i) {
-          __builtin_prefetch(value + place[std::min(i + kSurvivorsAhead, stop - 1)]);
+        const int64_t stop = end(panel), fetched = std::max<int64_t>(stop - kSurvivorsAhead, begin(panel));
+        for (int64_t i = begin(panel); i < fetched; ++i) {
+          __builtin_prefetch(value + place[i + kSurvivorsAhead]);
           ordered[i] = value[place[i]];
         }
+        for (int64_t i = fetched; i < stop; ++i) ordered[i] = value[place[i]];
         panel_values.push_back(ordered);
         before += stop - begin(panel);
       }
