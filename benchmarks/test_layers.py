@@ -31,6 +31,8 @@ LINEAR = {
 CONVOLUTIONS = {64: 32, 128: 16, 256: 8, 512: 4}
 CONVOLUTION_BARS = {**AS_DENSE, 0.2: 1.7, 0.1: 2.8, 0.05: 4.5}
 PEERS_FROM = (0.01, 0.2)
+# Every side has as many calls in a row: one alone times how long the caches take to fill after the other sides' turns.
+CALLS_PER_TURN = 5
 
 
 def peers(density: float, bar: float) -> dict[str, float]:
@@ -61,7 +63,8 @@ def compare(benchmark: Any, layer: nn.Module, inputs: torch.Tensor, density: flo
 def test_linear(benchmark: Any, threads: int, name: str, density: float) -> None:
     (in_features, out_features, batch, input_grad), dense, stock = LINEAR[name]
     inputs = torch.randn(batch, in_features, requires_grad=input_grad)
-    results = compare(benchmark, nn.Linear(in_features, out_features), inputs, density, 5 if batch == 60 else 1)
+    calls = 1 if name.startswith("4096") else CALLS_PER_TURN
+    results = compare(benchmark, nn.Linear(in_features, out_features), inputs, density, calls)
     benchmark.extra_info.update(threads=threads, layer=name)
     bars = peers(density, 3.0)
     for rival, by_density in (("dense", dense), ("torch.nn.utils.prune", stock)):

@@ -132,13 +132,15 @@ class InputPanels {
   at::Tensor tiles_;
 };
 
-// Lines of the matrix per task: every thread gets some, and blocks of eight stay whole for the transposition.
+// Lines of the matrix per task, `most` or less: as many tasks for every thread, and blocks of eight stay whole for the
+// transposition.
 int64_t lines_per_task(int64_t lines, int64_t most) {
   const int64_t share = ceiling_divide(lines, at::get_num_threads());
-  return std::max<int64_t>(ceiling_divide(std::min(share, most), 8) * 8, 8);
+  const int64_t tasks = std::max<int64_t>(ceiling_divide(share, most), 1);
+  return std::max<int64_t>(ceiling_divide(ceiling_divide(share, tasks), 8) * 8, 8);
 }
 
-// Calls work(begin, end) in parallel for tasks that are `products` multiply-adds in all.
+// Calls work(task) in parallel for tasks that are `products` multiply-adds in all.
 template <typename Work>
 void for_tasks(int64_t tasks, int64_t products, const Work& work) {
   at::parallel_for(0, tasks, kProductsPerThread / (products / tasks + 1) + 1, [&](int64_t begin, int64_t end) {
