@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -246,6 +247,8 @@ def _obstacle(layer: MaskedLayer) -> str | None:
     """Why this masked layer cannot be sparse."""
     if layer.weight.dtype not in (torch.float32, torch.float64):
         return f"sparse layers compute in float32 or float64, this one has {layer.weight.dtype}"
+    if parametrize.is_parametrized(layer):
+        return f"a parametrization computes its {', '.join(layer.parametrizations)}"  # type: ignore[arg-type]
     return None
 
 

@@ -357,6 +357,20 @@ def test_a_module_that_is_used_twice_is_one_layer_and_can_be_sparse():
     torch.testing.assert_close(model.first.values.grad, masked.first.weight.grad[mask])
 
 
+def test_a_layer_whose_bias_is_under_a_mask_too_stays_masked():
+    model = nn.Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 3))
+    masks = {"0.weight": torch.rand(10, 20) < 0.2, "0.bias": torch.arange(10) % 2 == 0}
+    set_masks(model, masks)
+    inputs = torch.randn(4, 20)
+    expected = model(inputs)
+
+    for form in ("auto", "sparse"):
+        convert(model, form=form, example_input=inputs)
+        assert choices(model)["0.weight"].form == "masked"
+        assert "bias" in choices(model)["0.weight"].reason
+        assert torch.equal(model(inputs), expected)
+
+
 def test_a_parametrized_weight_stays_dense_and_a_mask_for_it_is_refused():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)), nn.Linear(5, 2))
     kept = {"1.weight": torch.rand(2, 5) < 0.5}
