@@ -43,6 +43,39 @@ struct Buffers {
   Key inside[kMagnitudeChunk + kMagnitudeSlack];
 };
 
+// Survivors of runs of neighbouring weights: a run costs one wait for the memory, as a single weight would.
+template <typename Key>
+struct Sample {
+  static constexpr int64_t kRun = 16;
+
+  std::vector<Key> keys;
+  std::vector<size_t> run_ends;  // in `keys`
+  int64_t places = 0;            // drawn, those of pruned weights included
+
+  struct Count {
+    double count;
+    double deviation;  // standard deviation
+  };
+
+  // How many of the sample lie inside. Neighbouring weights may be alike and tensors differ, so the deviation is
+  // measured: the runs lie evenly over the weights, and from one to the next there is little but chance (Wolter,
+  // "Introduction to Variance Estimation", 2007, section 8.2: successive differences of a systematic sample).
+  Count count(MagnitudeWindow<Key> window) const {
+    int64_t total = 0, previous = 0;
+    double squares = 0;
+    size_t i = 0;
+    for (const size_t end : run_ends) {
+      int64_t inside = 0;
+      for (; i < end; ++i) inside += window.low <= keys[i] && keys[i] <= window.high;
+      const auto difference = static_cast<double>(inside - previous);
+      if (end != run_ends.front()) squares += difference * difference;
+      total += inside;
+      previous = inside;
+    }
+    return {static_cast<double>(total), std::sqrt(squares / 2)};
+  }
+};
+
 template <typename Key>
 class Weights {
  public:
@@ -78,23 +111,41 @@ class Weights {
     });
   }
 
-  // Keys of survivors at about `size` places spread over the weights. Within its stretch of the sequence every place is
+  // Runs of about `size` places in all, spread over the weights. Within its stretch of the sequence every run is
   // shifted by a fixed irregular amount: weights often have a period (rows, filters) that an even step would fall into.
-  std::vector<Key> sample(int64_t size) const {
-    std::vector<Key> keys;
-    keys.reserve(static_cast<size_t>(size));
-    const int64_t stretch = total_ / size;
+  Sample<Key> sample(int64_t size) const {
+    constexpr int64_t run = Sample<Key>::kRun;
+    const int64_t runs = size / run;
+    const int64_t stretch = total_ / runs;
+    Sample<Key> sample;
+    sample.keys.resize(static_cast<size_t>(runs * run));
+    size_t seen = 0;
     size_t tensor = 0;
     int64_t start = 0;  // of the tensor in the sequence
-    for (int64_t i = 0; i < size; ++i) {
+    for (int64_t i = 0; i < runs; ++i) {
       const uint64_t irregular = (static_cast<uint64_t>(i) * UINT64_C(0x9e3779b97f4a7c15)) >> 32;
       const int64_t shift = static_cast<int64_t>((irregular * static_cast<uint64_t>(stretch)) >> 32);
       const int64_t place = i * stretch + shift;
       while (place >= start + views_[tensor].size()) start += views_[tensor++].size();
-      if (masks_[tensor].has_value() && !(*masks_[tensor])[place - start]) continue;
-      keys.push_back(views_[tensor][place - start] & std::numeric_limits<Key>::max());
+      int64_t left = run;
+      int64_t first = place - start;
+      for (size_t at = tensor; left > 0 && at < views_.size(); ++at, first = 0) {  // a run may go on in the next tensor
+        const int64_t count = std::min(left, views_[at].size() - first);
+        Key weights[run];
+        uint8_t mask[run];
+        const Key* const from = views_[at].read(first, count, weights);
+        const uint8_t* const survives = masks_[at].has_value() ? masks_[at]->read(first, count, mask) : nullptr;
+        for (int64_t j = 0; j < count; ++j) {
+          sample.keys[seen] = from[j] & std::numeric_limits<Key>::max();
+          seen += survives == nullptr || survives[j];
+        }
+        left -= count;
+      }
+      sample.places += run - left;
+      sample.run_ends.push_back(seen);
     }
-    return keys;
+    sample.keys.resize(seen);
+    return sample;
   }
 
  private:
@@ -161,9 +212,28 @@ class Histogram {
   std::array<int64_t, kBins + 1> bins_{};
 };
 
+// The keys wanted.window holds, which are wanted.count.
 template <typename Key>
-Wanted<Key> select(const Key* keys, size_t count, Wanted<Key> wanted) {
+std::vector<Key> filter(const MagnitudeKernels<Key>& kernels, const Key* keys, size_t count,
+                        const Wanted<Key>& wanted) {
+  std::vector<Key> inside(static_cast<size_t>(wanted.count) + kMagnitudeSlack);
+  Key* end = inside.data();
+  for (size_t first = 0; first < count; first += kMagnitudeChunk) {
+    const size_t chunk = std::min(count - first, kMagnitudeChunk);
+    end += kernels.scan(keys + first, nullptr, chunk, wanted.window, end).inside;
+  }
+  return inside;
+}
+
+template <typename Key>
+Wanted<Key> select(const MagnitudeKernels<Key>& kernels, const Key* keys, size_t count, Wanted<Key> wanted) {
+  std::vector<Key> inside;
   while (!wanted.found()) {
+    if (static_cast<size_t>(wanted.count) < count / 8) {  // little memory, and worth it: filtering is the faster pass
+      inside = filter(kernels, keys, count, wanted);
+      keys = inside.data();
+      count = static_cast<size_t>(wanted.count);
+    }
     Histogram<Key> histogram(wanted.window);
     histogram.count(keys, nullptr, count);
     wanted = histogram.narrow(wanted);
@@ -188,7 +258,7 @@ Wanted<Key> narrow(const Weights<Key>& weights, const Wanted<Key>& wanted) {
 
 // Up to this many weights are all collected, without a sample.
 constexpr int64_t kFewWeights = 1 << 13;
-constexpr int64_t kLargestSample = 1 << 15;
+constexpr int64_t kLargestSample = 1 << 16;
 // The window's reach to either side of the k-th, in standard deviations of its rank in the sample. The k-th lies
 // outside in one call of 16,000, which then takes about three times as long; a wider window would make every call pay.
 constexpr double kDeviations = 4;
@@ -203,33 +273,34 @@ struct Guess {
 };
 
 template <typename Key>
-Guess<Key> guess_window(const Weights<Key>& weights, int64_t k, Key infinity) {
+Guess<Key> guess_window(const Weights<Key>& weights, const MagnitudeKernels<Key>& kernels, int64_t k, Key infinity) {
   const MagnitudeWindow<Key> finite{0, static_cast<Key>(infinity - 1)};
   const int64_t total = weights.total();
   if (total <= kFewWeights) return {finite, total};
   // A sample of s leaves about total / sqrt(s) keys in the window; both numbers are the same at total^(2/3).
   const auto balanced = static_cast<int64_t>(std::pow(static_cast<double>(total), 2.0 / 3.0));
-  const int64_t size = std::min(balanced, kLargestSample);
-  const std::vector<Key> sample = weights.sample(size);
-  const auto seen = static_cast<int64_t>(sample.size());
+  const Sample<Key> sample = weights.sample(std::min(balanced, kLargestSample));
+  const auto seen = static_cast<int64_t>(sample.keys.size());
+  if (seen == 0) return {finite, std::min(total, kFewKeys)};
 
-  // Places of pruned weights count as drawn but not as seen, so the survivors need not be counted beforehand.
-  const double share = std::clamp(static_cast<double>(k) / static_cast<double>(total), 0.0, 1.0);
-  const double rank = share * static_cast<double>(size);
-  const double reach = kDeviations * (std::sqrt(rank * (1 - share)) + 1);
-  const auto first = std::min(static_cast<int64_t>(std::floor(rank - reach)), seen - 1);
-  const auto last = static_cast<int64_t>(std::ceil(rank + reach));
-  const auto key_at = [&](int64_t rank_in_sample) {
-    const MagnitudeWindow<Key> everything{0, std::numeric_limits<Key>::max()};
-    return std::min(finite.high,
-                    select<Key>(sample.data(), sample.size(), {everything, rank_in_sample, seen}).window.low);
+  const MagnitudeWindow<Key> everything{0, infinity};
+  Histogram<Key> histogram(everything);
+  histogram.count(sample.keys.data(), nullptr, sample.keys.size());
+  const auto key_at = [&](int64_t rank) {
+    const Wanted<Key> wanted = histogram.narrow({everything, std::clamp<int64_t>(rank, 0, seen - 1), seen});
+    return std::min(finite.high, select(kernels, sample.keys.data(), sample.keys.size(), wanted).window.low);
   };
+  // Places of pruned weights count as drawn but not as seen, so the survivors need not be counted beforehand.
+  const double scale = static_cast<double>(total) / static_cast<double>(sample.places);
+  const double rank = std::clamp(static_cast<double>(k) / scale, 0.0, static_cast<double>(sample.places));
+  const Key near = key_at(static_cast<int64_t>(rank));
+  const double reach = kDeviations * (sample.count({0, near}).deviation + 1);
+  const auto first = static_cast<int64_t>(std::floor(rank - reach));
+  const auto last = static_cast<int64_t>(std::ceil(rank + reach));
   const MagnitudeWindow<Key> window{first < 0 ? finite.low : key_at(first), last >= seen ? finite.high : key_at(last)};
 
-  const auto inside = static_cast<double>(
-      std::count_if(sample.begin(), sample.end(), [&](Key key) { return window.low <= key && key <= window.high; }));
-  const double at_most = inside + kDeviations * (std::sqrt(inside) + 1);
-  const auto expected = static_cast<int64_t>(at_most * static_cast<double>(total) / static_cast<double>(size));
+  const auto [inside, deviation] = sample.count(window);
+  const auto expected = static_cast<int64_t>((inside + kDeviations * (deviation + 1)) * scale);
   return {window, std::min(expected, std::max(total / kMemoryShare, std::min(total, kFewKeys)))};
 }
 
@@ -249,7 +320,7 @@ class Search {
       : function_(function), weights_(weights), kernels_(kernels), infinity_(infinity) {}
 
   Threshold<Key> find(int64_t k) {
-    const auto [window, capacity] = guess_window(weights_, k, infinity_);
+    const auto [window, capacity] = guess_window(weights_, kernels_, k, infinity_);
     capacity_ = capacity;
     collected_.reset(new Key[static_cast<size_t>(capacity)]);
     const MagnitudeCounts<Key> counts = scan(window);
@@ -276,7 +347,7 @@ class Search {
         wanted = narrow(weights_, wanted);
       }
     }
-    if (collected) wanted = select<Key>(collected_.get(), static_cast<size_t>(wanted.count), wanted);
+    if (collected) wanted = select<Key>(kernels_, collected_.get(), static_cast<size_t>(wanted.count), wanted);
     return {wanted.window.low, wanted.rank + 1, counts.survivors};
   }
 

@@ -132,6 +132,7 @@ MagnitudeCounts<Key> scan(const Key* weights, const uint8_t* mask, size_t count,
     pruned += key < 0;
     if (key >= window.low && key <= window.high) *end++ = key;
   }
+  // The keys of pruned weights were counted as below.
   return {static_cast<int64_t>(count) - pruned, below - pruned, end - inside, largest};
 }
 
