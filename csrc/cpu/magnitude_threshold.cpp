@@ -127,21 +127,18 @@ class Weights {
       const int64_t shift = static_cast<int64_t>((irregular * static_cast<uint64_t>(stretch)) >> 32);
       const int64_t place = i * stretch + shift;
       while (place >= start + views_[tensor].size()) start += views_[tensor++].size();
-      int64_t left = run;
-      int64_t first = place - start;
-      for (size_t at = tensor; left > 0 && at < views_.size(); ++at, first = 0) {  // a run may go on in the next tensor
-        const int64_t count = std::min(left, views_[at].size() - first);
-        Key weights[run];
-        uint8_t mask[run];
-        const Key* const from = views_[at].read(first, count, weights);
-        const uint8_t* const survives = masks_[at].has_value() ? masks_[at]->read(first, count, mask) : nullptr;
-        for (int64_t j = 0; j < count; ++j) {
-          sample.keys[seen] = from[j] & std::numeric_limits<Key>::max();
-          seen += survives == nullptr || survives[j];
-        }
-        left -= count;
+      // Whole lines of the cache; where a tensor ends, so does its last run.
+      const int64_t first = (place - start) / run * run;
+      const int64_t count = std::min(run, views_[tensor].size() - first);
+      Key weights[run];
+      uint8_t mask[run];
+      const Key* const from = views_[tensor].read(first, count, weights);
+      const uint8_t* const survives = masks_[tensor].has_value() ? masks_[tensor]->read(first, count, mask) : nullptr;
+      for (int64_t j = 0; j < count; ++j) {
+        sample.keys[seen] = from[j] & std::numeric_limits<Key>::max();
+        seen += survives == nullptr || survives[j];
       }
-      sample.places += run - left;
+      sample.places += count;
       sample.run_ends.push_back(seen);
     }
     sample.keys.resize(seen);
@@ -258,7 +255,7 @@ Wanted<Key> narrow(const Weights<Key>& weights, const Wanted<Key>& wanted) {
 
 // Up to this many weights are all collected, without a sample.
 constexpr int64_t kFewWeights = 1 << 13;
-constexpr int64_t kLargestSample = 1 << 16;
+constexpr int64_t kLargestSample = 1 << 15;
 // The window's reach to either side of the k-th, in standard deviations of its rank in the sample. The k-th lies
 // outside in one call of 16,000, which then takes about three times as long; a wider window would make every call pay.
 constexpr double kDeviations = 4;

@@ -168,7 +168,7 @@ def sampled_places(total: int) -> Tensor:
     runs = int(total ** (2 / 3)) // run
     stretch = total // runs
     starts = [i * stretch + (((i * 0x9E3779B97F4A7C15) % 2**64 >> 32) * stretch >> 32) for i in range(runs)]
-    places = torch.tensor(starts)[:, None] + torch.arange(run)
+    places = torch.tensor(starts)[:, None] // run * run + torch.arange(run)
     return places[places < total]
 
 
