@@ -43,14 +43,16 @@ struct Buffers {
   Key inside[kMagnitudeChunk + kMagnitudeSlack];
 };
 
-// Survivors of runs of neighbouring weights: a run costs one wait for the memory, as a single weight would.
+// Runs of neighbouring weights: a run costs one wait for the memory, as a single weight would.
 template <typename Key>
 struct Sample {
   static constexpr int64_t kRun = 16;
+  // In the place of a pruned weight, and behind the end of a tensor: above every window.
+  static constexpr Key kNone = std::numeric_limits<Key>::max();
 
-  std::vector<Key> keys;
-  std::vector<size_t> run_ends;  // in `keys`
-  int64_t places = 0;            // drawn, those of pruned weights included
+  std::vector<Key> keys;  // of all runs
+  int64_t places = 0;     // drawn, those of pruned weights included
+  int64_t survivors = 0;
 
   struct Count {
     double count;
@@ -61,18 +63,17 @@ struct Sample {
   // measured: the runs lie evenly over the weights, and from one to the next there is little but chance (Wolter,
   // "Introduction to Variance Estimation", 2007, section 8.2: successive differences of a systematic sample).
   Count count(MagnitudeWindow<Key> window) const {
-    int64_t total = 0, previous = 0;
-    double squares = 0;
-    size_t i = 0;
-    for (const size_t end : run_ends) {
-      int64_t inside = 0;
-      for (; i < end; ++i) inside += window.low <= keys[i] && keys[i] <= window.high;
-      const auto difference = static_cast<double>(inside - previous);
-      if (end != run_ends.front()) squares += difference * difference;
+    int64_t total = 0, squares = 0;
+    Key previous = 0;
+    for (size_t first = 0; first < keys.size(); first += kRun) {
+      Key inside = 0;
+      for (size_t i = first; i < first + kRun; ++i) inside += (window.low <= keys[i]) & (keys[i] <= window.high);
+      const int64_t difference = inside - previous;
+      if (first != 0) squares += difference * difference;
       total += inside;
       previous = inside;
     }
-    return {static_cast<double>(total), std::sqrt(squares / 2)};
+    return {static_cast<double>(total), std::sqrt(static_cast<double>(squares) / 2)};
   }
 };
 
@@ -118,8 +119,7 @@ class Weights {
     const int64_t runs = size / run;
     const int64_t stretch = total_ / runs;
     Sample<Key> sample;
-    sample.keys.resize(static_cast<size_t>(runs * run));
-    size_t seen = 0;
+    sample.keys.resize(static_cast<size_t>(runs * run), Sample<Key>::kNone);
     size_t tensor = 0;
     int64_t start = 0;  // of the tensor in the sequence
     for (int64_t i = 0; i < runs; ++i) {
@@ -134,14 +134,14 @@ class Weights {
       uint8_t mask[run];
       const Key* const from = views_[tensor].read(first, count, weights);
       const uint8_t* const survives = masks_[tensor].has_value() ? masks_[tensor]->read(first, count, mask) : nullptr;
+      Key* const keys = sample.keys.data() + i * run;
       for (int64_t j = 0; j < count; ++j) {
-        sample.keys[seen] = from[j] & std::numeric_limits<Key>::max();
-        seen += survives == nullptr || survives[j];
+        const bool is_survivor = survives == nullptr || survives[j];
+        keys[j] = is_survivor ? from[j] & std::numeric_limits<Key>::max() : Sample<Key>::kNone;
+        sample.survivors += is_survivor;
       }
       sample.places += count;
-      sample.run_ends.push_back(seen);
     }
-    sample.keys.resize(seen);
     return sample;
   }
 
@@ -209,26 +209,35 @@ class Histogram {
   std::array<int64_t, kBins + 1> bins_{};
 };
 
-// The keys wanted.window holds, which are wanted.count.
 template <typename Key>
-std::vector<Key> filter(const MagnitudeKernels<Key>& kernels, const Key* keys, size_t count,
-                        const Wanted<Key>& wanted) {
-  std::vector<Key> inside(static_cast<size_t>(wanted.count) + kMagnitudeSlack);
-  Key* end = inside.data();
-  for (size_t first = 0; first < count; first += kMagnitudeChunk) {
+struct Filtered {
+  std::unique_ptr<Key[]> keys;
+  int64_t below;   // the window
+  int64_t inside;  // ended early if above the capacity
+};
+
+// The keys that the window holds.
+template <typename Key>
+Filtered<Key> filter(const MagnitudeKernels<Key>& kernels, const Key* keys, size_t count, MagnitudeWindow<Key> window,
+                     size_t capacity) {
+  std::unique_ptr<Key[]> inside(new Key[capacity + kMagnitudeChunk + kMagnitudeSlack]);
+  MagnitudeCounts<Key> counts{};
+  for (size_t first = 0; first < count && static_cast<size_t>(counts.inside) <= capacity; first += kMagnitudeChunk) {
     const size_t chunk = std::min(count - first, kMagnitudeChunk);
-    end += kernels.scan(keys + first, nullptr, chunk, wanted.window, end).inside;
+    const auto part = kernels.scan(keys + first, nullptr, chunk, window, inside.get() + counts.inside);
+    counts.below += part.below;
+    counts.inside += part.inside;
   }
-  return inside;
+  return {std::move(inside), counts.below, counts.inside};
 }
 
 template <typename Key>
 Wanted<Key> select(const MagnitudeKernels<Key>& kernels, const Key* keys, size_t count, Wanted<Key> wanted) {
-  std::vector<Key> inside;
+  std::unique_ptr<Key[]> inside;
   while (!wanted.found()) {
     if (static_cast<size_t>(wanted.count) < count / 8) {  // little memory, and worth it: filtering is the faster pass
-      inside = filter(kernels, keys, count, wanted);
-      keys = inside.data();
+      inside = filter(kernels, keys, count, wanted.window, static_cast<size_t>(wanted.count)).keys;
+      keys = inside.get();
       count = static_cast<size_t>(wanted.count);
     }
     Histogram<Key> histogram(wanted.window);
@@ -236,6 +245,26 @@ Wanted<Key> select(const MagnitudeKernels<Key>& kernels, const Key* keys, size_t
     wanted = histogram.narrow(wanted);
   }
   return wanted;
+}
+
+// The same among keys that all lie in the window. In a narrow window they lie almost evenly, so that the rank tells the
+// place; where they do not, one fast pass was in vain.
+template <typename Key>
+Wanted<Key> select_by_place(const MagnitudeKernels<Key>& kernels, const Key* keys, const Wanted<Key>& wanted) {
+  constexpr double reach = 1.0 / 64;  // to either side; of 10,000 even keys that is 3 standard deviations
+  const auto count = static_cast<size_t>(wanted.count);
+  const double place = static_cast<double>(wanted.rank) / static_cast<double>(wanted.count);
+  const auto [low, high] = wanted.window;
+  const auto key_at = [low = low, width = static_cast<double>(high - low)](double share) {
+    return static_cast<Key>(low + static_cast<Key>(share * width));
+  };
+  const MagnitudeWindow<Key> window{key_at(std::max(0.0, place - reach)), key_at(std::min(1.0, place + reach))};
+  const Filtered<Key> near = filter(kernels, keys, count, window, count / 16);
+  const int64_t rank = wanted.rank - near.below;
+  if (rank < 0 || rank >= near.inside || static_cast<size_t>(near.inside) > count / 16) {
+    return select(kernels, keys, count, wanted);
+  }
+  return select(kernels, near.keys.get(), static_cast<size_t>(near.inside), {window, rank, near.inside});
 }
 
 template <typename Key>
@@ -260,7 +289,7 @@ constexpr int64_t kLargestSample = 1 << 15;
 // outside in one call of 16,000, which then takes about three times as long; a wider window would make every call pay.
 constexpr double kDeviations = 4;
 // Bounds of the memory for collected keys.
-constexpr int64_t kMemoryShare = 36;   // one key per so many weights, 2.8 %, ...
+constexpr int64_t kMemoryShare = 38;   // one key per so many weights, 2.6 %, ...
 constexpr int64_t kFewKeys = 1 << 17;  // ... but room for this many in any case
 
 template <typename Key>
@@ -271,13 +300,14 @@ struct Guess {
 
 template <typename Key>
 Guess<Key> guess_window(const Weights<Key>& weights, const MagnitudeKernels<Key>& kernels, int64_t k, Key infinity) {
-  const MagnitudeWindow<Key> finite{0, static_cast<Key>(infinity - 1)};
+  // Zeros need no collecting, be they in their millions: below a window that begins at 1 there is nothing else.
+  const MagnitudeWindow<Key> finite{1, static_cast<Key>(infinity - 1)};
   const int64_t total = weights.total();
   if (total <= kFewWeights) return {finite, total};
   // A sample of s leaves about total / sqrt(s) keys in the window; both numbers are the same at total^(2/3).
   const auto balanced = static_cast<int64_t>(std::pow(static_cast<double>(total), 2.0 / 3.0));
   const Sample<Key> sample = weights.sample(std::min(balanced, kLargestSample));
-  const auto seen = static_cast<int64_t>(sample.keys.size());
+  const int64_t seen = sample.survivors;
   if (seen == 0) return {finite, std::min(total, kFewKeys)};
 
   const MagnitudeWindow<Key> everything{0, infinity};
@@ -285,7 +315,8 @@ Guess<Key> guess_window(const Weights<Key>& weights, const MagnitudeKernels<Key>
   histogram.count(sample.keys.data(), nullptr, sample.keys.size());
   const auto key_at = [&](int64_t rank) {
     const Wanted<Key> wanted = histogram.narrow({everything, std::clamp<int64_t>(rank, 0, seen - 1), seen});
-    return std::min(finite.high, select(kernels, sample.keys.data(), sample.keys.size(), wanted).window.low);
+    const Key key = select(kernels, sample.keys.data(), sample.keys.size(), wanted).window.low;
+    return std::clamp(key, finite.low, finite.high);
   };
   // Places of pruned weights count as drawn but not as seen, so the survivors need not be counted beforehand.
   const double scale = static_cast<double>(total) / static_cast<double>(sample.places);
@@ -344,7 +375,7 @@ class Search {
         wanted = narrow(weights_, wanted);
       }
     }
-    if (collected) wanted = select<Key>(kernels_, collected_.get(), static_cast<size_t>(wanted.count), wanted);
+    if (collected) wanted = select_by_place(kernels_, collected_.get(), wanted);
     return {wanted.window.low, wanted.rank + 1, counts.survivors};
   }
 
