@@ -43,6 +43,40 @@ struct Buffers {
   Key inside[kMagnitudeChunk + kMagnitudeSlack];
 };
 
+// Runs of neighbouring weights: a run costs one wait for the memory, as a single weight would.
+template <typename Key>
+struct Sample {
+  static constexpr int64_t kRun = 16;
+  // In the place of a pruned weight, and behind the end of a tensor: above every window.
+  static constexpr Key kNone = std::numeric_limits<Key>::max();
+
+  std::vector<Key> keys;  // of all runs
+  int64_t places = 0;     // drawn, those of pruned weights included
+  int64_t survivors = 0;
+
+  struct Count {
+    double count;
+    double deviation;  // standard deviation
+  };
+
+  // How many of the sample lie inside. Neighbouring weights may be alike and tensors differ, so the deviation is
+  // measured: the runs lie evenly over the weights, and from one to the next there is little but chance (Wolter,
+  // "Introduction to Variance Estimation", 2007, section 8.2: successive differences of a systematic sample).
+  Count count(MagnitudeWindow<Key> window) const {
+    int64_t total = 0, squares = 0;
+    Key previous = 0;
+    for (size_t first = 0; first < keys.size(); first += kRun) {
+      Key inside = 0;
+      for (size_t i = first; i < first + kRun; ++i) inside += (window.low <= keys[i]) & (keys[i] <= window.high);
+      const int64_t difference = inside - previous;
+      if (first != 0) squares += difference * difference;
+      total += inside;
+      previous = inside;
+    }
+    return {static_cast<double>(total), std::sqrt(static_cast<double>(squares) / 2)};
+  }
+};
+
 template <typename Key>
 class Weights {
  public:
@@ -78,23 +112,37 @@ class Weights {
     });
   }
 
-  // Keys of survivors at about `size` places spread over the weights. Within its stretch of the sequence every place is
+  // Runs of about `size` places in all, spread over the weights. Within its stretch of the sequence every run is
   // shifted by a fixed irregular amount: weights often have a period (rows, filters) that an even step would fall into.
-  std::vector<Key> sample(int64_t size) const {
-    std::vector<Key> keys;
-    keys.reserve(static_cast<size_t>(size));
-    const int64_t stretch = total_ / size;
+  Sample<Key> sample(int64_t size) const {
+    constexpr int64_t run = Sample<Key>::kRun;
+    const int64_t runs = size / run;
+    const int64_t stretch = total_ / runs;
+    Sample<Key> sample;
+    sample.keys.resize(static_cast<size_t>(runs * run), Sample<Key>::kNone);
     size_t tensor = 0;
     int64_t start = 0;  // of the tensor in the sequence
-    for (int64_t i = 0; i < size; ++i) {
+    for (int64_t i = 0; i < runs; ++i) {
       const uint64_t irregular = (static_cast<uint64_t>(i) * UINT64_C(0x9e3779b97f4a7c15)) >> 32;
       const int64_t shift = static_cast<int64_t>((irregular * static_cast<uint64_t>(stretch)) >> 32);
       const int64_t place = i * stretch + shift;
       while (place >= start + views_[tensor].size()) start += views_[tensor++].size();
-      if (masks_[tensor].has_value() && !(*masks_[tensor])[place - start]) continue;
-      keys.push_back(views_[tensor][place - start] & std::numeric_limits<Key>::max());
+      // Whole lines of the cache; where a tensor ends, so does its last run.
+      const int64_t first = (place - start) / run * run;
+      const int64_t count = std::min(run, views_[tensor].size() - first);
+      Key weights[run];
+      uint8_t mask[run];
+      const Key* const from = views_[tensor].read(first, count, weights);
+      const uint8_t* const survives = masks_[tensor].has_value() ? masks_[tensor]->read(first, count, mask) : nullptr;
+      Key* const keys = sample.keys.data() + i * run;
+      for (int64_t j = 0; j < count; ++j) {
+        const bool is_survivor = survives == nullptr || survives[j];
+        keys[j] = is_survivor ? from[j] & std::numeric_limits<Key>::max() : Sample<Key>::kNone;
+        sample.survivors += is_survivor;
+      }
+      sample.places += count;
     }
-    return keys;
+    return sample;
   }
 
  private:
@@ -162,13 +210,61 @@ class Histogram {
 };
 
 template <typename Key>
-Wanted<Key> select(const Key* keys, size_t count, Wanted<Key> wanted) {
+struct Filtered {
+  std::unique_ptr<Key[]> keys;
+  int64_t below;   // the window
+  int64_t inside;  // ended early if above the capacity
+};
+
+// The keys that the window holds.
+template <typename Key>
+Filtered<Key> filter(const MagnitudeKernels<Key>& kernels, const Key* keys, size_t count, MagnitudeWindow<Key> window,
+                     size_t capacity) {
+  std::unique_ptr<Key[]> inside(new Key[capacity + kMagnitudeChunk + kMagnitudeSlack]);
+  MagnitudeCounts<Key> counts{};
+  for (size_t first = 0; first < count && static_cast<size_t>(counts.inside) <= capacity; first += kMagnitudeChunk) {
+    const size_t chunk = std::min(count - first, kMagnitudeChunk);
+    const auto part = kernels.scan(keys + first, nullptr, chunk, window, inside.get() + counts.inside);
+    counts.below += part.below;
+    counts.inside += part.inside;
+  }
+  return {std::move(inside), counts.below, counts.inside};
+}
+
+template <typename Key>
+Wanted<Key> select(const MagnitudeKernels<Key>& kernels, const Key* keys, size_t count, Wanted<Key> wanted) {
+  std::unique_ptr<Key[]> inside;
   while (!wanted.found()) {
+    if (static_cast<size_t>(wanted.count) < count / 8) {  // little memory, and worth it: filtering is the faster pass
+      inside = filter(kernels, keys, count, wanted.window, static_cast<size_t>(wanted.count)).keys;
+      keys = inside.get();
+      count = static_cast<size_t>(wanted.count);
+    }
     Histogram<Key> histogram(wanted.window);
     histogram.count(keys, nullptr, count);
     wanted = histogram.narrow(wanted);
   }
   return wanted;
+}
+
+// The same among keys that all lie in the window. In a narrow window they lie almost evenly, so that the rank tells the
+// place; where they do not, one fast pass was in vain.
+template <typename Key>
+Wanted<Key> select_by_place(const MagnitudeKernels<Key>& kernels, const Key* keys, const Wanted<Key>& wanted) {
+  constexpr double reach = 1.0 / 64;  // to either side; of 10,000 even keys that is 3 standard deviations
+  const auto count = static_cast<size_t>(wanted.count);
+  const double place = static_cast<double>(wanted.rank) / static_cast<double>(wanted.count);
+  const auto [low, high] = wanted.window;
+  const auto key_at = [low = low, width = static_cast<double>(high - low)](double share) {
+    return static_cast<Key>(low + static_cast<Key>(share * width));
+  };
+  const MagnitudeWindow<Key> window{key_at(std::max(0.0, place - reach)), key_at(std::min(1.0, place + reach))};
+  const Filtered<Key> near = filter(kernels, keys, count, window, count / 16);
+  const int64_t rank = wanted.rank - near.below;
+  if (rank < 0 || rank >= near.inside || static_cast<size_t>(near.inside) > count / 16) {
+    return select(kernels, keys, count, wanted);
+  }
+  return select(kernels, near.keys.get(), static_cast<size_t>(near.inside), {window, rank, near.inside});
 }
 
 template <typename Key>
@@ -193,7 +289,7 @@ constexpr int64_t kLargestSample = 1 << 15;
 // outside in one call of 16,000, which then takes about three times as long; a wider window would make every call pay.
 constexpr double kDeviations = 4;
 // Bounds of the memory for collected keys.
-constexpr int64_t kMemoryShare = 36;   // one key per so many weights, 2.8 %, ...
+constexpr int64_t kMemoryShare = 38;   // one key per so many weights, 2.6 %, ...
 constexpr int64_t kFewKeys = 1 << 17;  // ... but room for this many in any case
 
 template <typename Key>
@@ -203,33 +299,36 @@ struct Guess {
 };
 
 template <typename Key>
-Guess<Key> guess_window(const Weights<Key>& weights, int64_t k, Key infinity) {
-  const MagnitudeWindow<Key> finite{0, static_cast<Key>(infinity - 1)};
+Guess<Key> guess_window(const Weights<Key>& weights, const MagnitudeKernels<Key>& kernels, int64_t k, Key infinity) {
+  // Zeros need no collecting, be they in their millions: below a window that begins at 1 there is nothing else.
+  const MagnitudeWindow<Key> finite{1, static_cast<Key>(infinity - 1)};
   const int64_t total = weights.total();
   if (total <= kFewWeights) return {finite, total};
   // A sample of s leaves about total / sqrt(s) keys in the window; both numbers are the same at total^(2/3).
   const auto balanced = static_cast<int64_t>(std::pow(static_cast<double>(total), 2.0 / 3.0));
-  const int64_t size = std::min(balanced, kLargestSample);
-  const std::vector<Key> sample = weights.sample(size);
-  const auto seen = static_cast<int64_t>(sample.size());
+  const Sample<Key> sample = weights.sample(std::min(balanced, kLargestSample));
+  const int64_t seen = sample.survivors;
+  if (seen == 0) return {finite, std::min(total, kFewKeys)};
 
-  // Places of pruned weights count as drawn but not as seen, so the survivors need not be counted beforehand.
-  const double share = std::clamp(static_cast<double>(k) / static_cast<double>(total), 0.0, 1.0);
-  const double rank = share * static_cast<double>(size);
-  const double reach = kDeviations * (std::sqrt(rank * (1 - share)) + 1);
-  const auto first = std::min(static_cast<int64_t>(std::floor(rank - reach)), seen - 1);
-  const auto last = static_cast<int64_t>(std::ceil(rank + reach));
-  const auto key_at = [&](int64_t rank_in_sample) {
-    const MagnitudeWindow<Key> everything{0, std::numeric_limits<Key>::max()};
-    return std::min(finite.high,
-                    select<Key>(sample.data(), sample.size(), {everything, rank_in_sample, seen}).window.low);
+  const MagnitudeWindow<Key> everything{0, infinity};
+  Histogram<Key> histogram(everything);
+  histogram.count(sample.keys.data(), nullptr, sample.keys.size());
+  const auto key_at = [&](int64_t rank) {
+    const Wanted<Key> wanted = histogram.narrow({everything, std::clamp<int64_t>(rank, 0, seen - 1), seen});
+    const Key key = select(kernels, sample.keys.data(), sample.keys.size(), wanted).window.low;
+    return std::clamp(key, finite.low, finite.high);
   };
+  // Places of pruned weights count as drawn but not as seen, so the survivors need not be counted beforehand.
+  const double scale = static_cast<double>(total) / static_cast<double>(sample.places);
+  const double rank = std::clamp(static_cast<double>(k) / scale, 0.0, static_cast<double>(sample.places));
+  const Key near = key_at(static_cast<int64_t>(rank));
+  const double reach = kDeviations * (sample.count({0, near}).deviation + 1);
+  const auto first = static_cast<int64_t>(std::floor(rank - reach));
+  const auto last = static_cast<int64_t>(std::ceil(rank + reach));
   const MagnitudeWindow<Key> window{first < 0 ? finite.low : key_at(first), last >= seen ? finite.high : key_at(last)};
 
-  const auto inside = static_cast<double>(
-      std::count_if(sample.begin(), sample.end(), [&](Key key) { return window.low <= key && key <= window.high; }));
-  const double at_most = inside + kDeviations * (std::sqrt(inside) + 1);
-  const auto expected = static_cast<int64_t>(at_most * static_cast<double>(total) / static_cast<double>(size));
+  const auto [inside, deviation] = sample.count(window);
+  const auto expected = static_cast<int64_t>((inside + kDeviations * (deviation + 1)) * scale);
   return {window, std::min(expected, std::max(total / kMemoryShare, std::min(total, kFewKeys)))};
 }
 
@@ -249,7 +348,7 @@ class Search {
       : function_(function), weights_(weights), kernels_(kernels), infinity_(infinity) {}
 
   Threshold<Key> find(int64_t k) {
-    const auto [window, capacity] = guess_window(weights_, k, infinity_);
+    const auto [window, capacity] = guess_window(weights_, kernels_, k, infinity_);
     capacity_ = capacity;
     collected_.reset(new Key[static_cast<size_t>(capacity)]);
     const MagnitudeCounts<Key> counts = scan(window);
@@ -276,7 +375,7 @@ class Search {
         wanted = narrow(weights_, wanted);
       }
     }
-    if (collected) wanted = select<Key>(collected_.get(), static_cast<size_t>(wanted.count), wanted);
+    if (collected) wanted = select_by_place(kernels_, collected_.get(), wanted);
     return {wanted.window.low, wanted.rank + 1, counts.survivors};
   }
 

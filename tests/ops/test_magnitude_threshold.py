@@ -164,9 +164,12 @@ def test_orders_and_ties_that_mislead_a_sample_change_nothing(weight: Tensor, dt
 
 def sampled_places(total: int) -> Tensor:
     """Where the sample looks, as csrc/cpu/magnitude_threshold.cpp draws it."""
-    size = int(total ** (2 / 3))
-    stretch = total // size
-    return torch.tensor([i * stretch + (((i * 0x9E3779B97F4A7C15) % 2**64 >> 32) * stretch >> 32) for i in range(size)])
+    run = 16
+    runs = int(total ** (2 / 3)) // run
+    stretch = total // runs
+    starts = [i * stretch + (((i * 0x9E3779B97F4A7C15) % 2**64 >> 32) * stretch >> 32) for i in range(runs)]
+    places = torch.tensor(starts)[:, None] // run * run + torch.arange(run)
+    return places[places < total]
 
 
 @pytest.mark.usefixtures("kernels")

@@ -43,15 +43,6 @@ inline Keys<Key> load_eight_keys(const Key* weights, const uint8_t* mask, size_t
   return keys;
 }
 
-template <bool masked>
-inline size_t count_survivors_of_eight(const uint8_t* mask, size_t i) {
-  if constexpr (!masked) return 8;
-  const auto pruned = pruned_of_eight(mask + i);
-  uint64_t bits;
-  std::memcpy(&bits, &pruned, sizeof(bits));
-  return 8 - static_cast<size_t>(__builtin_popcountll(bits)) / 8;
-}
-
 // Appends the chosen lanes (all bits set) to `to` and returns the new end. May write eight lanes.
 template <typename Key>
 inline Key* append(Keys<Key> keys, Keys<Key> chosen, Key* to) {
@@ -95,45 +86,87 @@ inline int32_t* append<int32_t>(Keys<int32_t> keys, Keys<int32_t> chosen, int32_
 }
 #endif
 
+constexpr size_t kBlock = 64;
+
+// Calls work(first) for blocks of kBlock weights and returns where the rest, too short for four blocks, begins.
+//
+// Four parts of the chunk are read in turn: a processor fetches ahead of a reader to the end of a page of memory and no
+// further, so a single reader waits at every page; of four the others keep the memory busy meanwhile. It takes a third
+// off the time of weights that lie in memory. Larger blocks would let the readers wait one after the other again.
+template <typename Work>
+inline size_t for_each_block(size_t count, const Work& work) {
+  const size_t part = count / (4 * kBlock) * kBlock;
+  for (size_t i = 0; i < part; i += kBlock) {
+    for (size_t reader = 0; reader < 4; ++reader) work(reader * part + i);
+  }
+  return 4 * part;
+}
+
 template <typename Key, bool masked>
 MagnitudeCounts<Key> scan(const Key* weights, const uint8_t* mask, size_t count, MagnitudeWindow<Key> window,
                           Key* inside) {
-  Keys<Key> lanes_below = {}, lanes_largest = {};
+  Keys<Key> lanes_below = {}, lanes_pruned = {}, lanes_largest = {};
   Key* end = inside;
-  size_t survivors = 0;
-  size_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const Keys<Key> keys = load_eight_keys<Key, masked>(weights, mask, i);
-    const Keys<Key> is_below = keys < window.low;
-    lanes_below -= is_below;
-    lanes_largest = keys > lanes_largest ? keys : lanes_largest;
-    survivors += count_survivors_of_eight<masked>(mask, i);
-    end = append<Key>(keys, ~is_below & (keys <= window.high), end);
-  }
+  const Key above = static_cast<Key>(window.high + 1);
+  size_t i = for_each_block(count, [&](size_t first) {
+    for (size_t i = first; i < first + kBlock; i += 8) {
+      const Keys<Key> keys = load_eight_keys<Key, masked>(weights, mask, i);
+      const Keys<Key> is_below = keys < window.low;
+      lanes_below -= is_below;
+      lanes_largest = keys > lanes_largest ? keys : lanes_largest;
+      if constexpr (masked) lanes_pruned -= keys < 0;
+      end = append<Key>(keys, ~is_below & (keys < above), end);
+    }
+  });
   Key largest = 0;
-  int64_t below = 0;
+  int64_t below = 0, pruned = 0;
   for (int lane = 0; lane < 8; ++lane) {
     below += lanes_below[lane];
+    pruned += lanes_pruned[lane];
     largest = lanes_largest[lane] > largest ? lanes_largest[lane] : largest;
   }
   for (; i < count; ++i) {
     const Key key = load_key<Key, masked>(weights, mask, i);
     below += key < window.low;
     largest = key > largest ? key : largest;
-    survivors += !masked || mask[i] != 0;
+    pruned += key < 0;
     if (key >= window.low && key <= window.high) *end++ = key;
   }
   // The keys of pruned weights were counted as below.
-  return {static_cast<int64_t>(survivors), below - static_cast<int64_t>(count - survivors), end - inside, largest};
+  return {static_cast<int64_t>(count) - pruned, below - pruned, end - inside, largest};
+}
+
+// Returns the ties, those pruned before included.
+template <typename Key, bool masked>
+inline Key prune_some(const Key* __restrict weights, const uint8_t* __restrict mask, size_t count, Key threshold,
+                      uint8_t* __restrict new_mask) {
+  Key ties = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const Key key = weights[i] & kWithoutSign<Key>;
+    uint8_t survives = key > threshold;
+    if constexpr (masked) survives &= mask[i] != 0;
+    new_mask[i] = survives;
+    ties = static_cast<Key>(ties + (key == threshold));
+  }
+  return ties;
 }
 
 template <typename Key, bool masked>
 size_t prune(const Key* weights, const uint8_t* mask, size_t count, Key threshold, uint8_t* new_mask) {
   Key ties = 0;
-  for (size_t i = 0; i < count; ++i) {
-    const Key key = load_key<Key, masked>(weights, mask, i);
-    new_mask[i] = key > threshold;
-    ties = static_cast<Key>(ties + (key == threshold));
+  const auto some = [&](size_t first, size_t size) {
+    const uint8_t* const old_mask = masked ? mask + first : nullptr;
+    const Key more = prune_some<Key, masked>(weights + first, old_mask, size, threshold, new_mask + first);
+    ties = static_cast<Key>(ties + more);
+  };
+  const size_t rest = for_each_block(count, [&](size_t first) { some(first, kBlock); });
+  some(rest, count - rest);
+  // Mostly there is none in a chunk: it is faster to look again, where there are, than at the mask of every weight.
+  if (masked && ties != 0) {
+    ties = 0;
+    for (size_t i = 0; i < count; ++i) {
+      ties = static_cast<Key>(ties + (load_key<Key, masked>(weights, mask, i) == threshold));
+    }
   }
   return static_cast<size_t>(ties);
 }

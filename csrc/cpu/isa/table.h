@@ -114,7 +114,7 @@ constexpr size_t kMagnitudeSlack = 8;
 template <typename Key>
 struct MagnitudeKernels {
   // `mask` holds a bool per byte, any value but 0 is true; null: every weight survives. The keys inside the window are
-  // written to `inside`, in order, which has room for count + kMagnitudeSlack.
+  // written to `inside`, in any order; it has room for count + kMagnitudeSlack.
   MagnitudeCounts<Key> (*scan)(const Key* weights, const uint8_t* mask, size_t count, MagnitudeWindow<Key> window,
                                Key* inside);
   // new_mask = survives and key > threshold. Returns how many survivors have the key `threshold`.
