@@ -7,6 +7,11 @@
 // threads shows in the result. Memory: the collected keys, and some 60 bytes per 16,384 weights.
 #include "ops/magnitude_threshold.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -413,6 +418,21 @@ class Search {
 
 // ---- the masks ----
 
+// Asks for the pages of new memory at once: one by one, as they are written, they cost more than the pass that writes
+// them. The kernel may refuse; then they come one by one. A small mask is mostly given memory that was in use before.
+constexpr size_t kNewMemory = 1 << 19;
+
+void populate(void* memory, size_t bytes) {
+#if defined(__linux__) && defined(MADV_POPULATE_WRITE)
+  static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + bytes) / page * page;
+  if (bytes >= kNewMemory) madvise(reinterpret_cast<void*>(first), last - first, MADV_POPULATE_WRITE);
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
 template <typename Key>
 std::vector<at::Tensor> prune(const Weights<Key>& weights, const MagnitudeKernels<Key>& kernels,
                               const Threshold<Key>& threshold, at::TensorList like) {
@@ -421,6 +441,7 @@ std::vector<at::Tensor> prune(const Weights<Key>& weights, const MagnitudeKernel
   for (const at::Tensor& weight : like) {
     masks.push_back(at::empty(weight.sizes(), weight.options().dtype(at::kBool)));
     data.push_back(reinterpret_cast<uint8_t*>(masks.back().mutable_data_ptr<bool>()));
+    populate(data.back(), masks.back().nbytes());
   }
   const auto mask_of = [&](const Chunk& chunk) { return data[chunk.tensor] + chunk.first; };
 
