@@ -136,18 +136,38 @@ MagnitudeCounts<Key> scan(const Key* weights, const uint8_t* mask, size_t count,
   return {static_cast<int64_t>(count) - pruned, below - pruned, end - inside, largest};
 }
 
+// Returns the ties, those pruned before included.
+template <typename Key, bool masked>
+inline Key prune_some(const Key* __restrict weights, const uint8_t* __restrict mask, size_t count, Key threshold,
+                      uint8_t* __restrict new_mask) {
+  Key ties = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const Key key = weights[i] & kWithoutSign<Key>;
+    uint8_t survives = key > threshold;
+    if constexpr (masked) survives &= mask[i] != 0;
+    new_mask[i] = survives;
+    ties = static_cast<Key>(ties + (key == threshold));
+  }
+  return ties;
+}
+
 template <typename Key, bool masked>
 size_t prune(const Key* weights, const uint8_t* mask, size_t count, Key threshold, uint8_t* new_mask) {
   Key ties = 0;
-  const auto prune_one = [&](size_t i) {
-    const Key key = load_key<Key, masked>(weights, mask, i);
-    new_mask[i] = key > threshold;
-    ties = static_cast<Key>(ties + (key == threshold));
+  const auto some = [&](size_t first, size_t size) {
+    const uint8_t* const old_mask = masked ? mask + first : nullptr;
+    const Key more = prune_some<Key, masked>(weights + first, old_mask, size, threshold, new_mask + first);
+    ties = static_cast<Key>(ties + more);
   };
-  size_t i = for_each_block(count, [&](size_t first) {
-    for (size_t i = first; i < first + kBlock; ++i) prune_one(i);
-  });
-  for (; i < count; ++i) prune_one(i);
+  const size_t rest = for_each_block(count, [&](size_t first) { some(first, kBlock); });
+  some(rest, count - rest);
+  // Mostly there is none in a chunk: it is faster to look again, where there are, than at the mask of every weight.
+  if (masked && ties != 0) {
+    ties = 0;
+    for (size_t i = 0; i < count; ++i) {
+      ties = static_cast<Key>(ties + (load_key<Key, masked>(weights, mask, i) == threshold));
+    }
+  }
   return static_cast<size_t>(ties);
 }
 
