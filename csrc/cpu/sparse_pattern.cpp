@@ -29,7 +29,7 @@ int64_t panel_width(int64_t features, double density) {
   return std::max<int64_t>((features + panels - 1) / panels, 1);
 }
 
-// How features are cut into panels.
+// How features are cut into panels: `width` is features / `count`, rounded up, for the kernels know the count alone.
 struct Panels {
   int64_t width, count;
 };

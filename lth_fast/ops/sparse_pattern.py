@@ -14,10 +14,11 @@ class SparsePattern(NamedTuple):
     """The survivors of a mask ``[out_features, in_features]``, in row order and in column order.
 
     Both orders are cut into panels, whose width follows the machine's caches and the density: what is read at random
-    stays in cache while a panel is worked on. In row order the survivors of a row lie side by side, panel after panel:
-    row ``r`` has those from ``row_starts[p, r]`` to ``row_starts[p + 1, r]`` in column panel ``p``. In column order the
-    survivors of a panel of rows lie side by side, column after column: column ``c`` has those from
-    ``column_starts[p, c]`` to ``column_starts[p, c + 1]`` in row panel ``p``.
+    stays in cache while a panel is worked on. Each of ``n`` panels is ``features / n`` wide, rounded up, the last one
+    what is left. In row order the survivors of a row lie side by side, panel after panel: row ``r`` has those from
+    ``row_starts[p, r]`` to ``row_starts[p + 1, r]`` in column panel ``p``. In column order the survivors of a panel of
+    rows lie side by side, column after column: column ``c`` has those from ``column_starts[p, c]`` to
+    ``column_starts[p, c + 1]`` in row panel ``p``.
 
     Attributes:
         row_starts: int32 ``[column panels + 1, out_features]``, positions in row order.
