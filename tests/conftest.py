@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,3 +27,35 @@ def data_root() -> Path:
     if not folder:
         pytest.skip("LTH_FAST_DATA is not set: it names the folder of the genuine data sets")
     return Path(folder)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Each device in turn; torch's own convolutions are true float32 and repeatable there."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield torch.device(request.param)
+
+
+class _OwnOperators(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "lth_fast":
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def own_operators_of() -> Callable[[Callable[[], Any]], list[str]]:
+    """Runs what it is given and returns the names of the package's operators that were dispatched meanwhile."""
+
+    def names(work: Callable[[], Any]) -> list[str]:
+        with _OwnOperators() as mode:
+            work()
+        return mode.names
+
+    return names

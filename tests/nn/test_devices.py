@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,14 +29,6 @@ LAYERS: dict[str, tuple[Any, Callable[[], nn.Module], tuple[int, ...]]] = {
     "sparse linear": (SparseLinear, lambda: nn.Linear(40, 30), (7, 40)),
     "sparse convolution": (SparseConv2d, lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2), (3, 4, 9, 8)),
 }
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        yield torch.device(request.param)
 
 
 def distance(out: Tensor, expected: Tensor) -> float:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lth_fast.nn import MaskedConv2d, MaskedLinear
 
@@ -17,25 +16,6 @@ from lth_fast.nn import MaskedConv2d, MaskedLinear
 def pruned_weights_are_zero(layer: Any) -> bool:
     pruned = layer.weight.detach()[~layer.mask]
     return torch.equal(pruned, torch.zeros_like(pruned)) and not pruned.signbit().any()
-
-
-class OwnOperators(TorchDispatchMode):
-    """Notes the names of our operators as they are dispatched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "lth_fast":
-            self.calls.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-def own_operators_of(work: Callable[[], Any]) -> list[str]:
-    with OwnOperators() as mode:
-        work()
-    return mode.calls
 
 
 def test_a_new_layer_keeps_every_weight(kind: Any) -> None:
@@ -162,7 +142,9 @@ def test_a_write_that_torch_does_not_count_is_masked_on_request(kind: Any) -> No
     assert torch.equal(layer.weight != 0, layer.mask)
 
 
-def test_a_clean_forward_is_one_operator_and_touches_no_mask(kind: Any) -> None:
+def test_a_clean_forward_is_one_operator_and_touches_no_mask(
+    kind: Any, own_operators_of: Callable[[Callable[[], Any]], list[str]]
+) -> None:
     layer, inputs = kind.layer(), kind.inputs()
     operator = {MaskedLinear: "masked_linear", MaskedConv2d: "masked_conv2d"}[kind.masked]
     assert own_operators_of(lambda: layer(inputs)) == [operator]
@@ -183,7 +165,9 @@ def test_a_clean_forward_leaves_the_version_of_the_weight_alone(kind: Any) -> No
     (first.sum() + second.sum()).backward()
 
 
-def test_a_weight_that_is_vouched_for_is_not_masked_again(kind: Any) -> None:
+def test_a_weight_that_is_vouched_for_is_not_masked_again(
+    kind: Any, own_operators_of: Callable[[Callable[[], Any]], list[str]]
+) -> None:
     layer, inputs = kind.layer(), kind.inputs()
     with torch.no_grad():
         layer.weight.mul_(2.0)

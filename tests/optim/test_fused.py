@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lth_fast import optim
 from lth_fast.nn import MaskedLinear, masked_layers, restore, set_masks
@@ -53,34 +52,21 @@ def assert_zero_where_pruned(weight: Tensor, mask: Tensor, optimizer: Optimizer)
         assert tensor[~mask].count_nonzero() == 0
 
 
-class OwnOperators(TorchDispatchMode):
-    """Names our operators as they are dispatched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "lth_fast":
-            self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_step_is_one_native_call_per_group(make_optimizer: Callable[..., Optimizer]) -> None:
+def test_a_step_is_one_native_call_per_group(
+    make_optimizer: Callable[..., Optimizer], own_operators_of: Callable[[Callable[[], Any]], list[str]]
+) -> None:
     model = masked_network()
     optimizer = make_optimizer([{"params": model[0].parameters()}, {"params": model[3].parameters()}])
     train(model, optimizer)
-    with OwnOperators() as operators:
-        optimizer.step()
-    assert operators.names in (["adam_step_"] * 2, ["sgd_step_"] * 2)
+    assert own_operators_of(optimizer.step) in (["adam_step_"] * 2, ["sgd_step_"] * 2)
 
 
-def test_the_layers_need_not_look_at_their_weights_again(make_optimizer: Callable[..., Optimizer]) -> None:
+def test_the_layers_need_not_look_at_their_weights_again(
+    make_optimizer: Callable[..., Optimizer], own_operators_of: Callable[[Callable[[], Any]], list[str]]
+) -> None:
     model = masked_network()
     train(model, make_optimizer(model.parameters()))
-    with OwnOperators() as operators:
-        model(torch.randn(4, 1, 6, 6))
-    assert sorted(operators.names) == ["masked_conv2d", "masked_linear"]
+    assert sorted(own_operators_of(lambda: model(torch.randn(4, 1, 6, 6)))) == ["masked_conv2d", "masked_linear"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.0])

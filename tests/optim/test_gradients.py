@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lth_fast import optim
 from lth_fast.nn import masked_layers, set_masks
@@ -22,14 +21,6 @@ OURS: dict[str, Callable[..., Optimizer]] = {
     "Adam": partial(optim.Adam, lr=1e-2, weight_decay=1e-2, amsgrad=True),
     "AdamW": partial(optim.AdamW, lr=1e-2),
 }
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        yield torch.device(request.param)
 
 
 def masked_network(device: torch.device, channels_last: bool = False) -> nn.Sequential:
@@ -107,31 +98,22 @@ def test_one_pass_masks_the_gradients_for_whoever_reads_them(device: torch.devic
     assert torch.allclose(found, expected)
 
 
-class OwnOperators(TorchDispatchMode):
-    """Names our operators as they are dispatched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "lth_fast":
-            self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_step_has_no_other_operator_of_ours_than_the_optimizers(device: torch.device) -> None:
+def test_a_step_has_no_other_operator_of_ours_than_the_optimizers(
+    device: torch.device, own_operators_of: Callable[[Callable[[], Any]], list[str]]
+) -> None:
     model = masked_network(device)
     set_masks(model, {"3.bias": torch.ones(5, dtype=torch.bool, device=device)})
     plain = nn.Sequential(*list(model)[:3])  # without the masked bias, a parametrization
     optimizer = optim.Adam(plain.parameters())
     backward(plain, torch.randn(4, 2, 6, 6, device=device))
     optimizer.step()
+
+    def work() -> None:
+        backward(plain, torch.randn(4, 2, 6, 6, device=device))
+        optimizer.step()
+
     with gradients_masked_by(optimizer):
-        with OwnOperators() as operators:
-            backward(plain, torch.randn(4, 2, 6, 6, device=device))
-            optimizer.step()
-        assert operators.names == ["adam_step_"]
+        assert own_operators_of(work) == ["adam_step_"]
 
 
 @pytest.mark.parametrize("kind", ["torch's", "a subclass of ours"])
