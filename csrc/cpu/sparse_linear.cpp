@@ -2,6 +2,8 @@
 // as its owner: rows of the outputs, columns of the input's gradient, rows of the values' gradient; so no sum depends
 // on the number of threads. Whatever a thread needs for a panel only is made right before: it is still in cache when it
 // is read.
+#include <array>
+#include <tuple>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -18,8 +20,6 @@ constexpr int64_t kColumnsPerTask = 512;
 // About 10 microseconds of work: below it, one thread is faster than waking a second one.
 constexpr int64_t kProductsPerThread = 1 << 18;
 constexpr int64_t kFeaturesPerTask = 512;
-// Values fetched so many survivors before they are copied.
-constexpr int64_t kSurvivorsAhead = 128;
 
 int64_t ceiling_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -210,31 +210,42 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& values, const at::
   return output;
 }
 
-// grad_input = grad_output * matrix. The columns of a task need their values in column order: they are gathered panel
-// of rows by panel of rows, from few cache lines each.
+// The gradient of the output, as rows and as tiles: all other gradients are made of it.
 template <typename Element>
-at::Tensor input_grad(const at::Tensor& grad_output, const at::Tensor& values, const at::Tensor& column_starts,
-                      const at::Tensor& rows, const at::Tensor& permutation) {
+struct GradOutput {
+  explicit GradOutput(const at::Tensor& gradient)
+      : rows(adjacent_rows(gradient)),
+        tiles(cut_batch<Element>(rows.size(0))),
+        as_tiles(to_tiles<Element>(rows, tiles)) {}
+
+  const Element* operator[](const Tile& tile) const {
+    return as_tiles.template const_data_ptr<Element>() + tile.lanes_before * rows.size(1);
+  }
+
+  at::Tensor rows;
+  std::vector<Tile> tiles;
+  at::Tensor as_tiles;
+};
+
+// grad_input = grad_output * matrix, in the shape of the layer's input. The columns of a task need their values in
+// column order: they are gathered panel of rows by panel of rows, from few cache lines each.
+template <typename Element>
+at::Tensor input_grad(const GradOutput<Element>& grad_output, at::IntArrayRef shape, const at::Tensor& values,
+                      const at::Tensor& column_starts, const at::Tensor& rows, const at::Tensor& permutation) {
   const auto& table = sparse_linear_kernels<Element>();
   const int64_t in_features = column_starts.size(1) - 1, panels = column_starts.size(0);
-  auto shape = grad_output.sizes().vec();
-  const int64_t out_features = shape.back();
-  shape.back() = in_features;
-  at::Tensor result = at::empty(shape, grad_output.options());
-  if (result.numel() == 0) return result;
-  const at::Tensor gradients = adjacent_rows(grad_output), kept = values.contiguous();
+  at::Tensor result = at::empty(shape, values.options());
+  const at::Tensor kept = values.contiguous();
   const auto* value = kept.const_data_ptr<Element>();
   const auto* place = permutation.const_data_ptr<int32_t>();
   const auto* starts = column_starts.const_data_ptr<int32_t>();
   auto* to = result.mutable_data_ptr<Element>();
 
-  const auto tiles = cut_batch<Element>(gradients.size(0));
-  const at::Tensor gradient_tiles = to_tiles<Element>(gradients, tiles);
-  const auto* gradient = gradient_tiles.const_data_ptr<Element>();
+  const auto& tiles = grad_output.tiles;
   const int64_t step = lines_per_task(in_features, kColumnsPerTask), slices = ceiling_divide(in_features, step);
   by_index(rows, table.product_16, table.product_32, [&](auto kernel, auto index) {
     const auto matrix = column_order<decltype(index)>(column_starts, rows);
-    for_tasks(slices, (rows.numel() + in_features) * gradients.size(0), [&](int64_t slice) {
+    for_tasks(slices, (rows.numel() + in_features) * grad_output.rows.size(0), [&](int64_t slice) {
       const int64_t first = slice * step, last = std::min(first + step, in_features);
       const auto begin = [&](int64_t panel) { return starts[panel * (in_features + 1) + first]; };
       const auto end = [&](int64_t panel) { return starts[panel * (in_features + 1) + last]; };
@@ -245,20 +256,15 @@ at::Tensor input_grad(const at::Tensor& grad_output, const at::Tensor& values, c
       int64_t before = 0;
       for (int64_t panel = 0; panel < panels; ++panel) {
         Element* ordered = gathered.from(begin(panel) - before);
-        const int64_t stop = end(panel), fetched = std::max<int64_t>(stop - kSurvivorsAhead, begin(panel));
-        for (int64_t i = begin(panel); i < fetched; ++i) {
-          __builtin_prefetch(value + place[i + kSurvivorsAhead]);
-          ordered[i] = value[place[i]];
-        }
-        for (int64_t i = fetched; i < stop; ++i) ordered[i] = value[place[i]];
+        const int64_t stop = end(panel);
+        table.gather(value, place + begin(panel), stop - begin(panel), ordered + begin(panel));
         panel_values.push_back(ordered);
         before += stop - begin(panel);
       }
       for (const Tile& tile : tiles) {
         Element* sums = scratch.from(first * tile.lanes);
         for (int64_t panel = 0; panel < panels; ++panel) {
-          kernel(matrix, panel, panel_values[panel], nullptr, first, last, gradient + tile.lanes_before * out_features,
-                 sums, tile.lanes);
+          kernel(matrix, panel, panel_values[panel], nullptr, first, last, grad_output[tile], sums, tile.lanes);
         }
         table.from_tile(sums, tile.lanes, first, last, to + tile.first_sample * in_features, in_features, tile.samples,
                         false);
@@ -270,17 +276,14 @@ at::Tensor input_grad(const at::Tensor& grad_output, const at::Tensor& values, c
 
 // grad_values = transpose(grad_output) * input, at the survivors.
 template <typename Element>
-at::Tensor values_grad(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& row_starts,
+at::Tensor values_grad(const GradOutput<Element>& grad_output, const at::Tensor& input, const at::Tensor& row_starts,
                        const at::Tensor& columns) {
   const auto& table = sparse_linear_kernels<Element>();
-  if (input.numel() == 0 || grad_output.numel() == 0) return at::zeros(columns.sizes(), input.options());
   at::Tensor result = at::empty(columns.sizes(), input.options());
-  const at::Tensor gradients = adjacent_rows(grad_output), samples = adjacent_rows(input);
+  const at::Tensor samples = adjacent_rows(input);
   auto* to = result.mutable_data_ptr<Element>();
 
-  const auto tiles = cut_batch<Element>(samples.size(0));
-  const at::Tensor gradient_tiles = to_tiles<Element>(gradients, tiles);
-  const auto* gradient = gradient_tiles.const_data_ptr<Element>();
+  const auto& tiles = grad_output.tiles;
   const int64_t rows = row_starts.size(1), panels = row_starts.size(0) - 1;
   const int64_t step = lines_per_task(rows, kRowsPerTask), slices = ceiling_divide(rows, step);
   const InputPanels<Element> input_panels(samples, tiles, panels, slices);
@@ -290,11 +293,22 @@ at::Tensor values_grad(const at::Tensor& grad_output, const at::Tensor& input, c
       const int64_t first = slice * step, last = std::min(first + step, rows);
       for (const Tile& tile : tiles) {
         input_panels.for_each(tile, [&](int64_t panel, const Element* from) {
-          kernel(matrix, panel, first, last, gradient + tile.lanes_before * rows, from, to, tile.first_sample > 0,
-                 tile.lanes);
+          kernel(matrix, panel, first, last, grad_output[tile], from, to, tile.first_sample > 0, tile.lanes);
         });
       }
     });
+  });
+  return result;
+}
+
+// grad_bias = the sums of grad_output over the samples.
+template <typename Element>
+at::Tensor bias_grad(const at::Tensor& rows) {
+  at::Tensor result = at::empty({rows.size(1)}, rows.options());
+  const auto* from = rows.const_data_ptr<Element>();
+  auto* to = result.mutable_data_ptr<Element>();
+  at::parallel_for(0, rows.size(1), kProductsPerThread / rows.size(0) + 1, [&](int64_t first, int64_t last) {
+    sparse_linear_kernels<Element>().feature_sums(from, rows.stride(0), rows.size(0), first, last, to);
   });
   return result;
 }
@@ -313,15 +327,44 @@ at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
 at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
                                     const at::Tensor& column_starts, const at::Tensor& rows,
                                     const at::Tensor& permutation) {
-  return grad_output.scalar_type() == at::kFloat
-             ? input_grad<float>(grad_output, values, column_starts, rows, permutation)
-             : input_grad<double>(grad_output, values, column_starts, rows, permutation);
+  auto shape = grad_output.sizes().vec();
+  shape.back() = column_starts.size(1) - 1;
+  if (grad_output.numel() == 0) return at::zeros(shape, values.options());
+  const auto compute = [&](auto element) {
+    return input_grad<decltype(element)>(GradOutput<decltype(element)>(grad_output), shape, values, column_starts, rows,
+                                         permutation);
+  };
+  return values.scalar_type() == at::kFloat ? compute(float{}) : compute(double{});
 }
 
 at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Tensor& input,
                                      const at::Tensor& row_starts, const at::Tensor& columns) {
-  return input.scalar_type() == at::kFloat ? values_grad<float>(grad_output, input, row_starts, columns)
-                                           : values_grad<double>(grad_output, input, row_starts, columns);
+  if (input.numel() == 0 || grad_output.numel() == 0) return at::zeros(columns.sizes(), input.options());
+  const auto compute = [&](auto element) {
+    return values_grad<decltype(element)>(GradOutput<decltype(element)>(grad_output), input, row_starts, columns);
+  };
+  return input.scalar_type() == at::kFloat ? compute(float{}) : compute(double{});
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_linear_backward(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& values, const at::Tensor& row_starts,
+    const at::Tensor& columns, const at::Tensor& column_starts, const at::Tensor& rows, const at::Tensor& permutation,
+    std::array<bool, 3> wanted) {
+  const auto [input_wanted, values_wanted, bias_wanted] = wanted;
+  const auto none = [&] { return at::empty({0}, values.options()); };
+  if (grad_output.numel() == 0 || input.numel() == 0) {  // no samples, or a layer without inputs or outputs
+    return {input_wanted ? at::zeros(input.sizes(), values.options()) : none(),
+            values_wanted ? at::zeros(values.sizes(), values.options()) : none(),
+            bias_wanted ? as_rows(grad_output).sum(0) : none()};
+  }
+  const auto compute = [&](auto element) -> std::tuple<at::Tensor, at::Tensor, at::Tensor> {
+    using Element = decltype(element);
+    const GradOutput<Element> gradient(grad_output);
+    return {input_wanted ? input_grad(gradient, input.sizes(), values, column_starts, rows, permutation) : none(),
+            values_wanted ? values_grad(gradient, input, row_starts, columns) : none(),
+            bias_wanted ? bias_grad<Element>(gradient.rows) : none()};
+  };
+  return values.scalar_type() == at::kFloat ? compute(float{}) : compute(double{});
 }
 
 }  // namespace
@@ -331,4 +374,5 @@ TORCH_LIBRARY_IMPL(lth_fast, CPU, library) {
   library.impl("sparse_linear", lth_fast::sparse_linear);
   library.impl("sparse_linear_input_grad", lth_fast::sparse_linear_input_grad);
   library.impl("sparse_linear_values_grad", lth_fast::sparse_linear_values_grad);
+  library.impl("sparse_linear_backward", lth_fast::sparse_linear_backward);
 }

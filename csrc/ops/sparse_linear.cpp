@@ -15,6 +15,10 @@ TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
       "Tensor permutation) -> Tensor");
   library.def(
       "sparse_linear_values_grad(Tensor grad_output, Tensor input, Tensor row_starts, Tensor columns) -> Tensor");
+  // Gradients of input, values and bias; those that are not wanted are empty.
+  library.def(
+      "sparse_linear_backward(Tensor grad_output, Tensor input, Tensor values, Tensor row_starts, Tensor columns, "
+      "Tensor column_starts, Tensor rows, Tensor permutation, bool[3] wanted) -> (Tensor, Tensor, Tensor)");
 }
 
 namespace lth_fast {
@@ -50,6 +54,31 @@ at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Te
           .findSchemaOrThrow("lth_fast::sparse_linear_values_grad", "")
           .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&)>();
   return op.call(grad_output, input, row_starts, columns);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_linear_backward(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& values, const at::Tensor& row_starts,
+    const at::Tensor& columns, const at::Tensor& column_starts, const at::Tensor& rows, const at::Tensor& permutation,
+    std::array<bool, 3> wanted) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("lth_fast::sparse_linear_backward", "")
+          .typed<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
+              const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+              const at::Tensor&, const at::Tensor&, const at::Tensor&, std::array<bool, 3>)>();
+  return op.call(grad_output, input, values, row_starts, columns, column_starts, rows, permutation, wanted);
+}
+
+// Where the gradients have no common kernel.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> one_by_one(const at::Tensor& grad_output, const at::Tensor& input,
+                                                          const at::Tensor& values, const at::Tensor& row_starts,
+                                                          const at::Tensor& columns, const at::Tensor& column_starts,
+                                                          const at::Tensor& rows, const at::Tensor& permutation,
+                                                          std::array<bool, 3> wanted) {
+  const auto none = [&] { return at::empty({0}, values.options()); };
+  return {wanted[0] ? sparse_linear_input_grad(grad_output, values, column_starts, rows, permutation) : none(),
+          wanted[1] ? sparse_linear_values_grad(grad_output, input, row_starts, columns) : none(),
+          wanted[2] ? as_rows(grad_output).sum(0) : none()};
 }
 
 // ---- checks: shapes and types. That the numbers inside are those of one mask is sparse_pattern's part. ----
@@ -132,9 +161,16 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
     const bool differentiable = at::GradMode::is_enabled();
     const BelowAutograd below_autograd(!differentiable);
     const auto grad_output = output.defined() ? at::threshold_backward(gradients[0], output, 0) : gradients[0];
-    const bool input_wanted = context->needs_input_grad(0), values_wanted = context->needs_input_grad(1);
+    const bool input_wanted = context->needs_input_grad(0), values_wanted = context->needs_input_grad(1),
+               bias_wanted = context->needs_input_grad(2);
     at::Tensor grad_input, grad_values, grad_bias;
-    if (differentiable) {
+    if (!differentiable && (input_wanted || values_wanted)) {
+      const auto gradients = sparse_linear_backward(grad_output, input, values, row_starts, columns, column_starts,
+                                                    rows, permutation, {input_wanted, values_wanted, bias_wanted});
+      if (input_wanted) grad_input = std::get<0>(gradients);
+      if (values_wanted) grad_values = std::get<1>(gradients);
+      if (bias_wanted) grad_bias = std::get<2>(gradients);
+    } else {
       // Double backward: the same values from differentiable pieces.
       const auto [row_of, column_of] = coordinates(columns, rows, permutation);
       if (input_wanted) {
@@ -145,11 +181,8 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
         const auto dense = as_rows(grad_output).t().matmul(as_rows(input));
         grad_values = dense.index({row_of, column_of});
       }
-    } else {
-      if (input_wanted) grad_input = sparse_linear_input_grad(grad_output, values, column_starts, rows, permutation);
-      if (values_wanted) grad_values = sparse_linear_values_grad(grad_output, input, row_starts, columns);
+      if (bias_wanted) grad_bias = as_rows(grad_output).sum(0);
     }
-    if (context->needs_input_grad(2)) grad_bias = as_rows(grad_output).sum(0);
     return {grad_input,   grad_values,  grad_bias,    at::Tensor(), at::Tensor(),
             at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
@@ -178,6 +211,7 @@ at::Tensor sparse_linear_autocast(const at::Tensor& input, const at::Tensor& val
 }  // namespace lth_fast
 
 TORCH_LIBRARY_IMPL(lth_fast, Autograd, library) { library.impl("sparse_linear", lth_fast::sparse_linear_autograd); }
+TORCH_LIBRARY_IMPL(lth_fast, CUDA, library) { library.impl("sparse_linear_backward", lth_fast::one_by_one); }
 TORCH_LIBRARY_IMPL(lth_fast, AutocastCPU, library) {
   library.impl("sparse_linear", lth_fast::sparse_linear_autocast<c10::kCPU, c10::DispatchKey::AutocastCPU>);
 }

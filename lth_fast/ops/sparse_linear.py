@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -102,3 +103,19 @@ def _(grad_output: Tensor, values: Tensor, column_starts: Tensor, rows: Tensor, 
 @torch.library.register_fake("lth_fast::sparse_linear_values_grad")
 def _(grad_output: Tensor, input: Tensor, row_starts: Tensor, columns: Tensor) -> Tensor:
     return input.new_empty(columns.shape)
+
+
+@torch.library.register_fake("lth_fast::sparse_linear_backward")
+def _(
+    grad_output: Tensor,
+    input: Tensor,
+    values: Tensor,
+    row_starts: Tensor,
+    columns: Tensor,
+    column_starts: Tensor,
+    rows: Tensor,
+    permutation: Tensor,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    shapes = (input.shape, values.shape, row_starts.shape[1:])
+    return tuple(values.new_empty(shape if given else (0,)) for shape, given in zip(shapes, wanted, strict=True))

@@ -18,6 +18,7 @@ OPERATORS = [
     "sparse_linear",
     "sparse_linear_input_grad",
     "sparse_linear_values_grad",
+    "sparse_linear_backward",
 ]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from lth_fast.ops.sparse_pattern import reference as pattern_reference
 Distance = Callable[[Tensor, Tensor], float]
 # Features below, at and above blocks of eight, one and several panels.
 FEATURES = [(1, 1), (16, 8), (7, 3), (33, 21), (784, 300), (1300, 40), (40, 1300)]
+# Which of the gradients of input, values and bias.
+WANTED = list(itertools.product([False, True], repeat=3))
 # Batches that fill a whole, a half and a quarter tile, several tiles, and a rest.
 BATCHES = [(), (1,), (9,), (17,), (32,), (64,), (3, 43), (200,)]
 
@@ -105,24 +108,63 @@ def test_a_single_gradient_can_be_asked_for(wanted: int, distance: Distance) -> 
 
 
 class Recorder(TorchDispatchMode):
-    """Names of the operators that were called."""
+    """The arguments of the operators that were called, by name."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.called: set[str] = set()
+        self.called: dict[str, tuple[Any, ...]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.called.add(func.name())
+        self.called[func.name()] = args
         return func(*args, **(kwargs or {}))
 
 
-def test_a_gradient_that_nobody_asks_for_is_not_computed() -> None:
+@pytest.mark.parametrize("wanted", WANTED, ids=str)
+def test_a_gradient_that_nobody_asks_for_is_not_computed(wanted: tuple[bool, bool, bool]) -> None:
     values, bias, pattern = random_layer(33, 20)
-    inputs, values, bias = torch.randn(5, 33), *as_leaves(values, bias)
+    tensors = (torch.randn(5, 33), values, bias)
+    for tensor, asked_for in zip(tensors, wanted, strict=True):
+        tensor.requires_grad_(asked_for)
     with Recorder() as recorder:
-        sparse_linear(inputs, values, bias, pattern).sum().backward()
-    assert "lth_fast::sparse_linear_values_grad" in recorder.called
-    assert "lth_fast::sparse_linear_input_grad" not in recorder.called
+        out = sparse_linear(*tensors, pattern)
+        if any(wanted):
+            out.sum().backward()
+    if any(wanted[:2]):  # a bias alone needs none of the products
+        assert recorder.called["lth_fast::sparse_linear_backward"][-1] == list(wanted)
+    else:
+        assert "lth_fast::sparse_linear_backward" not in recorder.called
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("wanted", WANTED, ids=str)
+def test_gradients_computed_together_are_those_computed_alone(
+    wanted: tuple[bool, bool, bool], distance: Distance
+) -> None:
+    values, _, pattern = random_layer(330, 200)
+    inputs, gradient = torch.randn(2, 67, 330), torch.randn(2, 67, 200)
+    ops = torch.ops.lth_fast
+    alone = (
+        ops.sparse_linear_input_grad(gradient, values, pattern.column_starts, pattern.rows, pattern.permutation),
+        ops.sparse_linear_values_grad(gradient, inputs, pattern.row_starts, pattern.columns),
+    )
+    *products, grad_bias = ops.sparse_linear_backward(gradient, inputs, values, *pattern, wanted)
+    for found, like, asked_for in zip(products, alone, wanted, strict=False):
+        assert torch.equal(found, like) if asked_for else found.numel() == 0
+    if wanted[2]:
+        assert distance(grad_bias, gradient.double().sum((0, 1))) <= 1e-6
+    else:
+        assert grad_bias.numel() == 0
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("features", [1, 15, 64, 100])
+def test_the_gradient_of_a_bias_stays_exact_over_many_samples(features: int, distance: Distance) -> None:
+    values, _, pattern = random_layer(3, features)
+    gradient = torch.rand(100_003, features)
+    _, _, found = torch.ops.lth_fast.sparse_linear_backward(
+        gradient, torch.randn(100_003, 3), values, *pattern, (False, True, True)
+    )
+    assert distance(found, gradient.double().sum(0)) <= 1e-6
 
 
 def test_without_a_bias_the_output_is_the_product_alone(distance: Distance) -> None:
@@ -298,6 +340,8 @@ def test_the_registrations_are_consistent(batch: tuple[int, ...], with_bias: boo
         ops.sparse_linear_input_grad, (gradient, values, pattern.column_starts, pattern.rows, pattern.permutation)
     )
     torch.library.opcheck(ops.sparse_linear_values_grad, (gradient, inputs, pattern.row_starts, pattern.columns))
+    for wanted in WANTED:
+        torch.library.opcheck(ops.sparse_linear_backward, (gradient, inputs, values, *pattern, wanted))
 
 
 def test_a_compiled_graph_gives_the_same_output_and_gradients() -> None:

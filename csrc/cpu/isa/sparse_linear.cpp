@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "eight_by_eight.h"
+#include "first_lanes.h"
 #include "flush_denormals.h"
 #include "table.h"
 #include "vector.h"
@@ -164,6 +165,45 @@ inline Eight<Element> first_lanes(Eight<Element> eight, int32_t count) {
 // sums have one end each that no branch predictor foresees, loops of eight inside of one would have many.
 constexpr int32_t kWaiting = 64;
 
+#if defined(__AVX512F__)
+template <typename Element, typename Index, size_t kVectors>
+void values_grad(const SparseRows<Index>& matrix, size_t panel, size_t first, size_t last, const Element* grad_output,
+                 const Element* input, Element* grad_values, bool accumulate) {
+  using Vector = typename Register<Element>::Vector;
+  constexpr size_t lanes = kVectors * Register<Element>::kWidth;
+  const int32_t* begin = matrix.starts + panel * matrix.stride;
+  const int32_t* end = begin + matrix.to_end;
+  for (size_t row = first; row < last; ++row) {
+    const int32_t later = begin[row + kRowsAhead < matrix.rows ? row + kRowsAhead : row];
+    prefetch_two_lines(grad_values + later);
+    prefetch_two_lines(matrix.indices + later);
+    const auto* row_gradient = reinterpret_cast<const Vector*>(grad_output + row * lanes);
+    Vector gradient[kVectors];
+    for (size_t k = 0; k < kVectors; ++k) gradient[k] = row_gradient[k];
+    const auto eight_sums = [&](const Index* columns) {
+      Vector products[8];
+      for (size_t i = 0; i < 8; ++i) {
+        const auto* from = reinterpret_cast<const Vector*>(input + columns[i] * lanes);
+        products[i] = gradient[0] * from[0];
+        for (size_t k = 1; k < kVectors; ++k) products[i] += gradient[k] * from[k];
+      }
+      return sums_of_eight<Element>(products);
+    };
+    int32_t survivor = begin[row];
+    for (; survivor + 8 <= end[row]; survivor += 8) {
+      auto* to = reinterpret_cast<Eight<Element>*>(grad_values + survivor);
+      const Eight<Element> sums = eight_sums(matrix.indices + survivor);
+      *to = accumulate ? *to + sums : sums;
+    }
+    const int32_t left = end[row] - survivor;
+    if (left > 0) {
+      Index columns[8];
+      FirstLanes<Index>::repeat_first(matrix.indices + survivor, left, columns);
+      FirstLanes<Element>::store(eight_sums(columns), left, grad_values + survivor, accumulate);
+    }
+  }
+}
+#else
 template <typename Element, typename Index, size_t kVectors>
 void values_grad(const SparseRows<Index>& matrix, size_t panel, size_t first, size_t last, const Element* grad_output,
                  const Element* input, Element* grad_values, bool accumulate) {
@@ -204,6 +244,75 @@ void values_grad(const SparseRows<Index>& matrix, size_t panel, size_t first, si
     }
   }
 }
+#endif
+
+// ---- values in another order ----
+
+// Values are fetched so many before they are copied.
+constexpr size_t kAhead = 128;
+
+template <typename Element>
+void gather(const Element* values, const int32_t* places, size_t count, Element* to) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Element) == 4) {
+    size_t i = 0;
+    for (; i + 16 <= count; i += 16)
+      _mm512_storeu_ps(to + i, _mm512_i32gather_ps(_mm512_loadu_si512(places + i), values, 4));
+    for (; i < count; ++i) to[i] = values[places[i]];
+    return;
+  }
+#endif
+  const size_t fetched = count < kAhead ? 0 : count - kAhead;
+  for (size_t i = 0; i < fetched; ++i) {
+    __builtin_prefetch(values + places[i + kAhead]);
+    to[i] = values[places[i]];
+  }
+  for (size_t i = fetched; i < count; ++i) to[i] = values[places[i]];
+}
+
+// ---- the gradient of the bias: sums over the samples, feature by feature ----
+
+// Samples that are added up one after the other before their sum joins the others: rounding errors grow with the
+// numbers of both, not with their product.
+constexpr size_t kSamplesInARow = 64;
+
+template <typename Element, size_t kVectors>
+void add_up(const Element* input, size_t stride, size_t samples, Element* sums) {
+  using Vector = typename Register<Element>::Vector;
+  Vector total[kVectors] = {};
+  for (size_t block = 0; block < samples; block += kSamplesInARow) {
+    const size_t end = samples - block < kSamplesInARow ? samples : block + kSamplesInARow;
+    Vector sum[kVectors] = {};
+    for (size_t sample = block; sample < end; ++sample) {
+      const auto* from = reinterpret_cast<const Vector*>(input + sample * stride);
+      for (size_t k = 0; k < kVectors; ++k) sum[k] += from[k];
+    }
+    for (size_t k = 0; k < kVectors; ++k) total[k] += sum[k];
+  }
+  for (size_t k = 0; k < kVectors; ++k) reinterpret_cast<Vector*>(sums)[k] = total[k];
+}
+
+template <typename Element>
+void feature_sums(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* sums) {
+  const FlushDenormals flush;
+  constexpr size_t width = Register<Element>::kWidth;
+  size_t feature = first;
+  for (; feature + 4 * width <= last; feature += 4 * width) {
+    add_up<Element, 4>(input + feature, stride, samples, sums + feature);
+  }
+  for (; feature + width <= last; feature += width)
+    add_up<Element, 1>(input + feature, stride, samples, sums + feature);
+  for (; feature < last; ++feature) {
+    Element total = 0;
+    for (size_t block = 0; block < samples; block += kSamplesInARow) {
+      const size_t end = samples - block < kSamplesInARow ? samples : block + kSamplesInARow;
+      Element sum = 0;
+      for (size_t sample = block; sample < end; ++sample) sum += input[sample * stride + feature];
+      total += sum;
+    }
+    sums[feature] = total;
+  }
+}
 
 // ---- tiles narrower than `kLanes` for what is left of a batch: a half and a quarter ----
 
@@ -242,7 +351,9 @@ SparseLinearKernels<Element> kernels() {
           product_for_lanes<Element, int16_t>,
           product_for_lanes<Element, int32_t>,
           values_grad_for_lanes<Element, int16_t>,
-          values_grad_for_lanes<Element, int32_t>};
+          values_grad_for_lanes<Element, int32_t>,
+          gather<Element>,
+          feature_sums<Element>};
 }
 
 }  // namespace

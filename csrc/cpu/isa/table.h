@@ -49,6 +49,12 @@ struct SparseLinearKernels {
   void (*values_grad_32)(const SparseRows<int32_t>& matrix, size_t panel, size_t first, size_t last,
                          const Element* grad_output, const Element* input, Element* grad_values, bool accumulate,
                          size_t lanes);
+
+  // to[i] = values[places[i]]
+  void (*gather)(const Element* values, const int32_t* places, size_t count, Element* to);
+
+  // Features first to last of: sums = the sum of `samples` rows of `input`, `stride` elements apart.
+  void (*feature_sums)(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* sums);
 };
 
 // sparse_conv2d: the survivors of every output channel, by panels of source channels. Row r has the survivors starts[i]
