@@ -3,6 +3,7 @@
 // on the number of threads. Whatever a thread needs for a panel only is made right before: it is still in cache when it
 // is read.
 #include <array>
+#include <limits>
 #include <tuple>
 #include <vector>
 
@@ -30,6 +31,11 @@ const SparseLinearKernels<Element>& sparse_linear_kernels() {
   } else {
     return kernels().sparse_linear_64;
   }
+}
+
+template <typename Element>
+int64_t whole_lanes() {
+  return static_cast<int64_t>(sparse_linear_kernels<Element>().tile_lanes(std::numeric_limits<size_t>::max()));
 }
 
 struct Tile {
@@ -107,22 +113,25 @@ class InputPanels {
     if (readers > kFewReaders) tiles_ = to_tiles<Element>(rows, tiles);
   }
 
-  // Calls work(panel, input) for one panel after the other; feature f of the panel lies at input + f * lanes.
+  // Calls work(first panel, panels, input) for all panels in turn, as many at once as are no larger in this tile than
+  // one of them in a whole tile; feature f lies at input + f * lanes.
   template <typename Work>
   void for_each(const Tile& tile, const Work& work) const {
     const int64_t features = rows_.size(1), stride = rows_.stride(0);
-    if (tiles_.defined()) {
-      const Element* input = tiles_.const_data_ptr<Element>() + tile.lanes_before * features;
-      for (int64_t panel = 0; panel < panels_; ++panel) work(panel, input);
-      return;
-    }
-    const Scratch<Element> scratch(width_ * tile.lanes);
+    const int64_t at_once = std::min(whole_lanes<Element>() / tile.lanes, panels_);
+    const Element* input = tiles_.defined() ? tiles_.const_data_ptr<Element>() + tile.lanes_before * features : nullptr;
+    const Scratch<Element> scratch(input == nullptr ? at_once * width_ * tile.lanes : 0);
     const Element* samples = rows_.const_data_ptr<Element>() + tile.first_sample * stride;
-    for (int64_t panel = 0; panel < panels_; ++panel) {
-      const int64_t first = panel * width_, last = std::min(first + width_, features);
-      Element* input = scratch.from(first * tile.lanes);
-      sparse_linear_kernels<Element>().to_tile(samples, stride, tile.samples, first, last, input, tile.lanes);
-      work(panel, input);
+    for (int64_t panel = 0; panel < panels_; panel += at_once) {
+      const int64_t count = std::min(at_once, panels_ - panel);
+      if (tiles_.defined()) {
+        work(panel, count, input);
+        continue;
+      }
+      const int64_t first = panel * width_, last = std::min((panel + count) * width_, features);
+      Element* made = scratch.from(first * tile.lanes);
+      sparse_linear_kernels<Element>().to_tile(samples, stride, tile.samples, first, last, made, tile.lanes);
+      work(panel, count, made);
     }
   }
 
@@ -148,20 +157,20 @@ void for_tasks(int64_t tasks, int64_t products, const Work& work) {
   });
 }
 
-// The two orders of the matrix, as the kernels want them: panels inside of rows (starts is [panels + 1, out_features])
-// and columns inside of panels (starts is [panels, in_features + 1]).
+// The two orders of the matrix, as the kernels want them: panels inside of rows (starts is [panels + 1, out_features]),
+// of which several can be one, and columns inside of panels (starts is [panels, in_features + 1]).
 template <typename Index>
-SparseRows<Index> row_order(const at::Tensor& starts, const at::Tensor& columns) {
-  const auto rows = static_cast<size_t>(starts.size(1));
-  return {starts.const_data_ptr<int32_t>(), static_cast<size_t>(starts.size(0) - 1), rows, rows, rows,
-          columns.const_data_ptr<Index>()};
+SparsePanel<Index> of_rows(const at::Tensor& starts, const at::Tensor& columns, int64_t panel, int64_t count) {
+  const int64_t rows = starts.size(1), panels = starts.size(0) - 1;
+  const auto* start = starts.const_data_ptr<int32_t>();
+  return {start + panel * rows, start + (panel + count) * rows, start + panels * rows, static_cast<size_t>(rows),
+          panel == 0,           columns.const_data_ptr<Index>()};
 }
 
 template <typename Index>
-SparseRows<Index> column_order(const at::Tensor& starts, const at::Tensor& rows) {
-  const auto columns = static_cast<size_t>(starts.size(1) - 1);
-  return {starts.const_data_ptr<int32_t>(), static_cast<size_t>(starts.size(0)), columns, columns + 1, 1,
-          rows.const_data_ptr<Index>()};
+SparsePanel<Index> of_columns(const at::Tensor& starts, const at::Tensor& rows, int64_t panel) {
+  const auto* start = starts.const_data_ptr<int32_t>() + panel * starts.size(1);
+  return {start, start + 1, nullptr, static_cast<size_t>(starts.size(1) - 1), panel == 0, rows.const_data_ptr<Index>()};
 }
 
 // Calls work(kernel, Index{}) with the one of two kernels that takes the type of `indices`.
@@ -194,15 +203,16 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& values, const at::
   const int64_t step = lines_per_task(rows, kRowsPerTask), slices = ceiling_divide(rows, step);
   const InputPanels<Element> input_panels(samples, tiles, panels, slices);
   by_index(columns, table.product_16, table.product_32, [&](auto kernel, auto index) {
-    const auto matrix = row_order<decltype(index)>(row_starts, columns);
+    using Index = decltype(index);
     for_tasks(static_cast<int64_t>(tiles.size()) * slices, (columns.numel() + rows) * samples.size(0),
               [&](int64_t task) {
                 const Tile& tile = tiles[task / slices];
                 const int64_t first = task % slices * step, last = std::min(first + step, rows);
                 const Scratch<Element> scratch(step * tile.lanes);
                 Element* sums = scratch.from(first * tile.lanes);
-                input_panels.for_each(tile, [&](int64_t panel, const Element* from) {
-                  kernel(matrix, panel, value, start, first, last, from, sums, tile.lanes);
+                input_panels.for_each(tile, [&](int64_t panel, int64_t count, const Element* from) {
+                  kernel(of_rows<Index>(row_starts, columns, panel, count), value, start, first, last, from, sums,
+                         tile.lanes);
                 });
                 table.from_tile(sums, tile.lanes, first, last, to + tile.first_sample * rows, rows, tile.samples, relu);
               });
@@ -244,7 +254,7 @@ at::Tensor input_grad(const GradOutput<Element>& grad_output, at::IntArrayRef sh
   const auto& tiles = grad_output.tiles;
   const int64_t step = lines_per_task(in_features, kColumnsPerTask), slices = ceiling_divide(in_features, step);
   by_index(rows, table.product_16, table.product_32, [&](auto kernel, auto index) {
-    const auto matrix = column_order<decltype(index)>(column_starts, rows);
+    using Index = decltype(index);
     for_tasks(slices, (rows.numel() + in_features) * grad_output.rows.size(0), [&](int64_t slice) {
       const int64_t first = slice * step, last = std::min(first + step, in_features);
       const auto begin = [&](int64_t panel) { return starts[panel * (in_features + 1) + first]; };
@@ -264,7 +274,8 @@ at::Tensor input_grad(const GradOutput<Element>& grad_output, at::IntArrayRef sh
       for (const Tile& tile : tiles) {
         Element* sums = scratch.from(first * tile.lanes);
         for (int64_t panel = 0; panel < panels; ++panel) {
-          kernel(matrix, panel, panel_values[panel], nullptr, first, last, grad_output[tile], sums, tile.lanes);
+          kernel(of_columns<Index>(column_starts, rows, panel), panel_values[panel], nullptr, first, last,
+                 grad_output[tile], sums, tile.lanes);
         }
         table.from_tile(sums, tile.lanes, first, last, to + tile.first_sample * in_features, in_features, tile.samples,
                         false);
@@ -288,12 +299,13 @@ at::Tensor values_grad(const GradOutput<Element>& grad_output, const at::Tensor&
   const int64_t step = lines_per_task(rows, kRowsPerTask), slices = ceiling_divide(rows, step);
   const InputPanels<Element> input_panels(samples, tiles, panels, slices);
   by_index(columns, table.values_grad_16, table.values_grad_32, [&](auto kernel, auto index) {
-    const auto matrix = row_order<decltype(index)>(row_starts, columns);
+    using Index = decltype(index);
     for_tasks(slices, columns.numel() * samples.size(0), [&](int64_t slice) {
       const int64_t first = slice * step, last = std::min(first + step, rows);
       for (const Tile& tile : tiles) {
-        input_panels.for_each(tile, [&](int64_t panel, const Element* from) {
-          kernel(matrix, panel, first, last, grad_output[tile], from, to, tile.first_sample > 0, tile.lanes);
+        input_panels.for_each(tile, [&](int64_t panel, int64_t count, const Element* from) {
+          kernel(of_rows<Index>(row_starts, columns, panel, count), first, last, grad_output[tile], from, to,
+                 tile.first_sample > 0, tile.lanes);
         });
       }
     });

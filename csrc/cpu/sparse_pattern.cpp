@@ -15,15 +15,15 @@ namespace {
 constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
 constexpr int64_t kWeightsPerTask = 1 << 16;
 
-// Features per panel. A panel that fits the first-level cache is fastest, but entering a row of a panel costs as much
-// as a few survivors (its sums are loaded and stored, and the end of its loop is mispredicted): below a dozen survivors
-// wider panels win, as long as they leave room in the second-level cache for the sums.
-int64_t panel_width(int64_t features, double density) {
+// Features per panel, `least` or more. A panel that fits the first-level cache is fastest, but entering a row of a
+// panel costs as much as a few survivors (its sums are loaded and stored, and the end of its loop is mispredicted):
+// below a dozen survivors wider panels win, as long as they leave room in the second-level cache for the sums.
+int64_t panel_width(int64_t features, double density, int64_t least) {
   constexpr double kSurvivorsPerRow = 12;
   const auto lanes = kernels().sparse_linear_32.tile_lanes(std::numeric_limits<size_t>::max());
   const auto bytes_per_feature = static_cast<int64_t>(lanes * sizeof(float));
   const auto wanted = static_cast<int64_t>(kSurvivorsPerRow / std::max(density, 1e-6));
-  const int64_t width = std::clamp(wanted, level1_cache_bytes() * 7 / 8 / bytes_per_feature,
+  const int64_t width = std::clamp(wanted, std::max(level1_cache_bytes() / bytes_per_feature, least),
                                    level2_cache_bytes() / 2 / bytes_per_feature);
   const int64_t panels = std::max<int64_t>((features + width - 1) / width, 1);
   return std::max<int64_t>((features + panels - 1) / panels, 1);
@@ -34,10 +34,13 @@ struct Panels {
   int64_t width, count;
 };
 
-Panels cut(int64_t features, double density) {
-  const int64_t width = panel_width(features, density);
+Panels cut(int64_t features, double density, int64_t least) {
+  const int64_t width = panel_width(features, density, least);
   return {width, std::max<int64_t>((features + width - 1) / width, 1)};
 }
+
+// Narrow tiles visit several panels of columns at once; of rows they cannot, so that those are not to be too narrow.
+constexpr int64_t kLeastColumns = 1, kLeastRows = 112;
 
 // What a mask becomes. `row_starts` is [column panels + 1, out_features]: the survivors of a row lie side by side,
 // panel after panel. `column_starts` is [row panels, in_features + 1]: those of a panel of rows lie side by side,
@@ -149,7 +152,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> sparse_pa
               " survivors in shape ", mask.sizes());
   const double density = mask.numel() == 0 ? 1.0 : static_cast<double>(survivors) / static_cast<double>(mask.numel());
 
-  const Panels column_panels = cut(in_features, density), row_panels = cut(out_features, density);
+  const Panels column_panels = cut(in_features, density, kLeastColumns),
+               row_panels = cut(out_features, density, kLeastRows);
   const auto integers = dense.options().dtype(at::kInt);
   at::Tensor row_starts = at::empty({column_panels.count + 1, out_features}, integers);
   at::Tensor column_starts = at::empty({row_panels.count, in_features + 1}, integers);

@@ -16,9 +16,11 @@
 namespace lth_fast::LTH_FAST_ISA {
 namespace {
 
-// The sums of a row must fit the vector registers, with one to spare for the weight: 8 of 16 registers of AVX2 or SSE2
-// (four do not hide the latency of the multiply-add), 4 of 32 of AVX-512, which has the lanes in fewer registers.
-#if defined(__AVX2__) || defined(__AVX512F__)
+// The sums of a row must fit the vector registers, with some to spare for the weight: 8 of 16 registers of AVX2 or SSE2
+// (four do not hide the latency of the multiply-add), 8 of 32 of AVX-512, whose dot products need 8 more.
+#if defined(__AVX512F__)
+constexpr size_t kLanes = 128;
+#elif defined(__AVX2__)
 constexpr size_t kLanes = 64;
 #else
 constexpr size_t kLanes = 32;
@@ -99,26 +101,25 @@ inline void prefetch_two_lines(const Element* from) {
 // ---- the product ----
 
 template <typename Element, typename Index, size_t kVectors>
-void product(const SparseRows<Index>& matrix, size_t panel, const Element* values, const Element* bias, size_t first,
-             size_t last, const Element* input, Element* output) {
+void product(const SparsePanel<Index>& panel, const Element* values, const Element* bias, size_t first, size_t last,
+             const Element* input, Element* output) {
   using Vector = typename Register<Element>::Vector;
   constexpr size_t lanes = kVectors * Register<Element>::kWidth;
-  const int32_t* begin = matrix.starts + panel * matrix.stride;
-  const int32_t* end = begin + matrix.to_end;
+  const int32_t *begin = panel.begin, *end = panel.end;
   for (size_t row = first; row < last; ++row) {
-    const int32_t later = begin[row + kRowsAhead < matrix.rows ? row + kRowsAhead : row];
+    const int32_t later = begin[row + kRowsAhead < panel.rows ? row + kRowsAhead : row];
     prefetch_two_lines(values + later);
-    prefetch_two_lines(matrix.indices + later);
+    prefetch_two_lines(panel.indices + later);
     auto* to = reinterpret_cast<Vector*>(output + row * lanes);
     Vector sum[kVectors];
-    if (panel == 0) {
+    if (panel.leads) {
       const Element start = bias == nullptr ? Element{0} : bias[row];
       for (size_t k = 0; k < kVectors; ++k) sum[k] = start - Vector{};
     } else {
       for (size_t k = 0; k < kVectors; ++k) sum[k] = to[k];
     }
     for (int32_t survivor = begin[row]; survivor < end[row]; ++survivor) {
-      const auto* from = reinterpret_cast<const Vector*>(input + matrix.indices[survivor] * lanes);
+      const auto* from = reinterpret_cast<const Vector*>(input + panel.indices[survivor] * lanes);
       const Element value = values[survivor];
       for (size_t k = 0; k < kVectors; ++k) sum[k] += value * from[k];
     }
@@ -167,16 +168,15 @@ constexpr int32_t kWaiting = 64;
 
 #if defined(__AVX512F__)
 template <typename Element, typename Index, size_t kVectors>
-void values_grad(const SparseRows<Index>& matrix, size_t panel, size_t first, size_t last, const Element* grad_output,
+void values_grad(const SparsePanel<Index>& panel, size_t first, size_t last, const Element* grad_output,
                  const Element* input, Element* grad_values, bool accumulate) {
   using Vector = typename Register<Element>::Vector;
   constexpr size_t lanes = kVectors * Register<Element>::kWidth;
-  const int32_t* begin = matrix.starts + panel * matrix.stride;
-  const int32_t* end = begin + matrix.to_end;
+  const int32_t *begin = panel.begin, *end = panel.end;
   for (size_t row = first; row < last; ++row) {
-    const int32_t later = begin[row + kRowsAhead < matrix.rows ? row + kRowsAhead : row];
+    const int32_t later = begin[row + kRowsAhead < panel.rows ? row + kRowsAhead : row];
     prefetch_two_lines(grad_values + later);
-    prefetch_two_lines(matrix.indices + later);
+    prefetch_two_lines(panel.indices + later);
     const auto* row_gradient = reinterpret_cast<const Vector*>(grad_output + row * lanes);
     Vector gradient[kVectors];
     for (size_t k = 0; k < kVectors; ++k) gradient[k] = row_gradient[k];
@@ -192,38 +192,36 @@ void values_grad(const SparseRows<Index>& matrix, size_t panel, size_t first, si
     int32_t survivor = begin[row];
     for (; survivor + 8 <= end[row]; survivor += 8) {
       auto* to = reinterpret_cast<Eight<Element>*>(grad_values + survivor);
-      const Eight<Element> sums = eight_sums(matrix.indices + survivor);
+      const Eight<Element> sums = eight_sums(panel.indices + survivor);
       *to = accumulate ? *to + sums : sums;
     }
     const int32_t left = end[row] - survivor;
     if (left > 0) {
       Index columns[8];
-      FirstLanes<Index>::repeat_first(matrix.indices + survivor, left, columns);
+      FirstLanes<Index>::repeat_first(panel.indices + survivor, left, columns);
       FirstLanes<Element>::store(eight_sums(columns), left, grad_values + survivor, accumulate);
     }
   }
 }
 #else
 template <typename Element, typename Index, size_t kVectors>
-void values_grad(const SparseRows<Index>& matrix, size_t panel, size_t first, size_t last, const Element* grad_output,
+void values_grad(const SparsePanel<Index>& panel, size_t first, size_t last, const Element* grad_output,
                  const Element* input, Element* grad_values, bool accumulate) {
   using Vector = typename Register<Element>::Vector;
   constexpr size_t lanes = kVectors * Register<Element>::kWidth;
-  const int32_t* begin = matrix.starts + panel * matrix.stride;
-  const int32_t* end = begin + matrix.to_end;
-  const int32_t* row_end = matrix.starts + matrix.panels * matrix.rows;
+  const int32_t *begin = panel.begin, *end = panel.end;
   Eight<Element> products[kWaiting] = {};
   for (size_t row = first; row < last; ++row) {
-    const int32_t later = begin[row + kRowsAhead < matrix.rows ? row + kRowsAhead : row];
+    const int32_t later = begin[row + kRowsAhead < panel.rows ? row + kRowsAhead : row];
     prefetch_two_lines(grad_values + later);
-    prefetch_two_lines(matrix.indices + later);
+    prefetch_two_lines(panel.indices + later);
     const auto* row_gradient = reinterpret_cast<const Vector*>(grad_output + row * lanes);
     Vector gradient[kVectors];
     for (size_t k = 0; k < kVectors; ++k) gradient[k] = row_gradient[k];
     for (int32_t survivor = begin[row]; survivor < end[row]; survivor += kWaiting) {
       const int32_t count = end[row] - survivor < kWaiting ? end[row] - survivor : kWaiting;
       for (int32_t i = 0; i < count; ++i) {
-        const auto* from = reinterpret_cast<const Vector*>(input + matrix.indices[survivor + i] * lanes);
+        const auto* from = reinterpret_cast<const Vector*>(input + panel.indices[survivor + i] * lanes);
         products[i] = dot<Element, kVectors>(gradient, from);
       }
       for (int32_t i = 0; i < count; i += 8) {
@@ -231,7 +229,7 @@ void values_grad(const SparseRows<Index>& matrix, size_t panel, size_t first, si
         Element* to = grad_values + survivor + i;
         // Behind `count` stand survivors of the row's next panels, whose turn is yet to come: zeros may be written over
         // or added to them, which is faster than single elements. Only the row's own are this thread's to touch.
-        if (survivor + i + 8 <= row_end[row]) {
+        if (survivor + i + 8 <= panel.row_end[row]) {
           sums = first_lanes<Element>(sums, count - i);
           auto* eight = reinterpret_cast<Eight<Element>*>(to);
           *eight = accumulate ? *eight + sums : sums;
@@ -321,26 +319,25 @@ size_t tile_lanes(size_t samples) {
 }
 
 template <typename Element, typename Index>
-void product_for_lanes(const SparseRows<Index>& matrix, size_t panel, const Element* values, const Element* bias,
-                       size_t first, size_t last, const Element* input, Element* output, size_t lanes) {
+void product_for_lanes(const SparsePanel<Index>& panel, const Element* values, const Element* bias, size_t first,
+                       size_t last, const Element* input, Element* output, size_t lanes) {
   const FlushDenormals flush;
   constexpr size_t whole = kLanes / Register<Element>::kWidth;
   const auto kernel = lanes == kLanes       ? product<Element, Index, whole>
                       : lanes == kLanes / 2 ? product<Element, Index, whole / 2>
                                             : product<Element, Index, whole / 4>;
-  kernel(matrix, panel, values, bias, first, last, input, output);
+  kernel(panel, values, bias, first, last, input, output);
 }
 
 template <typename Element, typename Index>
-void values_grad_for_lanes(const SparseRows<Index>& matrix, size_t panel, size_t first, size_t last,
-                           const Element* grad_output, const Element* input, Element* grad_values, bool accumulate,
-                           size_t lanes) {
+void values_grad_for_lanes(const SparsePanel<Index>& panel, size_t first, size_t last, const Element* grad_output,
+                           const Element* input, Element* grad_values, bool accumulate, size_t lanes) {
   const FlushDenormals flush;
   constexpr size_t whole = kLanes / Register<Element>::kWidth;
   const auto kernel = lanes == kLanes       ? values_grad<Element, Index, whole>
                       : lanes == kLanes / 2 ? values_grad<Element, Index, whole / 2>
                                             : values_grad<Element, Index, whole / 4>;
-  kernel(matrix, panel, first, last, grad_output, input, grad_values, accumulate);
+  kernel(panel, first, last, grad_output, input, grad_values, accumulate);
 }
 
 template <typename Element>

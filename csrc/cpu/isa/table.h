@@ -9,15 +9,13 @@
 
 namespace lth_fast {
 
-// A sparse matrix whose columns are cut into panels. Row r has the survivors start to start[to_end] in panel p, in
-// ascending order, where start = starts + p * stride + r; `indices` are their columns.
+// A panel of the columns of a sparse matrix: row r has the survivors begin[r] to end[r] there, in ascending order, and
+// `indices` are their columns. Where the survivors of a row lie side by side, all panels of them end at row_end[r].
 template <typename Index>
-struct SparseRows {
-  const int32_t* starts;
-  size_t panels;
+struct SparsePanel {
+  const int32_t *begin, *end, *row_end;
   size_t rows;
-  size_t stride;
-  size_t to_end;
+  bool leads;  // the first panel: it starts the sums
   const Index* indices;
 };
 
@@ -35,20 +33,18 @@ struct SparseLinearKernels {
                     size_t samples, bool relu);
 
   // Rows first to last of: output = matrix * input + bias (0 where null), all of them tiles, one panel of the matrix
-  // after the other: panel 0 starts the sums.
-  void (*product_16)(const SparseRows<int16_t>& matrix, size_t panel, const Element* values, const Element* bias,
-                     size_t first, size_t last, const Element* input, Element* output, size_t lanes);
-  void (*product_32)(const SparseRows<int32_t>& matrix, size_t panel, const Element* values, const Element* bias,
-                     size_t first, size_t last, const Element* input, Element* output, size_t lanes);
+  // after the other.
+  void (*product_16)(const SparsePanel<int16_t>& panel, const Element* values, const Element* bias, size_t first,
+                     size_t last, const Element* input, Element* output, size_t lanes);
+  void (*product_32)(const SparsePanel<int32_t>& panel, const Element* values, const Element* bias, size_t first,
+                     size_t last, const Element* input, Element* output, size_t lanes);
 
   // Rows first to last of: grad_values = grad_output * transpose(input) at the survivors, or += where `accumulate`, one
-  // panel after the other in ascending order. The survivors of a row must lie side by side: stride == to_end == rows.
-  void (*values_grad_16)(const SparseRows<int16_t>& matrix, size_t panel, size_t first, size_t last,
-                         const Element* grad_output, const Element* input, Element* grad_values, bool accumulate,
-                         size_t lanes);
-  void (*values_grad_32)(const SparseRows<int32_t>& matrix, size_t panel, size_t first, size_t last,
-                         const Element* grad_output, const Element* input, Element* grad_values, bool accumulate,
-                         size_t lanes);
+  // panel after the other in ascending order. The survivors of a row must lie side by side.
+  void (*values_grad_16)(const SparsePanel<int16_t>& panel, size_t first, size_t last, const Element* grad_output,
+                         const Element* input, Element* grad_values, bool accumulate, size_t lanes);
+  void (*values_grad_32)(const SparsePanel<int32_t>& panel, size_t first, size_t last, const Element* grad_output,
+                         const Element* input, Element* grad_values, bool accumulate, size_t lanes);
 
   // to[i] = values[places[i]]
   void (*gather)(const Element* values, const int32_t* places, size_t count, Element* to);
