@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lth_fast.nn.attributes import buffer, parameter
 from lth_fast.nn.sparse import SparseLayer
-from lth_fast.ops import SparsePattern, sparse_linear, sparse_pattern
+from lth_fast.ops import SparsePattern, sparse_pattern
 from lth_fast.ops.sparse_linear import to_dense
 
 
@@ -61,4 +61,9 @@ class SparseLinear(SparseLayer):
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_autocast_enabled(input.device.type):  # half precision is dense arithmetic's
             return F.linear(input, self.weight, self.bias)
-        return sparse_linear(input, parameter(self, "values"), parameter(self, "bias"), self.pattern)
+        # A small layer takes no longer than a few look-ups and calls: the op itself, and the buffers where they are held.
+        held = self._buffers
+        pattern = [held[name] for name in self.pattern_fields]
+        return torch.ops.lth_fast.sparse_linear.default(
+            input, parameter(self, "values"), parameter(self, "bias"), *pattern, False
+        )
