@@ -59,7 +59,8 @@ $(VENV)/.native: $(VENV)/.base $(SOURCES)
 $(VENV)/.nvcc: $(VENV)/.base
 	release="$$($(BIN)/python -c 'import torch; print(torch.version.cuda or "")')" && \
 	if [ -z "$$release" ]; then echo "the installed torch is a build without CUDA: it cannot run CUDA kernels" >&2; exit 1; fi && \
-	{ $(BIN)/python -m pip install --quiet "nvidia-cuda-nvcc==$$release.*" "nvidia-nvvm==$$release.*" "nvidia-cuda-crt==$$release.*" || \
+	{ $(BIN)/python -m pip install --quiet "nvidia-cuda-nvcc==$$release.*" "nvidia-nvvm==$$release.*" "nvidia-cuda-crt==$$release.*" \
+	    "nvidia-cuda-cccl==$$release.*" || \
 	  { echo "nvcc could not be installed from its wheels (no network?): name a toolkit in CUDA_HOME and run" \
 	         "LTH_FAST_CUDA=ON make build, or do without with LTH_FAST_CUDA=OFF" >&2; exit 1; }; }
 	touch $@

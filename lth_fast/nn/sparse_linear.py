@@ -61,7 +61,7 @@ class SparseLinear(SparseLayer):
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_autocast_enabled(input.device.type):  # half precision is dense arithmetic's
             return F.linear(input, self.weight, self.bias)
-        # A small layer takes no longer than a few look-ups and calls: the op itself, and the buffers where they are held.
+        # The op itself, and the buffers where they are held: a small layer computes no longer than a few calls take.
         held = self._buffers
         pattern = [held[name] for name in self.pattern_fields]
         return torch.ops.lth_fast.sparse_linear.default(

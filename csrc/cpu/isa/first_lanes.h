@@ -4,7 +4,15 @@
 
 #if defined(__AVX512F__)
 
+// GCC 12's own header starts some results from an undefined vector, and GCC 12 warns of it (its bug 105593).
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 #include "eight_by_eight.h"
 
@@ -17,15 +25,16 @@ template <>
 struct FirstLanes<int16_t> {
   // `count` elements, and the first one again in place of the others; 1 to 8.
   static inline void repeat_first(const int16_t* from, int32_t count, int16_t (&to)[8]) {
-    _mm_storeu_epi16(to, _mm_mask_loadu_epi16(_mm_set1_epi16(*from), static_cast<__mmask8>((1u << count) - 1), from));
+    const auto mask = static_cast<__mmask8>((1u << count) - 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_mask_loadu_epi16(_mm_set1_epi16(*from), mask, from));
   }
 };
 
 template <>
 struct FirstLanes<int32_t> {
   static inline void repeat_first(const int32_t* from, int32_t count, int32_t (&to)[8]) {
-    _mm256_storeu_epi32(
-        to, _mm256_mask_loadu_epi32(_mm256_set1_epi32(*from), static_cast<__mmask8>((1u << count) - 1), from));
+    const auto mask = static_cast<__mmask8>((1u << count) - 1);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_mask_loadu_epi32(_mm256_set1_epi32(*from), mask, from));
   }
 };
 

@@ -19,11 +19,11 @@ namespace {
 // The sums of a row must fit the vector registers, with some to spare for the weight: 8 of 16 registers of AVX2 or SSE2
 // (four do not hide the latency of the multiply-add), 8 of 32 of AVX-512, whose dot products need 8 more.
 #if defined(__AVX512F__)
-constexpr size_t kLanes = 128;
+constexpr size_t kLanes = 128, kLeastLanes = 16;
 #elif defined(__AVX2__)
-constexpr size_t kLanes = 64;
+constexpr size_t kLanes = 64, kLeastLanes = 16;
 #else
-constexpr size_t kLanes = 32;
+constexpr size_t kLanes = 32, kLeastLanes = 8;
 #endif
 
 template <typename Element>
@@ -129,44 +129,9 @@ void product(const SparsePanel<Index>& panel, const Element* values, const Eleme
 
 // ---- the gradient of the values: one dot product of a gradient row and an input row per survivor ----
 
-// The lanes of a register, folded to eight.
-template <typename Element, typename Vector>
-inline Eight<Element> fold(const Vector& vector) {
-  constexpr size_t parts = sizeof(Vector) / sizeof(Eight<Element>);
-  Eight<Element> part[parts];
-  std::memcpy(part, &vector, sizeof(vector));
-  for (size_t i = 1; i < parts; ++i) part[0] += part[i];
-  return part[0];
-}
-
-template <typename Element, size_t kVectors, typename Vector>
-inline Eight<Element> dot(const Vector (&gradient)[kVectors], const Vector* from) {
-  Vector even = gradient[0] * from[0];
-  if constexpr (kVectors == 1) {
-    return fold<Element>(even);
-  } else {
-    Vector odd = gradient[1] * from[1];  // two chains: half the latency
-    for (size_t k = 2; k < kVectors; k += 2) {
-      even += gradient[k] * from[k];
-      odd += gradient[k + 1] * from[k + 1];
-    }
-    return fold<Element>(even + odd);
-  }
-}
-
-// The first `count` lanes of eight, zeros behind them whatever was there.
-template <typename Element>
-inline Eight<Element> first_lanes(Eight<Element> eight, int32_t count) {
-  using Bits = typename EightByEight<Element>::LaneNumbers;
-  const Bits lane = {0, 1, 2, 3, 4, 5, 6, 7};
-  return reinterpret_cast<Eight<Element>>(reinterpret_cast<Bits>(eight) & (lane < count));
-}
-
-// So many dot products wait, eight lanes each, to be added up eight at a time: a loop for the products and one for the
-// sums have one end each that no branch predictor foresees, loops of eight inside of one would have many.
-constexpr int32_t kWaiting = 64;
-
 #if defined(__AVX512F__)
+
+// Eight dot products stay in registers until they are added up.
 template <typename Element, typename Index, size_t kVectors>
 void values_grad(const SparsePanel<Index>& panel, size_t first, size_t last, const Element* grad_output,
                  const Element* input, Element* grad_values, bool accumulate) {
@@ -204,6 +169,44 @@ void values_grad(const SparsePanel<Index>& panel, size_t first, size_t last, con
   }
 }
 #else
+
+// The lanes of a register, folded to eight.
+template <typename Element, typename Vector>
+inline Eight<Element> fold(const Vector& vector) {
+  constexpr size_t parts = sizeof(Vector) / sizeof(Eight<Element>);
+  Eight<Element> part[parts];
+  std::memcpy(part, &vector, sizeof(vector));
+  for (size_t i = 1; i < parts; ++i) part[0] += part[i];
+  return part[0];
+}
+
+template <typename Element, size_t kVectors, typename Vector>
+inline Eight<Element> dot(const Vector (&gradient)[kVectors], const Vector* from) {
+  Vector even = gradient[0] * from[0];
+  if constexpr (kVectors == 1) {
+    return fold<Element>(even);
+  } else {
+    Vector odd = gradient[1] * from[1];  // two chains: half the latency
+    for (size_t k = 2; k < kVectors; k += 2) {
+      even += gradient[k] * from[k];
+      odd += gradient[k + 1] * from[k + 1];
+    }
+    return fold<Element>(even + odd);
+  }
+}
+
+// The first `count` lanes of eight, zeros behind them whatever was there.
+template <typename Element>
+inline Eight<Element> first_lanes(Eight<Element> eight, int32_t count) {
+  using Bits = typename EightByEight<Element>::LaneNumbers;
+  const Bits lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  return reinterpret_cast<Eight<Element> >(reinterpret_cast<Bits>(eight) & (lane < count));
+}
+
+// So many dot products wait, eight lanes each, to be added up eight at a time: a loop for the products and one for the
+// sums have one end each that no branch predictor foresees, loops of eight inside of one would have many.
+constexpr int32_t kWaiting = 64;
+
 template <typename Element, typename Index, size_t kVectors>
 void values_grad(const SparsePanel<Index>& panel, size_t first, size_t last, const Element* grad_output,
                  const Element* input, Element* grad_values, bool accumulate) {
@@ -242,6 +245,7 @@ void values_grad(const SparsePanel<Index>& panel, size_t first, size_t last, con
     }
   }
 }
+
 #endif
 
 // ---- values in another order ----
@@ -312,32 +316,46 @@ void feature_sums(const Element* input, size_t stride, size_t samples, size_t fi
   }
 }
 
-// ---- tiles narrower than `kLanes` for what is left of a batch: a half and a quarter ----
+// ---- tiles narrower than `kLanes` for what is left of a batch ----
 
 size_t tile_lanes(size_t samples) {
-  return samples > kLanes / 2 ? kLanes : samples > kLanes / 4 ? kLanes / 2 : kLanes / 4;
+  size_t lanes = kLanes;
+  while (lanes > kLeastLanes && samples <= lanes / 2) lanes /= 2;
+  return lanes;
+}
+
+template <typename Element, typename Index, size_t kVectors = kLanes / Register<Element>::kWidth>
+auto product_of(size_t lanes) {
+  constexpr size_t here = kVectors * Register<Element>::kWidth;
+  if constexpr (here <= kLeastLanes) {
+    return product<Element, Index, kVectors>;
+  } else {
+    return lanes == here ? product<Element, Index, kVectors> : product_of<Element, Index, kVectors / 2>(lanes);
+  }
+}
+
+template <typename Element, typename Index, size_t kVectors = kLanes / Register<Element>::kWidth>
+auto values_grad_of(size_t lanes) {
+  constexpr size_t here = kVectors * Register<Element>::kWidth;
+  if constexpr (here <= kLeastLanes) {
+    return values_grad<Element, Index, kVectors>;
+  } else {
+    return lanes == here ? values_grad<Element, Index, kVectors> : values_grad_of<Element, Index, kVectors / 2>(lanes);
+  }
 }
 
 template <typename Element, typename Index>
 void product_for_lanes(const SparsePanel<Index>& panel, const Element* values, const Element* bias, size_t first,
                        size_t last, const Element* input, Element* output, size_t lanes) {
   const FlushDenormals flush;
-  constexpr size_t whole = kLanes / Register<Element>::kWidth;
-  const auto kernel = lanes == kLanes       ? product<Element, Index, whole>
-                      : lanes == kLanes / 2 ? product<Element, Index, whole / 2>
-                                            : product<Element, Index, whole / 4>;
-  kernel(panel, values, bias, first, last, input, output);
+  product_of<Element, Index>(lanes)(panel, values, bias, first, last, input, output);
 }
 
 template <typename Element, typename Index>
 void values_grad_for_lanes(const SparsePanel<Index>& panel, size_t first, size_t last, const Element* grad_output,
                            const Element* input, Element* grad_values, bool accumulate, size_t lanes) {
   const FlushDenormals flush;
-  constexpr size_t whole = kLanes / Register<Element>::kWidth;
-  const auto kernel = lanes == kLanes       ? values_grad<Element, Index, whole>
-                      : lanes == kLanes / 2 ? values_grad<Element, Index, whole / 2>
-                                            : values_grad<Element, Index, whole / 4>;
-  kernel(panel, first, last, grad_output, input, grad_values, accumulate);
+  values_grad_of<Element, Index>(lanes)(panel, first, last, grad_output, input, grad_values, accumulate);
 }
 
 template <typename Element>
