@@ -11,6 +11,7 @@
 #include "ops/sparse_conv2d.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -164,8 +165,10 @@ struct Samples {
   int64_t first, count, lanes;
 };
 
+// Rearranges the samples; the sum of each channel goes to `sums` where that is not null, while it is in cache.
 template <typename Element>
-void pack(const at::Tensor& images, const Samples& samples, const Layout& layout, const at::Tensor& tile) {
+void pack(const at::Tensor& images, const Samples& samples, const Layout& layout, const at::Tensor& tile,
+          Element* sums = nullptr) {
   const auto& table = sparse_conv2d_kernels<Element>();
   const auto pixels = static_cast<int64_t>(layout.places.size()), sample = images.size(1) * pixels;
   const auto* from = images.const_data_ptr<Element>() + samples.first * sample;
@@ -173,8 +176,10 @@ void pack(const at::Tensor& images, const Samples& samples, const Layout& layout
   const int64_t channels = kElementsPerThread / (pixels * samples.lanes + 1) + 1;
   at::parallel_for(0, images.size(1), channels, [&](int64_t first, int64_t last) {
     for (int64_t channel = first; channel < last; ++channel) {
-      table.to_tile(from + channel * pixels, sample, samples.count, pixels, layout.places.data(),
-                    to + channel * layout.channel, samples.lanes);
+      const Element* planes = from + channel * pixels;
+      table.to_tile(planes, sample, samples.count, pixels, layout.places.data(), to + channel * layout.channel,
+                    samples.lanes);
+      if (sums != nullptr) sums[channel] = table.sum(planes, sample, samples.count, pixels);
     }
   });
 }
@@ -567,18 +572,22 @@ class ValuesGrad {
 // The sums of the values' gradient that threads may work on at once, each over its part of the batch.
 constexpr int64_t kShares = 8;
 
-// The gradients whose orders are given: of the input by `input_order`, of the values by `output_order`.
+// The gradients of input, values and bias that are wanted; the others are empty.
 template <typename Element>
-std::tuple<at::Tensor, at::Tensor> backward(const Geometry& shape, const at::Tensor& grad_output,
-                                            const std::optional<Order>& input_order, const at::Tensor* values,
-                                            const std::optional<Order>& output_order, const at::Tensor* input) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const Geometry& shape, const at::Tensor& grad_output,
+                                                        const at::Tensor& input, const at::Tensor& values,
+                                                        const Order& by_source, const Order& by_target,
+                                                        std::array<bool, 3> wanted) {
+  const auto [input_wanted, values_wanted, bias_wanted] = wanted;
   const Tiles tiles = {shape.batch, tile_lanes<Element>(shape.horizontal.output, shape.batch)};
   const int64_t shares = std::min(tiles.count(), kShares);
   const Layout layout = grad_output_layout(shape, tiles.lanes);
   std::optional<InputGrad<Element>> input_grad;
-  if (input_order.has_value()) input_grad.emplace(shape, *input_order, values->contiguous(), layout, tiles.lanes);
+  if (input_wanted) input_grad.emplace(shape, by_source, values.contiguous(), layout, tiles.lanes);
   std::optional<ValuesGrad<Element>> values_grad;
-  if (output_order.has_value()) values_grad.emplace(shape, *output_order, *input, layout, tiles, shares);
+  if (values_wanted) values_grad.emplace(shape, by_target, input, layout, tiles, shares);
+  // A line per tile, added up in the end: whichever thread has a tile, the order is the same.
+  const at::Tensor sums = at::empty({bias_wanted ? tiles.count() : 0, shape.out_channels}, values.options());
 
   const at::Tensor images = grad_output.contiguous();
   share_out(shares, [&](int64_t begin, int64_t end) {
@@ -588,7 +597,8 @@ std::tuple<at::Tensor, at::Tensor> backward(const Geometry& shape, const at::Ten
     const auto* from = grad_output_tile.const_data_ptr<Element>();
     for (int64_t share = begin; share < end; ++share) {
       for (int64_t tile = share * tiles.count() / shares; tile < (share + 1) * tiles.count() / shares; ++tile) {
-        pack<Element>(images, tiles[tile], layout, grad_output_tile);
+        pack<Element>(images, tiles[tile], layout, grad_output_tile,
+                      bias_wanted ? sums.mutable_data_ptr<Element>() + tile * shape.out_channels : nullptr);
         if (input_grad.has_value()) input_grad->compute(tiles[tile], from, grad_input_tile);
         if (values_grad.has_value()) {
           values_grad->add(share, tiles[tile], from + layout.places.front(), input_tile);
@@ -596,8 +606,9 @@ std::tuple<at::Tensor, at::Tensor> backward(const Geometry& shape, const at::Ten
       }
     }
   });
-  return {input_grad.has_value() ? input_grad->result() : at::Tensor(),
-          values_grad.has_value() ? values_grad->result() : at::Tensor()};
+  return {input_grad.has_value() ? input_grad->result() : at::empty({0}, values.options()),
+          values_grad.has_value() ? values_grad->result() : at::empty({0}, values.options()),
+          bias_wanted ? sums.sum(0) : at::empty({0}, values.options())};
 }
 
 // ---- the registered functions ----
@@ -618,45 +629,24 @@ at::Tensor sparse_conv2d(const at::Tensor& input, const at::Tensor& values, cons
                                            : forward<double>(shape, order, input, values, bias, relu);
 }
 
-at::Tensor sparse_conv2d_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
-                                    const at::Tensor& input_starts, const at::Tensor& output_taps,
-                                    const at::Tensor& permutation, at::IntArrayRef input_size,
-                                    at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-                                    at::IntArrayRef dilation, int64_t groups) {
-  if (grad_output.numel() == 0) return at::zeros(input_size, grad_output.options());
-  const Geometry shape = geometry(input_size, grad_output.size(1), {kernel_size, stride, padding, dilation, groups});
-  const Order order = by_input(shape, input_starts, output_taps, permutation);
-  return std::get<0>(grad_output.scalar_type() == at::kFloat
-                         ? backward<float>(shape, grad_output, order, &values, std::nullopt, nullptr)
-                         : backward<double>(shape, grad_output, order, &values, std::nullopt, nullptr));
-}
-
-at::Tensor sparse_conv2d_values_grad(const at::Tensor& grad_output, const at::Tensor& input,
-                                     const at::Tensor& output_starts, const at::Tensor& input_taps,
-                                     at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-                                     at::IntArrayRef dilation, int64_t groups) {
-  if (grad_output.numel() == 0) return at::zeros(input_taps.sizes(), input.options());
-  const Geometry shape = geometry(input.sizes(), grad_output.size(1), {kernel_size, stride, padding, dilation, groups});
-  const Order order = by_output(shape, output_starts, input_taps);
-  return std::get<1>(grad_output.scalar_type() == at::kFloat
-                         ? backward<float>(shape, grad_output, std::nullopt, nullptr, order, &input)
-                         : backward<double>(shape, grad_output, std::nullopt, nullptr, order, &input));
-}
-
-std::tuple<at::Tensor, at::Tensor> sparse_conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input,
-                                                          const at::Tensor& values, const at::Tensor& output_starts,
-                                                          const at::Tensor& input_taps, const at::Tensor& input_starts,
-                                                          const at::Tensor& output_taps, const at::Tensor& permutation,
-                                                          at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                                                          at::IntArrayRef padding, at::IntArrayRef dilation,
-                                                          int64_t groups) {
-  if (grad_output.numel() == 0) return {at::zeros_like(input, at::MemoryFormat::Contiguous), at::zeros_like(values)};
-  const Geometry shape = geometry(input.sizes(), grad_output.size(1), {kernel_size, stride, padding, dilation, groups});
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_conv2d_backward(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& values, const at::Tensor& output_starts,
+    const at::Tensor& input_taps, const at::Tensor& input_starts, const at::Tensor& output_taps,
+    const at::Tensor& permutation, at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+    at::IntArrayRef dilation, int64_t groups, std::array<bool, 3> wanted) {
+  const int64_t out_channels = output_starts.size(0) - 1;
+  if (grad_output.numel() == 0) {
+    const auto zeros = [&](bool given, at::IntArrayRef size) {
+      return at::zeros(given ? size : at::IntArrayRef{0}, values.options());
+    };
+    return {zeros(wanted[0], input.sizes()), zeros(wanted[1], values.sizes()), zeros(wanted[2], {out_channels})};
+  }
+  const Geometry shape = geometry(input.sizes(), out_channels, {kernel_size, stride, padding, dilation, groups});
   const Order by_source = by_input(shape, input_starts, output_taps, permutation);
   const Order by_target = by_output(shape, output_starts, input_taps);
-  return grad_output.scalar_type() == at::kFloat
-             ? backward<float>(shape, grad_output, by_source, &values, by_target, &input)
-             : backward<double>(shape, grad_output, by_source, &values, by_target, &input);
+  return values.scalar_type() == at::kFloat
+             ? backward<float>(shape, grad_output, input, values, by_source, by_target, wanted)
+             : backward<double>(shape, grad_output, input, values, by_source, by_target, wanted);
 }
 
 }  // namespace
@@ -664,7 +654,5 @@ std::tuple<at::Tensor, at::Tensor> sparse_conv2d_backward(const at::Tensor& grad
 
 TORCH_LIBRARY_IMPL(lth_fast, CPU, library) {
   library.impl("sparse_conv2d", lth_fast::sparse_conv2d);
-  library.impl("sparse_conv2d_input_grad", lth_fast::sparse_conv2d_input_grad);
-  library.impl("sparse_conv2d_values_grad", lth_fast::sparse_conv2d_values_grad);
   library.impl("sparse_conv2d_backward", lth_fast::sparse_conv2d_backward);
 }

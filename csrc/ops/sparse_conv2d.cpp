@@ -1,7 +1,7 @@
 // Schemas, checks, autocast and derivative of sparse_conv2d.
 //
-// The pattern of the survivors arrives as the five tensors of sparse_conv2d_pattern. When both gradients are wanted,
-// one call computes them, for they read the same rearranged gradient of the output.
+// The pattern of the survivors arrives as the five tensors of sparse_conv2d_pattern. One call computes all gradients that
+// are wanted, for they read the same gradient of the output.
 #include "ops/sparse_conv2d.h"
 
 #include "ops/below_autograd.h"
@@ -12,17 +12,11 @@ TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
       "sparse_conv2d(Tensor input, Tensor values, Tensor? bias, Tensor output_starts, Tensor input_taps, "
       "Tensor input_starts, Tensor output_taps, Tensor permutation, int[2] kernel_size, int[2] stride, "
       "int[2] padding, int[2] dilation, int groups, bool relu=False) -> Tensor");
-  library.def(
-      "sparse_conv2d_input_grad(Tensor grad_output, Tensor values, Tensor input_starts, Tensor output_taps, "
-      "Tensor permutation, SymInt[4] input_size, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
-      "int groups) -> Tensor");
-  library.def(
-      "sparse_conv2d_values_grad(Tensor grad_output, Tensor input, Tensor output_starts, Tensor input_taps, "
-      "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor");
+  // Gradients of input, values and bias; those that are not wanted are empty.
   library.def(
       "sparse_conv2d_backward(Tensor grad_output, Tensor input, Tensor values, Tensor output_starts, "
       "Tensor input_taps, Tensor input_starts, Tensor output_taps, Tensor permutation, int[2] kernel_size, "
-      "int[2] stride, int[2] padding, int[2] dilation, int groups) -> (Tensor, Tensor)");
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, bool[3] wanted) -> (Tensor, Tensor, Tensor)");
 }
 
 namespace lth_fast {
@@ -47,35 +41,16 @@ at::Tensor sparse_conv2d(const at::Tensor& input, const at::Tensor& values, cons
                  pattern.output_taps, pattern.permutation, kernel_size, stride, padding, dilation, groups, relu);
 }
 
-at::Tensor sparse_conv2d_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
-                                    c10::SymIntArrayRef input_size, const ConvolutionPattern& pattern,
-                                    const Convolution& convolution) {
-  static const auto op =
-      find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                         c10::SymIntArrayRef, Pair, Pair, Pair, Pair, int64_t)>("lth_fast::sparse_conv2d_input_grad");
-  const auto& [kernel_size, stride, padding, dilation, groups] = convolution;
-  return op.call(grad_output, values, pattern.input_starts, pattern.output_taps, pattern.permutation, input_size,
-                 kernel_size, stride, padding, dilation, groups);
-}
-
-at::Tensor sparse_conv2d_values_grad(const at::Tensor& grad_output, const at::Tensor& input,
-                                     const ConvolutionPattern& pattern, const Convolution& convolution) {
-  static const auto op = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                            Pair, Pair, Pair, Pair, int64_t)>("lth_fast::sparse_conv2d_values_grad");
-  const auto& [kernel_size, stride, padding, dilation, groups] = convolution;
-  return op.call(grad_output, input, pattern.output_starts, pattern.input_taps, kernel_size, stride, padding, dilation,
-                 groups);
-}
-
-std::tuple<at::Tensor, at::Tensor> sparse_conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input,
-                                                          const at::Tensor& values, const ConvolutionPattern& pattern,
-                                                          const Convolution& convolution) {
-  static const auto op = find_op<std::tuple<at::Tensor, at::Tensor>(
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_conv2d_backward(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& values, const ConvolutionPattern& pattern,
+    const Convolution& convolution, std::array<bool, 3> wanted) {
+  static const auto op = find_op<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
       const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-      const at::Tensor&, const at::Tensor&, Pair, Pair, Pair, Pair, int64_t)>("lth_fast::sparse_conv2d_backward");
+      const at::Tensor&, const at::Tensor&, Pair, Pair, Pair, Pair, int64_t, std::array<bool, 3>)>(
+      "lth_fast::sparse_conv2d_backward");
   const auto& [kernel_size, stride, padding, dilation, groups] = convolution;
   return op.call(grad_output, input, values, pattern.output_starts, pattern.input_taps, pattern.input_starts,
-                 pattern.output_taps, pattern.permutation, kernel_size, stride, padding, dilation, groups);
+                 pattern.output_taps, pattern.permutation, kernel_size, stride, padding, dilation, groups, wanted);
 }
 
 // ---- checks ----
@@ -192,19 +167,22 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     const bool differentiable = at::GradMode::is_enabled();
     const BelowAutograd below_autograd(!differentiable);
     const auto grad_output = output.defined() ? at::threshold_backward(gradients[0], output, 0) : gradients[0];
-    const bool input_wanted = context->needs_input_grad(0), values_wanted = context->needs_input_grad(1);
+    const bool input_wanted = context->needs_input_grad(0), values_wanted = context->needs_input_grad(1),
+               bias_wanted = context->saved_data["bias"].toBool() && context->needs_input_grad(2);
     at::Tensor grad_input, grad_values, grad_bias;
-    if (differentiable && (input_wanted || values_wanted)) {
+    if (!input_wanted && !values_wanted) {
+      if (bias_wanted) grad_bias = grad_output.sum({0, 2, 3});
+    } else if (differentiable) {
       std::tie(grad_input, grad_values) =
           differentiable_backward(grad_output, input, values, pattern, convolution, {input_wanted, values_wanted});
-    } else if (input_wanted && values_wanted) {
-      std::tie(grad_input, grad_values) = sparse_conv2d_backward(grad_output, input, values, pattern, convolution);
-    } else if (input_wanted) {
-      grad_input = sparse_conv2d_input_grad(grad_output, values, input.sym_sizes(), pattern, convolution);
-    } else if (values_wanted) {
-      grad_values = sparse_conv2d_values_grad(grad_output, input, pattern, convolution);
+      if (bias_wanted) grad_bias = grad_output.sum({0, 2, 3});
+    } else {
+      const auto gradients = sparse_conv2d_backward(grad_output, input, values, pattern, convolution,
+                                                    {input_wanted, values_wanted, bias_wanted});
+      if (input_wanted) grad_input = std::get<0>(gradients);
+      if (values_wanted) grad_values = std::get<1>(gradients);
+      if (bias_wanted) grad_bias = std::get<2>(gradients);
     }
-    if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) grad_bias = grad_output.sum({0, 2, 3});
     return {grad_input, grad_values, grad_bias, at::Tensor(), at::Tensor(), at::Tensor()};
   }
 

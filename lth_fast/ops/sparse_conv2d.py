@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lth_fast.ops.library import serve_cuda
-from lth_fast.ops.sparse_conv2d_pattern import SparseConv2dPattern, channel_and_tap, coordinates
+from lth_fast.ops.sparse_conv2d_pattern import SparseConv2dPattern, coordinates
 
 
 def sparse_conv2d(
@@ -108,77 +109,6 @@ def _forward(
     return reference(input, values, bias, pattern, kernel_size, stride, padding, dilation, groups, relu).contiguous()
 
 
-def _dense_gradients(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    wanted: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
-    """Those of input and weight that are ``wanted``; the other tensor gives its shape alone."""
-    no_output_padding, transposed, bias_wanted = (0, 0), False, False
-    grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad_output,
-        input,
-        weight,
-        None,
-        stride,
-        padding,
-        dilation,
-        transposed,
-        no_output_padding,
-        groups,
-        (*wanted, bias_wanted),
-    )
-    return grad_input, grad_weight
-
-
-def _input_grad(
-    grad_output: Tensor,
-    values: Tensor,
-    input_starts: Tensor,
-    output_taps: Tensor,
-    permutation: Tensor,
-    input_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    # Built by input channel, [groups * inputs, outputs, height, width], then turned round within each group.
-    shape = (input_starts.numel() - 1, grad_output.shape[1] // groups, *kernel_size)
-    places = channel_and_tap(input_starts, output_taps)
-    by_input = values.new_zeros(shape).flatten(1).index_put(places, values[permutation.long()]).view(shape)
-    weight = by_input.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    input = grad_output.new_empty(tuple(input_size))
-    grad_input, _ = _dense_gradients(
-        grad_output, input, weight, stride, padding, dilation, groups, wanted=(True, False)
-    )
-    return grad_input.contiguous()
-
-
-def _values_grad(
-    grad_output: Tensor,
-    input: Tensor,
-    output_starts: Tensor,
-    input_taps: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    weight = input.new_empty((output_starts.numel() - 1, input.shape[1] // groups, *kernel_size))
-    _, grad_weight = _dense_gradients(
-        grad_output, input, weight, stride, padding, dilation, groups, wanted=(False, True)
-    )
-    return grad_weight.flatten(1)[channel_and_tap(output_starts, input_taps)]
-
-
 def _backward(
     grad_output: Tensor,
     input: Tensor,
@@ -193,18 +123,32 @@ def _backward(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> tuple[Tensor, Tensor]:
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
     pattern = SparseConv2dPattern(output_starts, input_taps, input_starts, output_taps, permutation)
-    weight = to_dense(values, pattern, kernel_size, groups)
-    grad_input, grad_weight = _dense_gradients(
-        grad_output, input, weight, stride, padding, dilation, groups, wanted=(True, True)
+    input_wanted, values_wanted, bias_wanted = wanted
+    bias_size, transposed, no_output_padding = [output_starts.numel() - 1], False, (0, 0)
+    grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad_output,
+        input,
+        to_dense(values, pattern, kernel_size, groups),
+        bias_size,
+        stride,
+        padding,
+        dilation,
+        transposed,
+        no_output_padding,
+        groups,
+        (input_wanted, values_wanted, bias_wanted),
     )
-    return grad_input.contiguous(), grad_weight.flatten(1)[coordinates(pattern)]
+    return (
+        grad_input.contiguous() if input_wanted else values.new_empty(0),
+        grad_weight.flatten(1)[coordinates(pattern)] if values_wanted else values.new_empty(0),
+        grad_bias if bias_wanted else values.new_empty(0),
+    )
 
 
 serve_cuda("sparse_conv2d", _forward)
-serve_cuda("sparse_conv2d_input_grad", _input_grad)
-serve_cuda("sparse_conv2d_values_grad", _values_grad)
 serve_cuda("sparse_conv2d_backward", _backward)
 
 
@@ -234,17 +178,10 @@ def _(
     return input.new_empty((input.shape[0], output_starts.shape[0] - 1, height, width))
 
 
-@torch.library.register_fake("lth_fast::sparse_conv2d_input_grad")
-def _(grad_output: Tensor, values: Tensor, *pattern_and_geometry: Sequence[int]) -> Tensor:
-    input_size = pattern_and_geometry[3]
-    return grad_output.new_empty(tuple(input_size))
-
-
-@torch.library.register_fake("lth_fast::sparse_conv2d_values_grad")
-def _(grad_output: Tensor, input: Tensor, output_starts: Tensor, input_taps: Tensor, *geometry: object) -> Tensor:
-    return input.new_empty(input_taps.shape)
-
-
 @torch.library.register_fake("lth_fast::sparse_conv2d_backward")
-def _(grad_output: Tensor, input: Tensor, values: Tensor, *pattern_and_geometry: object) -> tuple[Tensor, Tensor]:
-    return input.new_empty(input.shape), values.new_empty(values.shape)
+def _(
+    grad_output: Tensor, input: Tensor, values: Tensor, output_starts: Tensor, *pattern_and_geometry: Any
+) -> tuple[Tensor, ...]:
+    *_, wanted = pattern_and_geometry
+    shapes = (input.shape, values.shape, (output_starts.shape[0] - 1,))
+    return tuple(values.new_empty(shape if given else (0,)) for shape, given in zip(shapes, wanted, strict=True))

@@ -50,19 +50,9 @@ def sparse_conv2d_pattern(mask: Tensor, groups: int = 1) -> SparseConv2dPattern:
 
 def coordinates(pattern: SparseConv2dPattern) -> tuple[Tensor, Tensor]:
     """Output channel and index into its filter of every survivor in row-major order, int64 ``[survivors]`` each."""
-    return channel_and_tap(pattern.output_starts, pattern.input_taps)
-
-
-def channel_and_tap(starts: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-    """An index, int64 ``[survivors]`` each, of the survivors in one of the two orders; never waits for the device.
-
-    Args:
-        starts: ``output_starts`` or ``input_starts`` of a pattern.
-        taps: ``input_taps`` or ``output_taps`` to go with them.
-    """
-    lengths = starts.diff().long()
+    lengths = pattern.output_starts.diff().long()
     channels = torch.arange(lengths.numel(), device=lengths.device)
-    return channels.repeat_interleave(lengths, output_size=taps.numel()), taps.long()
+    return channels.repeat_interleave(lengths, output_size=pattern.input_taps.numel()), pattern.input_taps.long()
 
 
 def reference(mask: Tensor, groups: int = 1) -> SparseConv2dPattern:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,15 +11,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lth_fast.ops import SparseConv2dPattern, sparse_conv2d, sparse_conv2d_pattern
-from lth_fast.ops.sparse_conv2d import _backward, _forward, _input_grad, _values_grad, reference, to_dense
+from lth_fast.ops.sparse_conv2d import _backward, _forward, reference, to_dense
 
 Distance = Callable[[Tensor, Tensor], float]
 
 # What computes the op on CUDA tensors, by the operator's name.
 DENSE_ARITHMETIC = {
     "sparse_conv2d": _forward,
-    "sparse_conv2d_input_grad": _input_grad,
-    "sparse_conv2d_values_grad": _values_grad,
     "sparse_conv2d_backward": _backward,
 }
 
@@ -40,6 +39,10 @@ def dense_arithmetic() -> Iterator[None]:
             library.impl(name, seen(name, function), "CPU", allow_override=True)
         yield
     assert "sparse_conv2d" in served
+
+
+# Which of the gradients of input, values and bias.
+WANTED = list(itertools.product([False, True], repeat=3))
 
 
 @dataclass(frozen=True)
@@ -207,38 +210,51 @@ def test_a_single_gradient_can_be_asked_for(wanted: int, distance: Distance) -> 
 
 
 class Recorder(TorchDispatchMode):
-    """Names of the operators that were called."""
+    """The arguments of the operators that were called, by name."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.called: set[str] = set()
+        self.called: dict[str, tuple[Any, ...]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.called.add(func.name())
+        self.called[func.name()] = args
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(
-    ("wanted", "called"),
-    [
-        ({0}, "sparse_conv2d_input_grad"),
-        ({1}, "sparse_conv2d_values_grad"),
-        ({0, 1}, "sparse_conv2d_backward"),
-        ({2}, None),
-    ],
-    ids=str,
-)
-def test_a_gradient_that_nobody_asks_for_is_not_computed(wanted: set[int], called: str | None) -> None:
+@pytest.mark.parametrize("wanted", WANTED, ids=str)
+def test_a_gradient_that_nobody_asks_for_is_not_computed(wanted: tuple[bool, bool, bool]) -> None:
     case = Case()
     values, bias, pattern = random_layer(case)
-    tensors = [case.input(), values, bias]
-    for index in wanted:
-        tensors[index].requires_grad_()
+    tensors = (case.input(), values, bias)
+    for tensor, asked_for in zip(tensors, wanted, strict=True):
+        tensor.requires_grad_(asked_for)
     with Recorder() as recorder:
-        sparse_conv2d(*tensors, pattern, *case.geometry).sum().backward()
-    assert recorder.called & {
-        f"lth_fast::sparse_conv2d_{part}" for part in ("input_grad", "values_grad", "backward")
-    } == ({f"lth_fast::{called}"} if called else set())
+        out = sparse_conv2d(*tensors, pattern, *case.geometry)
+        if any(wanted):
+            out.sum().backward()
+    if any(wanted[:2]):  # a bias alone needs none of the products
+        assert recorder.called["lth_fast::sparse_conv2d_backward"][-1] == list(wanted)
+    else:
+        assert "lth_fast::sparse_conv2d_backward" not in recorder.called
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("wanted", WANTED, ids=str)
+def test_only_the_wanted_gradients_are_returned(wanted: tuple[bool, bool, bool], distance: Distance) -> None:
+    case = Case(batch=19, size=(9, 33))
+    values, bias, pattern = random_layer(case)
+    leaves = as_leaves(case.input(), values, bias, dtype=torch.float64)
+    expected = reference(*leaves, pattern, *case.geometry)
+    gradient = torch.randn(expected.shape)
+    expected.backward(gradient.double())
+    inputs = leaves[0].detach().float()
+    found = torch.ops.lth_fast.sparse_conv2d_backward(gradient, inputs, values, *pattern, *case.geometry, wanted)
+    for part, leaf, asked_for in zip(found, leaves, wanted, strict=True):
+        if asked_for:
+            assert leaf.grad is not None
+            assert distance(part, leaf.grad) <= 1e-6
+        else:
+            assert part.numel() == 0
 
 
 def test_without_a_bias_the_output_is_the_convolution_alone(distance: Distance) -> None:
@@ -419,19 +435,6 @@ class TestWhatServesCuda:
         test_the_registrations_are_consistent(name, with_bias=True)
 
 
-def gradient_calls(
-    case: Case, gradient: Tensor, inputs: Tensor, values: Tensor, pattern: SparseConv2dPattern
-) -> list[tuple[Callable[..., Any], Any, tuple[Any, ...]]]:
-    """What serves each gradient elsewhere, its operator, and arguments for both."""
-    ops = torch.ops.lth_fast
-    by_output, by_input = pattern[:2], pattern[2:]
-    return [
-        (_input_grad, ops.sparse_conv2d_input_grad, (gradient, values, *by_input, inputs.shape, *case.geometry)),
-        (_values_grad, ops.sparse_conv2d_values_grad, (gradient, inputs, *by_output, *case.geometry)),
-        (_backward, ops.sparse_conv2d_backward, (gradient, inputs, values, *pattern, *case.geometry)),
-    ]
-
-
 # torch's own check looks at the gradient of a tensor that is no leaf.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -444,8 +447,9 @@ def test_the_registrations_are_consistent(name: str, with_bias: bool) -> None:
     torch.library.opcheck(torch.ops.lth_fast.sparse_conv2d, arguments)
     torch.library.opcheck(torch.ops.lth_fast.sparse_conv2d, (*arguments, True))
     gradient = torch.randn(sparse_conv2d(inputs, values, bias, pattern, *case.geometry).shape)
-    for _, op, arguments in gradient_calls(case, gradient, inputs.detach(), values.detach(), pattern):
-        torch.library.opcheck(op, arguments)
+    arguments = (gradient, inputs.detach(), values.detach(), *pattern, *case.geometry)
+    for wanted in WANTED:
+        torch.library.opcheck(torch.ops.lth_fast.sparse_conv2d_backward, (*arguments, wanted))
 
 
 @pytest.mark.parametrize("relu", [False, True])

@@ -14,8 +14,8 @@ from lth_fast.ops.sparse_linear import _forward, _input_grad, _values_grad, refe
 from lth_fast.ops.sparse_pattern import reference as pattern_reference
 
 Distance = Callable[[Tensor, Tensor], float]
-# Features below, at and above blocks of eight, one and several panels.
-FEATURES = [(1, 1), (16, 8), (7, 3), (33, 21), (784, 300), (1300, 40), (40, 1300)]
+# Features below, at and above blocks of eight, one and several panels; the last one's input has many readers.
+FEATURES = [(1, 1), (16, 8), (7, 3), (33, 21), (784, 300), (1300, 40), (40, 1300), (200, 2200)]
 # Which of the gradients of input, values and bias.
 WANTED = list(itertools.product([False, True], repeat=3))
 # Batches that fill a whole, a half and a quarter tile, several tiles, and a rest.

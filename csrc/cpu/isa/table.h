@@ -85,6 +85,9 @@ struct SparseConv2dKernels {
   void (*from_tile)(const Element* tile, const int32_t* places, size_t pixels, Element* output, size_t stride,
                     size_t samples, bool relu);
 
+  // The sum of planes of one channel of `samples` samples, `stride` elements apart.
+  Element (*sum)(const Element* input, size_t stride, size_t samples, size_t pixels);
+
   // Channels first to last of: output = sum of value * shifted source over the survivors + bias (0 where null).
   void (*product)(const TapRows& rows, const Element* values, const Element* bias, size_t first, size_t last,
                   const Element* source, Element* output, const TapRegion& region);
