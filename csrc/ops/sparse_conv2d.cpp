@@ -1,7 +1,7 @@
 // Schemas, checks, autocast and derivative of sparse_conv2d.
 //
-// The pattern of the survivors arrives as the five tensors of sparse_conv2d_pattern. One call computes all gradients that
-// are wanted, for they read the same gradient of the output.
+// The pattern of the survivors arrives as the five tensors of sparse_conv2d_pattern. One call computes all gradients
+// that are wanted, for they read the same gradient of the output.
 #include "ops/sparse_conv2d.h"
 
 #include "ops/below_autograd.h"
@@ -41,9 +41,11 @@ at::Tensor sparse_conv2d(const at::Tensor& input, const at::Tensor& values, cons
                  pattern.output_taps, pattern.permutation, kernel_size, stride, padding, dilation, groups, relu);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_conv2d_backward(
-    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& values, const ConvolutionPattern& pattern,
-    const Convolution& convolution, std::array<bool, 3> wanted) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_conv2d_backward(const at::Tensor& grad_output,
+                                                                      const at::Tensor& input, const at::Tensor& values,
+                                                                      const ConvolutionPattern& pattern,
+                                                                      const Convolution& convolution,
+                                                                      std::array<bool, 3> wanted) {
   static const auto op = find_op<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
       const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
       const at::Tensor&, const at::Tensor&, Pair, Pair, Pair, Pair, int64_t, std::array<bool, 3>)>(

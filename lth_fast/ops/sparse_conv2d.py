@@ -127,24 +127,26 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     pattern = SparseConv2dPattern(output_starts, input_taps, input_starts, output_taps, permutation)
     input_wanted, values_wanted, bias_wanted = wanted
-    bias_size, transposed, no_output_padding = [output_starts.numel() - 1], False, (0, 0)
-    grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+    no_bias, transposed, no_output_padding = None, False, (0, 0)
+    grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad_output,
         input,
         to_dense(values, pattern, kernel_size, groups),
-        bias_size,
+        no_bias,
         stride,
         padding,
         dilation,
         transposed,
         no_output_padding,
         groups,
-        (input_wanted, values_wanted, bias_wanted),
+        (input_wanted, values_wanted, False),
     )
     return (
         grad_input.contiguous() if input_wanted else values.new_empty(0),
         grad_weight.flatten(1)[coordinates(pattern)] if values_wanted else values.new_empty(0),
-        grad_bias if bias_wanted else values.new_empty(0),
+        grad_output.sum((0, 2, 3))
+        if bias_wanted
+        else values.new_empty(0),  # torch's sum rounds less than its convolution
     )
 
 

@@ -252,8 +252,7 @@ void values_grad(const TapRows& rows, size_t first, size_t last, const Element* 
 
 template <typename Element>
 SparseConv2dKernels<Element> kernels() {
-  return {Register<Element>::kWidth, kPiece,       to_tile<Element>,
-          from_tile<Element>,        sum<Element>, product<Element>,
+  return {Register<Element>::kWidth, kPiece, to_tile<Element>, from_tile<Element>, sum<Element>, product<Element>,
           values_grad<Element>};
 }
 
