@@ -4,17 +4,8 @@
 
 #if defined(__AVX512F__)
 
-// GCC 12's own header starts some results from an undefined vector, and GCC 12 warns of it (its bug 105593).
-#if !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-#if !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
-
 #include "eight_by_eight.h"
+#include "intrinsics.h"
 
 namespace lth_fast::LTH_FAST_ISA {
 

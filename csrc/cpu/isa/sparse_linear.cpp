@@ -10,6 +10,7 @@
 #include "eight_by_eight.h"
 #include "first_lanes.h"
 #include "flush_denormals.h"
+#include "intrinsics.h"
 #include "table.h"
 #include "vector.h"
 
