@@ -23,8 +23,8 @@ int64_t panel_width(int64_t features, double density, int64_t least) {
   const auto lanes = kernels().sparse_linear_32.tile_lanes(std::numeric_limits<size_t>::max());
   const auto bytes_per_feature = static_cast<int64_t>(lanes * sizeof(float));
   const auto wanted = static_cast<int64_t>(kSurvivorsPerRow / std::max(density, 1e-6));
-  const int64_t width = std::clamp(wanted, std::max(level1_cache_bytes() / bytes_per_feature, least),
-                                   level2_cache_bytes() / 2 / bytes_per_feature);
+  const int64_t narrowest = std::max(level1_cache_bytes() / bytes_per_feature, least);
+  const int64_t width = std::max(std::min(wanted, level2_cache_bytes() / 2 / bytes_per_feature), narrowest);
   const int64_t panels = std::max<int64_t>((features + width - 1) / width, 1);
   return std::max<int64_t>((features + panels - 1) / panels, 1);
 }

@@ -171,15 +171,16 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
       if (values_wanted) grad_values = std::get<1>(gradients);
       if (bias_wanted) grad_bias = std::get<2>(gradients);
     } else {
-      // Double backward: the same values from differentiable pieces.
-      const auto [row_of, column_of] = coordinates(columns, rows, permutation);
-      if (input_wanted) {
-        const auto zeros = at::zeros_symint({out_features, in_features}, values.options());
-        grad_input = grad_output.matmul(zeros.index_put({row_of, column_of}, values));
-      }
-      if (values_wanted) {
-        const auto dense = as_rows(grad_output).t().matmul(as_rows(input));
-        grad_values = dense.index({row_of, column_of});
+      if (input_wanted || values_wanted) {  // double backward: the same values from differentiable pieces
+        const auto [row_of, column_of] = coordinates(columns, rows, permutation);
+        if (input_wanted) {
+          const auto zeros = at::zeros_symint({out_features, in_features}, values.options());
+          grad_input = grad_output.matmul(zeros.index_put({row_of, column_of}, values));
+        }
+        if (values_wanted) {
+          const auto dense = as_rows(grad_output).t().matmul(as_rows(input));
+          grad_values = dense.index({row_of, column_of});
+        }
       }
       if (bias_wanted) grad_bias = as_rows(grad_output).sum(0);
     }
