@@ -2,9 +2,9 @@
 //
 // A tile holds up to `lanes` samples, [features][lanes]: the samples lie innermost, so one survivor meets whole vectors
 // of them and nothing is ever gathered. The sums of one row stay in registers while its survivors pass by. The columns
-// are cut into panels (see sparse_pattern), one for each call: all rows visit one panel of the input while it stays in
-// cache, before the next one; a row's sums wait in the output tile in between. A row meets its survivors in ascending
-// order for any panel width, so neither panels nor threads change the bits.
+// are cut into panels (see sparse_pattern), one for each call, or several joined where tiles are narrow: all rows visit
+// one panel of the input while it stays in cache, before the next one; a row's sums wait in the output tile in between.
+// A row meets its survivors in ascending order for any panel width, so neither panels nor threads change the bits.
 #include <cstring>
 
 #include "eight_by_eight.h"
