@@ -3,12 +3,12 @@
 // on the number of threads. Whatever a thread needs for a panel only is made right before: it is still in cache when it
 // is read.
 #include <array>
-#include <limits>
 #include <tuple>
 #include <vector>
 
 #include "cpu/dispatch.h"
 #include "ops/rows.h"
+#include "ops/sparse_pattern.h"
 #include "ops/torch_headers.h"
 
 namespace lth_fast {
@@ -31,11 +31,6 @@ const SparseLinearKernels<Element>& sparse_linear_kernels() {
   } else {
     return kernels().sparse_linear_64;
   }
-}
-
-template <typename Element>
-int64_t whole_lanes() {
-  return static_cast<int64_t>(sparse_linear_kernels<Element>().tile_lanes(std::numeric_limits<size_t>::max()));
 }
 
 struct Tile {
@@ -113,25 +108,22 @@ class InputPanels {
     if (readers > kFewReaders) tiles_ = to_tiles<Element>(rows, tiles);
   }
 
-  // Calls work(first panel, panels, input) for all panels in turn, as many at once as are no larger in this tile than
-  // one of them in a whole tile; feature f lies at input + f * lanes.
+  // Calls work(panel, input) for all panels in turn; feature f lies at input + f * lanes.
   template <typename Work>
   void for_each(const Tile& tile, const Work& work) const {
     const int64_t features = rows_.size(1), stride = rows_.stride(0);
-    const int64_t at_once = std::min(whole_lanes<Element>() / tile.lanes, panels_);
-    const Element* input = tiles_.defined() ? tiles_.const_data_ptr<Element>() + tile.lanes_before * features : nullptr;
-    const Scratch<Element> scratch(input == nullptr ? at_once * width_ * tile.lanes : 0);
+    if (tiles_.defined()) {
+      const Element* input = tiles_.const_data_ptr<Element>() + tile.lanes_before * features;
+      for (int64_t panel = 0; panel < panels_; ++panel) work(panel, input);
+      return;
+    }
+    const Scratch<Element> scratch(width_ * tile.lanes);
     const Element* samples = rows_.const_data_ptr<Element>() + tile.first_sample * stride;
-    for (int64_t panel = 0; panel < panels_; panel += at_once) {
-      const int64_t count = std::min(at_once, panels_ - panel);
-      if (tiles_.defined()) {
-        work(panel, count, input);
-        continue;
-      }
-      const int64_t first = panel * width_, last = std::min((panel + count) * width_, features);
+    for (int64_t panel = 0; panel < panels_; ++panel) {
+      const int64_t first = panel * width_, last = std::min(first + width_, features);
       Element* made = scratch.from(first * tile.lanes);
       sparse_linear_kernels<Element>().to_tile(samples, stride, tile.samples, first, last, made, tile.lanes);
-      work(panel, count, made);
+      work(panel, made);
     }
   }
 
@@ -141,12 +133,11 @@ class InputPanels {
   at::Tensor tiles_;
 };
 
-// Lines of the matrix per task, `most` or less: as many tasks for every thread, and blocks of eight stay whole for the
-// transposition.
+// Lines of the matrix per task, `most` or less: as many tasks for every thread, of whole blocks.
 int64_t lines_per_task(int64_t lines, int64_t most) {
-  const int64_t share = ceiling_divide(lines, at::get_num_threads());
+  const int64_t block = lines_per_block(lines), share = ceiling_divide(lines, at::get_num_threads());
   const int64_t tasks = std::max<int64_t>(ceiling_divide(share, most), 1);
-  return std::max<int64_t>(ceiling_divide(ceiling_divide(share, tasks), 8) * 8, 8);
+  return std::max<int64_t>(ceiling_divide(ceiling_divide(share, tasks), block), 1) * block;
 }
 
 // Calls work(task) in parallel for tasks that are `products` multiply-adds in all.
@@ -157,20 +148,13 @@ void for_tasks(int64_t tasks, int64_t products, const Work& work) {
   });
 }
 
-// The two orders of the matrix, as the kernels want them: panels inside of rows (starts is [panels + 1, out_features]),
-// of which several can be one, and columns inside of panels (starts is [panels, in_features + 1]).
+// A panel of one of the two orders of the matrix; `permutation` where the values stand in the other one.
 template <typename Index>
-SparsePanel<Index> of_rows(const at::Tensor& starts, const at::Tensor& columns, int64_t panel, int64_t count) {
-  const int64_t rows = starts.size(1), panels = starts.size(0) - 1;
-  const auto* start = starts.const_data_ptr<int32_t>();
-  return {start + panel * rows, start + (panel + count) * rows, start + panels * rows, static_cast<size_t>(rows),
-          panel == 0,           columns.const_data_ptr<Index>()};
-}
-
-template <typename Index>
-SparsePanel<Index> of_columns(const at::Tensor& starts, const at::Tensor& rows, int64_t panel) {
-  const auto* start = starts.const_data_ptr<int32_t>() + panel * starts.size(1);
-  return {start, start + 1, nullptr, static_cast<size_t>(starts.size(1) - 1), panel == 0, rows.const_data_ptr<Index>()};
+SparsePanel<Index> panel_of(int64_t panel, const at::Tensor& starts, const at::Tensor& order, const at::Tensor& indices,
+                            const at::Tensor* permutation = nullptr) {
+  return {starts.const_data_ptr<int32_t>() + panel * starts.size(1),
+          order.const_data_ptr<int32_t>() + panel * order.size(1), indices.const_data_ptr<Index>(),
+          permutation == nullptr ? nullptr : permutation->const_data_ptr<int32_t>(), panel == 0};
 }
 
 // Calls work(kernel, Index{}) with the one of two kernels that takes the type of `indices`.
@@ -186,9 +170,9 @@ void by_index(const at::Tensor& indices, Short kernel_16, Long kernel_32, const 
 // output = input * transpose(matrix) + bias, with 0 for what is negative where `relu`.
 template <typename Element>
 at::Tensor forward(const at::Tensor& input, const at::Tensor& values, const at::Tensor* bias,
-                   const at::Tensor& row_starts, const at::Tensor& columns, bool relu) {
+                   const at::Tensor& row_starts, const at::Tensor& row_order, const at::Tensor& columns, bool relu) {
   const auto& table = sparse_linear_kernels<Element>();
-  const int64_t rows = row_starts.size(1), panels = row_starts.size(0) - 1;
+  const int64_t rows = row_order.size(1), panels = row_order.size(0);
   auto shape = input.sizes().vec();
   shape.back() = rows;
   at::Tensor output = at::empty(shape, input.options());
@@ -210,8 +194,8 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& values, const at::
                 const int64_t first = task % slices * step, last = std::min(first + step, rows);
                 const Scratch<Element> scratch(step * tile.lanes);
                 Element* sums = scratch.from(first * tile.lanes);
-                input_panels.for_each(tile, [&](int64_t panel, int64_t count, const Element* from) {
-                  kernel(of_rows<Index>(row_starts, columns, panel, count), value, start, first, last, from, sums,
+                input_panels.for_each(tile, [&](int64_t panel, const Element* from) {
+                  kernel(panel_of<Index>(panel, row_starts, row_order, columns), value, start, first, last, from, sums,
                          tile.lanes);
                 });
                 table.from_tile(sums, tile.lanes, first, last, to + tile.first_sample * rows, rows, tile.samples, relu);
@@ -237,18 +221,17 @@ struct GradOutput {
   at::Tensor as_tiles;
 };
 
-// grad_input = grad_output * matrix, in the shape of the layer's input. The columns of a task need their values in
-// column order: they are gathered panel of rows by panel of rows, from few cache lines each.
+// grad_input = grad_output * matrix, in the shape of the layer's input. The values are read where they stand: those
+// that a panel of rows has in a block of columns are few enough for the first-level cache.
 template <typename Element>
 at::Tensor input_grad(const GradOutput<Element>& grad_output, at::IntArrayRef shape, const at::Tensor& values,
-                      const at::Tensor& column_starts, const at::Tensor& rows, const at::Tensor& permutation) {
+                      const at::Tensor& column_starts, const at::Tensor& column_order, const at::Tensor& rows,
+                      const at::Tensor& permutation) {
   const auto& table = sparse_linear_kernels<Element>();
-  const int64_t in_features = column_starts.size(1) - 1, panels = column_starts.size(0);
+  const int64_t in_features = column_order.size(1), panels = column_order.size(0);
   at::Tensor result = at::empty(shape, values.options());
   const at::Tensor kept = values.contiguous();
   const auto* value = kept.const_data_ptr<Element>();
-  const auto* place = permutation.const_data_ptr<int32_t>();
-  const auto* starts = column_starts.const_data_ptr<int32_t>();
   auto* to = result.mutable_data_ptr<Element>();
 
   const auto& tiles = grad_output.tiles;
@@ -257,24 +240,11 @@ at::Tensor input_grad(const GradOutput<Element>& grad_output, at::IntArrayRef sh
     using Index = decltype(index);
     for_tasks(slices, (rows.numel() + in_features) * grad_output.rows.size(0), [&](int64_t slice) {
       const int64_t first = slice * step, last = std::min(first + step, in_features);
-      const auto begin = [&](int64_t panel) { return starts[panel * (in_features + 1) + first]; };
-      const auto end = [&](int64_t panel) { return starts[panel * (in_features + 1) + last]; };
-      int64_t survivors = 0;
-      for (int64_t panel = 0; panel < panels; ++panel) survivors += end(panel) - begin(panel);
-      const Scratch<Element> gathered(survivors), scratch(step * tiles.front().lanes);
-      std::vector<const Element*> panel_values;
-      int64_t before = 0;
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        Element* ordered = gathered.from(begin(panel) - before);
-        const int64_t stop = end(panel);
-        table.gather(value, place + begin(panel), stop - begin(panel), ordered + begin(panel));
-        panel_values.push_back(ordered);
-        before += stop - begin(panel);
-      }
+      const Scratch<Element> scratch(step * tiles.front().lanes);
       for (const Tile& tile : tiles) {
         Element* sums = scratch.from(first * tile.lanes);
         for (int64_t panel = 0; panel < panels; ++panel) {
-          kernel(of_columns<Index>(column_starts, rows, panel), panel_values[panel], nullptr, first, last,
+          kernel(panel_of<Index>(panel, column_starts, column_order, rows, &permutation), value, nullptr, first, last,
                  grad_output[tile], sums, tile.lanes);
         }
         table.from_tile(sums, tile.lanes, first, last, to + tile.first_sample * in_features, in_features, tile.samples,
@@ -288,14 +258,14 @@ at::Tensor input_grad(const GradOutput<Element>& grad_output, at::IntArrayRef sh
 // grad_values = transpose(grad_output) * input, at the survivors.
 template <typename Element>
 at::Tensor values_grad(const GradOutput<Element>& grad_output, const at::Tensor& input, const at::Tensor& row_starts,
-                       const at::Tensor& columns) {
+                       const at::Tensor& row_order, const at::Tensor& columns) {
   const auto& table = sparse_linear_kernels<Element>();
   at::Tensor result = at::empty(columns.sizes(), input.options());
   const at::Tensor samples = adjacent_rows(input);
   auto* to = result.mutable_data_ptr<Element>();
 
   const auto& tiles = grad_output.tiles;
-  const int64_t rows = row_starts.size(1), panels = row_starts.size(0) - 1;
+  const int64_t rows = row_order.size(1), panels = row_order.size(0);
   const int64_t step = lines_per_task(rows, kRowsPerTask), slices = ceiling_divide(rows, step);
   const InputPanels<Element> input_panels(samples, tiles, panels, slices);
   by_index(columns, table.values_grad_16, table.values_grad_32, [&](auto kernel, auto index) {
@@ -303,8 +273,8 @@ at::Tensor values_grad(const GradOutput<Element>& grad_output, const at::Tensor&
     for_tasks(slices, columns.numel() * samples.size(0), [&](int64_t slice) {
       const int64_t first = slice * step, last = std::min(first + step, rows);
       for (const Tile& tile : tiles) {
-        input_panels.for_each(tile, [&](int64_t panel, int64_t count, const Element* from) {
-          kernel(of_rows<Index>(row_starts, columns, panel, count), first, last, grad_output[tile], from, to,
+        input_panels.for_each(tile, [&](int64_t panel, const Element* from) {
+          kernel(panel_of<Index>(panel, row_starts, row_order, columns), first, last, grad_output[tile], from, to,
                  tile.first_sample > 0, tile.lanes);
         });
       }
@@ -328,40 +298,44 @@ at::Tensor bias_grad(const at::Tensor& rows) {
 // ---- the registered functions: one line per element type ----
 
 at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, const std::optional<at::Tensor>& bias,
-                         const at::Tensor& row_starts, const at::Tensor& columns, const at::Tensor& column_starts,
-                         const at::Tensor& rows, const at::Tensor& permutation, bool relu) {
-  (void)column_starts, (void)rows, (void)permutation;  // for the backward
+                         const at::Tensor& row_starts, const at::Tensor& row_order, const at::Tensor& columns,
+                         const at::Tensor& column_starts, const at::Tensor& column_order, const at::Tensor& rows,
+                         const at::Tensor& permutation, bool relu) {
+  (void)column_starts, (void)column_order, (void)rows, (void)permutation;  // for the backward
   const at::Tensor* added = bias.has_value() ? &*bias : nullptr;
-  return input.scalar_type() == at::kFloat ? forward<float>(input, values, added, row_starts, columns, relu)
-                                           : forward<double>(input, values, added, row_starts, columns, relu);
+  return input.scalar_type() == at::kFloat
+             ? forward<float>(input, values, added, row_starts, row_order, columns, relu)
+             : forward<double>(input, values, added, row_starts, row_order, columns, relu);
 }
 
 at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
-                                    const at::Tensor& column_starts, const at::Tensor& rows,
-                                    const at::Tensor& permutation) {
+                                    const at::Tensor& column_starts, const at::Tensor& column_order,
+                                    const at::Tensor& rows, const at::Tensor& permutation) {
   auto shape = grad_output.sizes().vec();
-  shape.back() = column_starts.size(1) - 1;
+  shape.back() = column_order.size(1);
   if (grad_output.numel() == 0) return at::zeros(shape, values.options());
   const auto compute = [&](auto element) {
-    return input_grad<decltype(element)>(GradOutput<decltype(element)>(grad_output), shape, values, column_starts, rows,
-                                         permutation);
+    return input_grad<decltype(element)>(GradOutput<decltype(element)>(grad_output), shape, values, column_starts,
+                                         column_order, rows, permutation);
   };
   return values.scalar_type() == at::kFloat ? compute(float{}) : compute(double{});
 }
 
 at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Tensor& input,
-                                     const at::Tensor& row_starts, const at::Tensor& columns) {
+                                     const at::Tensor& row_starts, const at::Tensor& row_order,
+                                     const at::Tensor& columns) {
   if (input.numel() == 0 || grad_output.numel() == 0) return at::zeros(columns.sizes(), input.options());
   const auto compute = [&](auto element) {
-    return values_grad<decltype(element)>(GradOutput<decltype(element)>(grad_output), input, row_starts, columns);
+    return values_grad<decltype(element)>(GradOutput<decltype(element)>(grad_output), input, row_starts, row_order,
+                                          columns);
   };
   return input.scalar_type() == at::kFloat ? compute(float{}) : compute(double{});
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_linear_backward(
     const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& values, const at::Tensor& row_starts,
-    const at::Tensor& columns, const at::Tensor& column_starts, const at::Tensor& rows, const at::Tensor& permutation,
-    std::array<bool, 3> wanted) {
+    const at::Tensor& row_order, const at::Tensor& columns, const at::Tensor& column_starts,
+    const at::Tensor& column_order, const at::Tensor& rows, const at::Tensor& permutation, std::array<bool, 3> wanted) {
   const auto [input_wanted, values_wanted, bias_wanted] = wanted;
   const auto none = [&] { return at::empty({0}, values.options()); };
   if (grad_output.numel() == 0 || input.numel() == 0) {  // no samples, or a layer without inputs or outputs
@@ -372,8 +346,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_linear_backward(
   const auto compute = [&](auto element) -> std::tuple<at::Tensor, at::Tensor, at::Tensor> {
     using Element = decltype(element);
     const GradOutput<Element> gradient(grad_output);
-    return {input_wanted ? input_grad(gradient, input.sizes(), values, column_starts, rows, permutation) : none(),
-            values_wanted ? values_grad(gradient, input, row_starts, columns) : none(),
+    return {input_wanted ? input_grad(gradient, input.sizes(), values, column_starts, column_order, rows, permutation)
+                         : none(),
+            values_wanted ? values_grad(gradient, input, row_starts, row_order, columns) : none(),
             bias_wanted ? bias_grad<Element>(gradient.rows) : none()};
   };
   return values.scalar_type() == at::kFloat ? compute(float{}) : compute(double{});

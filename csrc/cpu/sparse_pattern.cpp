@@ -1,12 +1,14 @@
 // Where the survivors of a mask are: in row order for the forward and the gradient of the values, in column order for
-// the gradient of the input. Both orders are cut into panels, so that the features a panel covers stay in cache.
+// the gradient of the input. lth_fast/ops/sparse_pattern.py defines both orders. They depend on the mask alone, never
+// on the machine: values stand in row order, and so does what an optimizer keeps of them in a file.
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
-#include "cpu/caches.h"
 #include "cpu/dispatch.h"
+#include "ops/sparse_pattern.h"
 #include "ops/torch_headers.h"
 
 namespace lth_fast {
@@ -15,116 +17,120 @@ namespace {
 constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
 constexpr int64_t kWeightsPerTask = 1 << 16;
 
-// Features per panel, `least` or more. A panel that fits the first-level cache is fastest, but entering a row of a
-// panel costs as much as a few survivors (its sums are loaded and stored, and the end of its loop is mispredicted):
-// below a dozen survivors wider panels win, as long as they leave room in the second-level cache for the sums.
-int64_t panel_width(int64_t features, double density, int64_t least) {
-  constexpr double kSurvivorsPerRow = 12;
-  const auto lanes = kernels().sparse_linear_32.tile_lanes(std::numeric_limits<size_t>::max());
-  const auto bytes_per_feature = static_cast<int64_t>(lanes * sizeof(float));
-  const auto wanted = static_cast<int64_t>(kSurvivorsPerRow / std::max(density, 1e-6));
-  const int64_t narrowest = std::max(level1_cache_bytes() / bytes_per_feature, least);
-  const int64_t width = std::max(std::min(wanted, level2_cache_bytes() / 2 / bytes_per_feature), narrowest);
-  const int64_t panels = std::max<int64_t>((features + width - 1) / width, 1);
-  return std::max<int64_t>((features + panels - 1) / panels, 1);
-}
+// Features per panel. With a tile of 64 samples the narrowest fill a first-level cache of 32 KiB. Entering a line of a
+// panel costs as much as a few survivors (its sums are loaded and stored): below a dozen survivors wider panels win, as
+// long as they leave room in the second-level cache.
+constexpr int64_t kNarrowest = 128, kWidest = 1024, kSurvivorsPerLine = 12;
 
-// How features are cut into panels: `width` is features / `count`, rounded up, for the kernels know the count alone.
 struct Panels {
   int64_t width, count;
 };
 
-Panels cut(int64_t features, double density, int64_t least) {
-  const int64_t width = panel_width(features, density, least);
-  return {width, std::max<int64_t>((features + width - 1) / width, 1)};
+Panels cut(int64_t features, int64_t weights, int64_t survivors) {
+  const int64_t wanted = kSurvivorsPerLine * weights / std::max<int64_t>(survivors, 1);
+  const int64_t widest = std::min(std::max(wanted, kNarrowest), kWidest);
+  const int64_t count = std::max<int64_t>((features + widest - 1) / widest, 1);
+  return {std::max<int64_t>((features + count - 1) / count, 1), count};
 }
 
-// Narrow tiles visit several panels of columns at once; of rows they cannot, so that those are not to be too narrow.
-constexpr int64_t kLeastColumns = 1, kLeastRows = 112;
+// One of the two orders: lines (rows or columns) and the panels of the features they meet.
+struct Lines {
+  int64_t count;
+  Panels panels;
+  int32_t* starts;  // [panels, count + 1]
+  int32_t* order;   // [panels, count]
 
-// What a mask becomes. `row_starts` is [column panels + 1, out_features]: the survivors of a row lie side by side,
-// panel after panel. `column_starts` is [row panels, in_features + 1]: those of a panel of rows lie side by side,
-// column after column, so that the copy of the values in this order is made, and read, within the rows of one panel at
-// a time.
-struct Pattern {
-  int64_t out_features, in_features;
-  Panels column_panels, row_panels;
-  int32_t *row_starts, *column_starts;
+  int64_t entries() const { return panels.count * count; }
 };
 
-void count_to_start(int32_t& entry, int64_t& position) {
-  const int32_t count = entry;
-  entry = static_cast<int32_t>(position);
-  position += count;
-}
-
-template <typename Work>
-void for_each_row(const Pattern& pattern, const Work& work) {
-  at::parallel_for(0, pattern.out_features, kWeightsPerTask / std::max<int64_t>(pattern.in_features, 1) + 1,
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t row = begin; row < end; ++row) work(row);
-                   });
-}
-
-void find_row_starts(const uint8_t* mask, const Pattern& pattern) {
-  const int64_t rows = pattern.out_features, panels = pattern.column_panels.count;
-  for_each_row(pattern, [&](int64_t row) {
-    const uint8_t* kept = mask + row * pattern.in_features;
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const int64_t first = panel * pattern.column_panels.width;
-      const int64_t last = std::min(first + pattern.column_panels.width, pattern.in_features);
-      pattern.row_starts[panel * rows + row] =
-          static_cast<int32_t>(last - first - std::count(kept + first, kept + last, uint8_t{0}));
+// From the number of survivors of every line in every panel, [panels, lines]: the order of the lines and where they
+// start. The numbers become the starts, line by line.
+void arrange(const Lines& lines, std::vector<int32_t>& numbers) {
+  const int64_t block = lines_per_block(lines.count);
+  at::parallel_for(0, lines.panels.count, kWeightsPerTask / (lines.count + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      int32_t* order = lines.order + panel * lines.count;
+      const int32_t* survivors = numbers.data() + panel * lines.count;
+      std::iota(order, order + lines.count, 0);
+      for (int64_t first = 0; first < lines.count; first += block) {
+        std::stable_sort(order + first, order + std::min(first + block, lines.count),
+                         [&](int32_t a, int32_t b) { return survivors[a] < survivors[b]; });
+      }
     }
   });
-  int64_t position = 0;
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t panel = 0; panel < panels; ++panel) count_to_start(pattern.row_starts[panel * rows + row], position);
-    pattern.row_starts[panels * rows + row] = static_cast<int32_t>(position);
+  int32_t position = 0;
+  for (int64_t panel = 0; panel < lines.panels.count; ++panel) {
+    int32_t* starts = lines.starts + panel * (lines.count + 1);
+    for (int64_t place = 0; place < lines.count; ++place) {
+      int32_t& number = numbers[panel * lines.count + lines.order[panel * lines.count + place]];
+      const int32_t survivors = number;
+      starts[place] = number = position;
+      position += survivors;
+    }
+    starts[lines.count] = position;
   }
 }
 
-template <typename Column>
-void find_columns(const uint8_t* mask, const Pattern& pattern, Column* columns) {
-  for_each_row(pattern, [&](int64_t row) {
-    const uint8_t* kept = mask + row * pattern.in_features;
-    Column* next = columns + pattern.row_starts[row];
-    for (int64_t column = 0; column < pattern.in_features; ++column) {
-      if (kept[column]) *next++ = static_cast<Column>(column);
-    }
-  });
-}
-
-// Calls visit(starts of the row panel, column, row, position in row order) for every survivor, ascending in row within
-// a task. A task is a panel of rows by a panel of columns: no two of them share an entry of column_starts.
-template <typename Column, typename Visit>
-void for_each_survivor(const Pattern& pattern, const Column* columns, int32_t* column_starts, const Visit& visit) {
-  const int64_t rows = pattern.out_features, across = pattern.column_panels.count;
-  at::parallel_for(0, pattern.row_panels.count * across, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t row_panel = task / across, first = row_panel * pattern.row_panels.width;
-      int32_t* starts = column_starts + row_panel * (pattern.in_features + 1);
-      const int32_t* survivors = pattern.row_starts + task % across * rows;
-      for (int64_t row = first; row < std::min(first + pattern.row_panels.width, rows); ++row) {
-        for (int32_t s = survivors[row]; s < survivors[row + rows]; ++s) visit(starts, columns[s], row, s);
+// Calls work(panel, row, first column, last column) for all panels of all rows.
+template <typename Work>
+void for_each_piece(const Lines& rows, int64_t in_features, const Work& work) {
+  at::parallel_for(0, rows.count, kWeightsPerTask / (in_features + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t panel = 0; panel < rows.panels.count; ++panel) {
+        const int64_t first = panel * rows.panels.width;
+        work(panel, row, first, std::min(first + rows.panels.width, in_features));
       }
     }
   });
 }
 
+// Fills both orders for the types of `columns` and `rows`.
 template <typename Column, typename Row>
-void find_rows(const Pattern& pattern, const Column* columns, Row* rows, int32_t* permutation) {
-  const int64_t line = pattern.in_features + 1, panels = pattern.row_panels.count;
-  std::fill_n(pattern.column_starts, panels * line, 0);
-  for_each_survivor(pattern, columns, pattern.column_starts,
-                    [](int32_t* starts, Column column, int64_t, int32_t) { ++starts[column]; });
-  int64_t position = 0;
-  for (int64_t entry = 0; entry < panels * line; ++entry) count_to_start(pattern.column_starts[entry], position);
-  std::vector<int32_t> next(pattern.column_starts, pattern.column_starts + panels * line);
-  for_each_survivor(pattern, columns, next.data(), [&](int32_t* starts, Column column, int64_t row, int32_t survivor) {
-    const int32_t place = starts[column]++;
+void find_survivors(const uint8_t* mask, const Lines& row_lines, const Lines& column_lines, Column* columns, Row* rows,
+                    int32_t* permutation) {
+  const int64_t out_features = row_lines.count, in_features = column_lines.count;
+  std::vector<int32_t> row_starts(row_lines.entries());
+  for_each_piece(row_lines, in_features, [&](int64_t panel, int64_t row, int64_t first, int64_t last) {
+    const uint8_t* kept = mask + row * in_features;
+    row_starts[panel * out_features + row] =
+        static_cast<int32_t>(last - first - std::count(kept + first, kept + last, uint8_t{0}));
+  });
+  arrange(row_lines, row_starts);
+  for_each_piece(row_lines, in_features, [&](int64_t panel, int64_t row, int64_t first, int64_t last) {
+    const uint8_t* kept = mask + row * in_features;
+    Column* next = columns + row_starts[panel * out_features + row];
+    for (int64_t column = first; column < last; ++column) {
+      if (kept[column]) *next++ = static_cast<Column>(column);
+    }
+  });
+
+  // Calls visit(entry of the column in its panel of rows, row, position in row order) for all survivors, ascending in
+  // row within a column. A task is a panel of rows by a panel of columns: no two of them share an entry.
+  const auto for_each_survivor = [&](const auto& visit) {
+    const int64_t across = row_lines.panels.count;
+    at::parallel_for(0, column_lines.panels.count * across, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t row_panel = task / across, column_panel = task % across;
+        const int64_t first = row_panel * column_lines.panels.width, width = row_lines.panels.width;
+        const uint8_t* kept = mask + column_panel * width;
+        const int64_t kept_columns = std::min(width, in_features - column_panel * width);
+        for (int64_t row = first; row < std::min(first + column_lines.panels.width, out_features); ++row) {
+          int32_t position = row_starts[column_panel * out_features + row];
+          const auto survivors = static_cast<int32_t>(
+              kept_columns - std::count(kept + row * in_features, kept + row * in_features + kept_columns, uint8_t{0}));
+          for (const int32_t end_of_row = position + survivors; position < end_of_row; ++position)
+            visit(row_panel * in_features + columns[position], row, position);
+        }
+      }
+    });
+  };
+  std::vector<int32_t> column_starts(column_lines.entries());
+  for_each_survivor([&](int64_t entry, int64_t, int32_t) { ++column_starts[entry]; });
+  arrange(column_lines, column_starts);
+  for_each_survivor([&](int64_t entry, int64_t row, int32_t position) {
+    const int32_t place = column_starts[entry]++;
     rows[place] = static_cast<Row>(row);
-    permutation[place] = survivor;
+    permutation[place] = position;
   });
 }
 
@@ -140,7 +146,7 @@ void with_index(const at::Tensor& indices, const Work& work) {
   }
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> sparse_pattern(const at::Tensor& mask) {
+SparsePatternTensors sparse_pattern(const at::Tensor& mask) {
   TORCH_CHECK(mask.scalar_type() == at::kBool, "sparse_pattern: mask must be bool, got ", mask.scalar_type());
   TORCH_CHECK(mask.dim() == 2, "sparse_pattern: mask must have 2 dimensions [out_features, in_features], got ",
               mask.sizes());
@@ -150,30 +156,31 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> sparse_pa
   TORCH_CHECK(survivors <= kLargest && in_features < kLargest && out_features < kLargest,
               "sparse_pattern: mask must have at most ", kLargest, " survivors, rows and columns, got ", survivors,
               " survivors in shape ", mask.sizes());
-  const double density = mask.numel() == 0 ? 1.0 : static_cast<double>(survivors) / static_cast<double>(mask.numel());
 
-  const Panels column_panels = cut(in_features, density, kLeastColumns),
-               row_panels = cut(out_features, density, kLeastRows);
   const auto integers = dense.options().dtype(at::kInt);
-  at::Tensor row_starts = at::empty({column_panels.count + 1, out_features}, integers);
-  at::Tensor column_starts = at::empty({row_panels.count, in_features + 1}, integers);
-  at::Tensor columns = at::empty({survivors}, integers.dtype(index_type(in_features)));
-  at::Tensor rows = at::empty({survivors}, integers.dtype(index_type(out_features)));
-  at::Tensor permutation = at::empty({survivors}, integers);
+  const auto empty_lines = [&](int64_t count, Panels panels) {
+    return std::pair(at::empty({panels.count, count + 1}, integers), at::empty({panels.count, count}, integers));
+  };
+  const auto lines_of = [&](const at::Tensor& starts, const at::Tensor& order, Panels panels) {
+    return Lines{order.size(1), panels, starts.mutable_data_ptr<int32_t>(), order.mutable_data_ptr<int32_t>()};
+  };
+  const Panels column_panels = cut(in_features, mask.numel(), survivors),
+               row_panels = cut(out_features, mask.numel(), survivors);
+  const auto [row_starts, row_order] = empty_lines(out_features, column_panels);
+  const auto [column_starts, column_order] = empty_lines(in_features, row_panels);
+  const at::Tensor columns = at::empty({survivors}, integers.dtype(index_type(in_features)));
+  const at::Tensor rows = at::empty({survivors}, integers.dtype(index_type(out_features)));
+  const at::Tensor permutation = at::empty({survivors}, integers);
 
-  const Pattern pattern = {out_features,
-                           in_features,
-                           column_panels,
-                           row_panels,
-                           row_starts.mutable_data_ptr<int32_t>(),
-                           column_starts.mutable_data_ptr<int32_t>()};
   const auto* kept = reinterpret_cast<const uint8_t*>(dense.const_data_ptr<bool>());
-  find_row_starts(kept, pattern);
+  const Lines row_lines = lines_of(row_starts, row_order, column_panels),
+              column_lines = lines_of(column_starts, column_order, row_panels);
   with_index(columns, [&](auto* column) {
-    find_columns(kept, pattern, column);
-    with_index(rows, [&](auto* row) { find_rows(pattern, column, row, permutation.mutable_data_ptr<int32_t>()); });
+    with_index(rows, [&](auto* row) {
+      find_survivors(kept, row_lines, column_lines, column, row, permutation.mutable_data_ptr<int32_t>());
+    });
   });
-  return {row_starts, columns, column_starts, rows, permutation};
+  return {row_starts, row_order, columns, column_starts, column_order, rows, permutation};
 }
 
 }  // namespace

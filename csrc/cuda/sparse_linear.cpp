@@ -9,26 +9,19 @@
 namespace lth_fast {
 namespace {
 
-// The survivors of a row lie side by side, whatever the panels: one panel for the kernels.
-template <typename Index>
-cuda::SparseLines<Index> by_row(const at::Tensor& row_starts, const at::Tensor& columns, int64_t in_features) {
-  const int64_t panels = row_starts.size(0) - 1, rows = row_starts.size(1);
-  return {row_starts.const_data_ptr<int32_t>(), 1, rows, 0, panels * rows, in_features, in_features,
-          columns.const_data_ptr<Index>()};
+// Where in every panel each line is visited: the inverse of the order.
+at::Tensor places_of(const at::Tensor& order) {
+  const at::Tensor place = at::arange(order.size(1), order.options()).expand_as(order);
+  return at::empty_like(order).scatter_(1, order.to(at::kLong), place);
 }
 
 template <typename Index>
-cuda::SparseLines<Index> by_column(const at::Tensor& column_starts, const at::Tensor& rows, int64_t out_features) {
-  const int64_t panels = column_starts.size(0), ends = column_starts.size(1);
-  const int64_t panel_width = (out_features + panels - 1) / panels;  // as sparse_pattern cuts them
-  return {column_starts.const_data_ptr<int32_t>(),
-          panels,
-          ends - 1,
-          ends,
-          1,
-          out_features,
-          panel_width,
-          rows.const_data_ptr<Index>()};
+cuda::SparseLines<Index> lines_of(const at::Tensor& starts, const at::Tensor& places, const at::Tensor& indices,
+                                  int64_t features) {
+  const int64_t panels = places.size(0), lines = places.size(1);
+  const int64_t panel_width = (features + panels - 1) / panels;  // as sparse_pattern cuts them
+  return {starts.const_data_ptr<int32_t>(), places.const_data_ptr<int32_t>(), panels, lines, features, panel_width,
+          indices.const_data_ptr<Index>()};
 }
 
 // Calls work(element, index) with the types of the values and of the pattern.
@@ -58,18 +51,20 @@ at::Tensor samples_first(const at::Tensor& tensor, const at::Tensor& like) {
 }
 
 at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, const std::optional<at::Tensor>& bias,
-                         const at::Tensor& row_starts, const at::Tensor& columns, const at::Tensor& column_starts,
-                         const at::Tensor& rows, const at::Tensor& permutation, bool relu) {
-  (void)column_starts, (void)rows, (void)permutation;  // for the backward
+                         const at::Tensor& row_starts, const at::Tensor& row_order, const at::Tensor& columns,
+                         const at::Tensor& column_starts, const at::Tensor& column_order, const at::Tensor& rows,
+                         const at::Tensor& permutation, bool relu) {
+  (void)column_starts, (void)column_order, (void)rows, (void)permutation;  // for the backward
   const c10::cuda::CUDAGuard guard(input.device());
   const at::Tensor from = features_first(input), kept = values.contiguous();
   const at::Tensor added = bias.has_value() ? bias->contiguous() : at::Tensor();
-  const at::Tensor to = at::empty({row_starts.size(1), from.size(1)}, from.options());
+  const at::Tensor to = at::empty({row_order.size(1), from.size(1)}, from.options()), places = places_of(row_order);
   with_types(kept, columns, [&](auto element, auto index) {
     using Element = decltype(element);
-    cuda::sparse_product(by_row<decltype(index)>(row_starts, columns, from.size(0)), kept.const_data_ptr<Element>(),
-                         added.defined() ? added.const_data_ptr<Element>() : nullptr, from.const_data_ptr<Element>(),
-                         to.mutable_data_ptr<Element>(), from.size(1), c10::cuda::getCurrentCUDAStream());
+    cuda::sparse_product(lines_of<decltype(index)>(row_starts, places, columns, from.size(0)),
+                         kept.const_data_ptr<Element>(), added.defined() ? added.const_data_ptr<Element>() : nullptr,
+                         from.const_data_ptr<Element>(), to.mutable_data_ptr<Element>(), from.size(1),
+                         c10::cuda::getCurrentCUDAStream());
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   if (relu) to.relu_();
@@ -77,30 +72,33 @@ at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
 }
 
 at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
-                                    const at::Tensor& column_starts, const at::Tensor& rows,
-                                    const at::Tensor& permutation) {
+                                    const at::Tensor& column_starts, const at::Tensor& column_order,
+                                    const at::Tensor& rows, const at::Tensor& permutation) {
   const c10::cuda::CUDAGuard guard(grad_output.device());
   const at::Tensor from = features_first(grad_output), kept = values.index_select(0, permutation);
-  const at::Tensor to = at::empty({column_starts.size(1) - 1, from.size(1)}, from.options());
+  const at::Tensor to = at::empty({column_order.size(1), from.size(1)}, from.options()),
+                   places = places_of(column_order);
   with_types(kept, rows, [&](auto element, auto index) {
     using Element = decltype(element);
     const Element* no_bias = nullptr;
-    cuda::sparse_product(by_column<decltype(index)>(column_starts, rows, from.size(0)), kept.const_data_ptr<Element>(),
-                         no_bias, from.const_data_ptr<Element>(), to.mutable_data_ptr<Element>(), from.size(1),
-                         c10::cuda::getCurrentCUDAStream());
+    cuda::sparse_product(lines_of<decltype(index)>(column_starts, places, rows, from.size(0)),
+                         kept.const_data_ptr<Element>(), no_bias, from.const_data_ptr<Element>(),
+                         to.mutable_data_ptr<Element>(), from.size(1), c10::cuda::getCurrentCUDAStream());
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return samples_first(to, grad_output);
 }
 
 at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Tensor& input,
-                                     const at::Tensor& row_starts, const at::Tensor& columns) {
+                                     const at::Tensor& row_starts, const at::Tensor& row_order,
+                                     const at::Tensor& columns) {
   const c10::cuda::CUDAGuard guard(input.device());
   const at::Tensor gradient = features_first(grad_output), from = features_first(input);
   at::Tensor grad_values = at::empty(columns.sizes(), input.options());
+  const at::Tensor places = places_of(row_order);
   with_types(from, columns, [&](auto element, auto index) {
     using Element = decltype(element);
-    cuda::sampled_product(by_row<decltype(index)>(row_starts, columns, from.size(0)),
+    cuda::sampled_product(lines_of<decltype(index)>(row_starts, places, columns, from.size(0)),
                           gradient.const_data_ptr<Element>(), from.const_data_ptr<Element>(),
                           grad_values.mutable_data_ptr<Element>(), from.size(1), c10::cuda::getCurrentCUDAStream());
   });

@@ -1,6 +1,6 @@
 // Schemas, checks, autocast and derivative of sparse_linear.
 //
-// The pattern of the survivors arrives as the five tensors of sparse_pattern. The forward and the gradient of the
+// The pattern of the survivors arrives as the seven tensors of sparse_pattern. The forward and the gradient of the
 // values walk them in row order; the gradient of the input is the same product over the transposed order.
 #include "ops/below_autograd.h"
 #include "ops/checks.h"
@@ -8,17 +8,19 @@
 
 TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
   library.def(
-      "sparse_linear(Tensor input, Tensor values, Tensor? bias, Tensor row_starts, Tensor columns, "
-      "Tensor column_starts, Tensor rows, Tensor permutation, bool relu=False) -> Tensor");
+      "sparse_linear(Tensor input, Tensor values, Tensor? bias, Tensor row_starts, Tensor row_order, Tensor columns, "
+      "Tensor column_starts, Tensor column_order, Tensor rows, Tensor permutation, bool relu=False) -> Tensor");
   library.def(
-      "sparse_linear_input_grad(Tensor grad_output, Tensor values, Tensor column_starts, Tensor rows, "
-      "Tensor permutation) -> Tensor");
+      "sparse_linear_input_grad(Tensor grad_output, Tensor values, Tensor column_starts, Tensor column_order, "
+      "Tensor rows, Tensor permutation) -> Tensor");
   library.def(
-      "sparse_linear_values_grad(Tensor grad_output, Tensor input, Tensor row_starts, Tensor columns) -> Tensor");
+      "sparse_linear_values_grad(Tensor grad_output, Tensor input, Tensor row_starts, Tensor row_order, "
+      "Tensor columns) -> Tensor");
   // Gradients of input, values and bias; those that are not wanted are empty.
   library.def(
-      "sparse_linear_backward(Tensor grad_output, Tensor input, Tensor values, Tensor row_starts, Tensor columns, "
-      "Tensor column_starts, Tensor rows, Tensor permutation, bool[3] wanted) -> (Tensor, Tensor, Tensor)");
+      "sparse_linear_backward(Tensor grad_output, Tensor input, Tensor values, Tensor row_starts, Tensor row_order, "
+      "Tensor columns, Tensor column_starts, Tensor column_order, Tensor rows, Tensor permutation, bool[3] wanted) "
+      "-> (Tensor, Tensor, Tensor)");
 }
 
 namespace lth_fast {
@@ -27,66 +29,71 @@ namespace {
 using OptionalTensor = std::optional<at::Tensor>;
 
 at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, const OptionalTensor& bias,
-                         const at::Tensor& row_starts, const at::Tensor& columns, const at::Tensor& column_starts,
-                         const at::Tensor& rows, const at::Tensor& permutation, bool relu) {
+                         const at::Tensor& row_starts, const at::Tensor& row_order, const at::Tensor& columns,
+                         const at::Tensor& column_starts, const at::Tensor& column_order, const at::Tensor& rows,
+                         const at::Tensor& permutation, bool relu) {
   static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("lth_fast::sparse_linear", "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&,
-                            const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool)>();
-  return op.call(input, values, bias, row_starts, columns, column_starts, rows, permutation, relu);
+      c10::Dispatcher::singleton().findSchemaOrThrow("lth_fast::sparse_linear", "").typed<decltype(sparse_linear)>();
+  return op.call(input, values, bias, row_starts, row_order, columns, column_starts, column_order, rows, permutation,
+                 relu);
 }
 
 at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
-                                    const at::Tensor& column_starts, const at::Tensor& rows,
-                                    const at::Tensor& permutation) {
+                                    const at::Tensor& column_starts, const at::Tensor& column_order,
+                                    const at::Tensor& rows, const at::Tensor& permutation) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("lth_fast::sparse_linear_input_grad", "")
-                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                               const at::Tensor&, const at::Tensor&)>();
-  return op.call(grad_output, values, column_starts, rows, permutation);
+                             .typed<decltype(sparse_linear_input_grad)>();
+  return op.call(grad_output, values, column_starts, column_order, rows, permutation);
 }
 
 at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Tensor& input,
-                                     const at::Tensor& row_starts, const at::Tensor& columns) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("lth_fast::sparse_linear_values_grad", "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&)>();
-  return op.call(grad_output, input, row_starts, columns);
+                                     const at::Tensor& row_starts, const at::Tensor& row_order,
+                                     const at::Tensor& columns) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("lth_fast::sparse_linear_values_grad", "")
+                             .typed<decltype(sparse_linear_values_grad)>();
+  return op.call(grad_output, input, row_starts, row_order, columns);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_linear_backward(
     const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& values, const at::Tensor& row_starts,
-    const at::Tensor& columns, const at::Tensor& column_starts, const at::Tensor& rows, const at::Tensor& permutation,
-    std::array<bool, 3> wanted) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("lth_fast::sparse_linear_backward", "")
-          .typed<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
-              const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-              const at::Tensor&, const at::Tensor&, const at::Tensor&, std::array<bool, 3>)>();
-  return op.call(grad_output, input, values, row_starts, columns, column_starts, rows, permutation, wanted);
+    const at::Tensor& row_order, const at::Tensor& columns, const at::Tensor& column_starts,
+    const at::Tensor& column_order, const at::Tensor& rows, const at::Tensor& permutation, std::array<bool, 3> wanted) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("lth_fast::sparse_linear_backward", "")
+                             .typed<decltype(sparse_linear_backward)>();
+  return op.call(grad_output, input, values, row_starts, row_order, columns, column_starts, column_order, rows,
+                 permutation, wanted);
 }
 
 // Where the gradients have no common kernel.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> one_by_one(const at::Tensor& grad_output, const at::Tensor& input,
                                                           const at::Tensor& values, const at::Tensor& row_starts,
-                                                          const at::Tensor& columns, const at::Tensor& column_starts,
-                                                          const at::Tensor& rows, const at::Tensor& permutation,
-                                                          std::array<bool, 3> wanted) {
+                                                          const at::Tensor& row_order, const at::Tensor& columns,
+                                                          const at::Tensor& column_starts,
+                                                          const at::Tensor& column_order, const at::Tensor& rows,
+                                                          const at::Tensor& permutation, std::array<bool, 3> wanted) {
   const auto none = [&] { return at::empty({0}, values.options()); };
-  return {wanted[0] ? sparse_linear_input_grad(grad_output, values, column_starts, rows, permutation) : none(),
-          wanted[1] ? sparse_linear_values_grad(grad_output, input, row_starts, columns) : none(),
+  return {wanted[0] ? sparse_linear_input_grad(grad_output, values, column_starts, column_order, rows, permutation)
+                    : none(),
+          wanted[1] ? sparse_linear_values_grad(grad_output, input, row_starts, row_order, columns) : none(),
           wanted[2] ? as_rows(grad_output).sum(0) : none()};
 }
 
 // ---- checks: shapes and types. That the numbers inside are those of one mask is sparse_pattern's part. ----
 
-void check_starts(const at::Tensor& starts, const char* name, int64_t least, const char* shape) {
-  TORCH_CHECK(starts.dim() == 2 && starts.sym_size(0) >= least && starts.scalar_type() == at::kInt,
-              "sparse_linear: ", name, " must be int32 of shape ", shape, ", got ", starts.scalar_type(), " of shape ",
-              starts.sym_sizes());
+void check_lines(const at::Tensor& starts, const char* starts_name, const at::Tensor& order, const char* order_name,
+                 const char* panels, const char* lines) {
+  TORCH_CHECK(
+      starts.dim() == 2 && starts.sym_size(0) >= 1 && starts.sym_size(1) >= 1 && starts.scalar_type() == at::kInt,
+      "sparse_linear: ", starts_name, " must be int32 of shape [", panels, ", ", lines, " + 1], got ",
+      starts.scalar_type(), " of shape ", starts.sym_sizes());
+  TORCH_CHECK(order.dim() == 2 && order.sym_size(0) == starts.sym_size(0) &&
+                  order.sym_size(1) == starts.sym_size(1) - 1 && order.scalar_type() == at::kInt,
+              "sparse_linear: ", order_name, " must be int32 of shape [", panels, ", ", lines, "], here [",
+              starts.sym_size(0), ", ", starts.sym_size(1) - 1, "], got ", order.scalar_type(), " of shape ",
+              order.sym_sizes());
 }
 
 void check_per_survivor(const at::Tensor& indices, const char* name, const at::Tensor& values, bool may_be_short) {
@@ -99,29 +106,30 @@ void check_per_survivor(const at::Tensor& indices, const char* name, const at::T
 }
 
 void check_arguments(const at::Tensor& input, const at::Tensor& values, const OptionalTensor& bias,
-                     const at::Tensor& row_starts, const at::Tensor& columns, const at::Tensor& column_starts,
-                     const at::Tensor& rows, const at::Tensor& permutation) {
+                     const at::Tensor& row_starts, const at::Tensor& row_order, const at::Tensor& columns,
+                     const at::Tensor& column_starts, const at::Tensor& column_order, const at::Tensor& rows,
+                     const at::Tensor& permutation) {
   TORCH_CHECK(values.dim() == 1, "sparse_linear: values must have 1 dimension [survivors], got ", values.sym_sizes());
   TORCH_CHECK(values.scalar_type() == at::kFloat || values.scalar_type() == at::kDouble,
               "sparse_linear: values must be float32 or float64, got ", values.scalar_type());
   check_same_type("sparse_linear", input, "input", values, "values");
-  check_starts(row_starts, "row_starts", 2, "[column panels + 1, out_features]");
-  check_starts(column_starts, "column_starts", 1, "[row panels, in_features + 1]");
+  check_lines(row_starts, "row_starts", row_order, "row_order", "column panels", "out_features");
+  check_lines(column_starts, "column_starts", column_order, "column_order", "row panels", "in_features");
   check_per_survivor(columns, "columns", values, true);
   check_per_survivor(rows, "rows", values, true);
   check_per_survivor(permutation, "permutation", values, false);
-  for (const at::Tensor* part : {&row_starts, &columns, &column_starts, &rows, &permutation}) {
+  for (const at::Tensor* part :
+       {&row_starts, &row_order, &columns, &column_starts, &column_order, &rows, &permutation}) {
     TORCH_CHECK(part->device() == values.device(), "sparse_linear: the pattern must be on the device of values (",
                 values.device(), "), got ", part->device());
     TORCH_CHECK(part->is_contiguous(), "sparse_linear: the tensors of the pattern must be contiguous, got strides ",
                 part->sym_strides());
   }
-  TORCH_CHECK(input.dim() >= 1 && input.sym_size(-1) == column_starts.sym_size(1) - 1,
-              "sparse_linear: input must have shape [..., ", column_starts.sym_size(1) - 1, "], got ",
-              input.sym_sizes());
+  TORCH_CHECK(input.dim() >= 1 && input.sym_size(-1) == column_order.sym_size(1),
+              "sparse_linear: input must have shape [..., ", column_order.sym_size(1), "], got ", input.sym_sizes());
   if (bias.has_value()) {
-    TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == row_starts.sym_size(1),
-                "sparse_linear: bias must have shape [", row_starts.sym_size(1), "], got ", bias->sym_sizes());
+    TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == row_order.sym_size(1), "sparse_linear: bias must have shape [",
+                row_order.sym_size(1), "], got ", bias->sym_sizes());
     check_same_type("sparse_linear", *bias, "bias", values, "values");
   }
 }
@@ -139,25 +147,29 @@ std::pair<at::Tensor, at::Tensor> coordinates(const at::Tensor& columns, const a
 struct SparseLinear : torch::autograd::Function<SparseLinear> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& values, const OptionalTensor& bias, const at::Tensor& row_starts,
-                            const at::Tensor& columns, const at::Tensor& column_starts, const at::Tensor& rows,
-                            const at::Tensor& permutation, bool relu) {
-    check_arguments(input, values, bias, row_starts, columns, column_starts, rows, permutation);
+                            const at::Tensor& row_order, const at::Tensor& columns, const at::Tensor& column_starts,
+                            const at::Tensor& column_order, const at::Tensor& rows, const at::Tensor& permutation,
+                            bool relu) {
+    check_arguments(input, values, bias, row_starts, row_order, columns, column_starts, column_order, rows,
+                    permutation);
     const at::Tensor output = [&] {
       at::AutoDispatchBelowADInplaceOrView guard;
-      return sparse_linear(input, values, bias, row_starts, columns, column_starts, rows, permutation, relu);
+      return sparse_linear(input, values, bias, row_starts, row_order, columns, column_starts, column_order, rows,
+                           permutation, relu);
     }();
-    context->save_for_backward(
-        {input, values, row_starts, columns, column_starts, rows, permutation, relu ? output : at::Tensor()});
+    context->save_for_backward({input, values, row_starts, row_order, columns, column_starts, column_order, rows,
+                                permutation, relu ? output : at::Tensor()});
     return output;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  const torch::autograd::variable_list& gradients) {
     const auto saved = context->get_saved_variables();
-    const auto &input = saved[0], &values = saved[1], &row_starts = saved[2], &columns = saved[3],
-               &column_starts = saved[4], &rows = saved[5], &permutation = saved[6];
-    const auto& output = saved[7];  // undefined without relu
-    const auto out_features = row_starts.sym_size(1), in_features = column_starts.sym_size(1) - 1;
+    const auto &input = saved[0], &values = saved[1], &row_starts = saved[2], &row_order = saved[3],
+               &columns = saved[4], &column_starts = saved[5], &column_order = saved[6], &rows = saved[7],
+               &permutation = saved[8];
+    const auto& output = saved[9];  // undefined without relu
+    const auto out_features = row_order.sym_size(1), in_features = column_order.sym_size(1);
     const bool differentiable = at::GradMode::is_enabled();
     const BelowAutograd below_autograd(!differentiable);
     const auto grad_output = output.defined() ? at::threshold_backward(gradients[0], output, 0) : gradients[0];
@@ -165,8 +177,9 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
                bias_wanted = context->needs_input_grad(2);
     at::Tensor grad_input, grad_values, grad_bias;
     if (!differentiable && (input_wanted || values_wanted)) {
-      const auto gradients = sparse_linear_backward(grad_output, input, values, row_starts, columns, column_starts,
-                                                    rows, permutation, {input_wanted, values_wanted, bias_wanted});
+      const auto gradients =
+          sparse_linear_backward(grad_output, input, values, row_starts, row_order, columns, column_starts,
+                                 column_order, rows, permutation, {input_wanted, values_wanted, bias_wanted});
       if (input_wanted) grad_input = std::get<0>(gradients);
       if (values_wanted) grad_values = std::get<1>(gradients);
       if (bias_wanted) grad_bias = std::get<2>(gradients);
@@ -184,28 +197,31 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
       }
       if (bias_wanted) grad_bias = as_rows(grad_output).sum(0);
     }
-    return {grad_input,   grad_values,  grad_bias,    at::Tensor(), at::Tensor(),
-            at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    torch::autograd::variable_list of_arguments(11);  // pattern and relu have none
+    of_arguments[0] = grad_input, of_arguments[1] = grad_values, of_arguments[2] = grad_bias;
+    return of_arguments;
   }
 };
 
 at::Tensor sparse_linear_autograd(const at::Tensor& input, const at::Tensor& values, const OptionalTensor& bias,
-                                  const at::Tensor& row_starts, const at::Tensor& columns,
-                                  const at::Tensor& column_starts, const at::Tensor& rows,
-                                  const at::Tensor& permutation, bool relu) {
-  return SparseLinear::apply(input, values, bias, row_starts, columns, column_starts, rows, permutation, relu);
+                                  const at::Tensor& row_starts, const at::Tensor& row_order, const at::Tensor& columns,
+                                  const at::Tensor& column_starts, const at::Tensor& column_order,
+                                  const at::Tensor& rows, const at::Tensor& permutation, bool relu) {
+  return SparseLinear::apply(input, values, bias, row_starts, row_order, columns, column_starts, column_order, rows,
+                             permutation, relu);
 }
 
 // There is no kernel for half precision: under autocast the layer computes in float32.
 template <c10::DeviceType device, c10::DispatchKey key>
 at::Tensor sparse_linear_autocast(const at::Tensor& input, const at::Tensor& values, const OptionalTensor& bias,
-                                  const at::Tensor& row_starts, const at::Tensor& columns,
-                                  const at::Tensor& column_starts, const at::Tensor& rows,
-                                  const at::Tensor& permutation, bool relu) {
+                                  const at::Tensor& row_starts, const at::Tensor& row_order, const at::Tensor& columns,
+                                  const at::Tensor& column_starts, const at::Tensor& column_order,
+                                  const at::Tensor& rows, const at::Tensor& permutation, bool relu) {
   c10::impl::ExcludeDispatchKeyGuard guard(key);
-  return sparse_linear(
-      at::autocast::cached_cast(at::kFloat, input, device), at::autocast::cached_cast(at::kFloat, values, device),
-      at::autocast::cached_cast(at::kFloat, bias, device), row_starts, columns, column_starts, rows, permutation, relu);
+  return sparse_linear(at::autocast::cached_cast(at::kFloat, input, device),
+                       at::autocast::cached_cast(at::kFloat, values, device),
+                       at::autocast::cached_cast(at::kFloat, bias, device), row_starts, row_order, columns,
+                       column_starts, column_order, rows, permutation, relu);
 }
 
 }  // namespace

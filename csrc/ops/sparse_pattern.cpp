@@ -3,6 +3,6 @@
 
 TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
   library.def(
-      "sparse_pattern(Tensor mask) -> "
-      "(Tensor row_starts, Tensor columns, Tensor column_starts, Tensor rows, Tensor permutation)");
+      "sparse_pattern(Tensor mask) -> (Tensor row_starts, Tensor row_order, Tensor columns, Tensor column_starts, "
+      "Tensor column_order, Tensor rows, Tensor permutation)");
 }

@@ -236,7 +236,7 @@ def make_sparse(layer: MaskedLayer) -> None:
     """Turn a masked layer into its sparse form in place. The weight's gradient goes along."""
     sparse = SPARSE[layer.plain_class].from_dense(layer)
     if layer.weight.grad is not None:
-        sparse.values.grad = layer.weight.grad[sparse.mask]
+        sparse.values.grad = sparse.collect(layer.weight.grad)
     mask_changes.forget(layer)
     _become(layer, sparse)
 
@@ -247,7 +247,7 @@ def make_masked(model: nn.Module) -> None:
         mask, gradient = layer.mask, layer.values.grad
         plain = layer.to_dense()
         if gradient is not None:
-            plain.weight.grad = torch.zeros_like(plain.weight).masked_scatter_(mask, gradient)
+            plain.weight.grad = layer.spread(gradient)
         _become(layer, plain)
         mask_layer(layer, mask, TWINS[type(plain)])
 

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 class SparseLayer(nn.Module):
     """Base of ``SparseLinear`` and ``SparseConv2d``: a layer under a fixed mask that holds and computes survivors only.
 
-    The Parameter ``values`` ``[survivors]`` holds the weights the mask keeps, in row-major order (``weight[mask]``):
-    any optimizer works on it, and its state has survivors only. ``state_dict`` speaks the plain layer's language: the
-    keys ``weight`` and ``bias`` in dense shapes, in and out. The mask is not part of it; it moves with ``.to()``,
-    deepcopy and pickle. It belongs to the layer for good: for another one, make another layer from :meth:`to_dense`.
+    The Parameter ``values`` ``[survivors]`` holds the weights the mask keeps: any optimizer works on it, and its state
+    has survivors only. Their order depends on the mask alone; :meth:`collect` and :meth:`spread` know it.
+    ``state_dict`` speaks the plain layer's language: the keys ``weight`` and ``bias`` in dense shapes, in and out. The
+    mask is not part of it; it moves with ``.to()``, deepcopy and pickle. It belongs to the layer for good: for another
+    one, make another layer from :meth:`to_dense`.
     """
 
     plain_class: ClassVar[type[nn.Module]]
@@ -38,6 +39,10 @@ class SparseLayer(nn.Module):
 
     def spread(self, values: Tensor) -> Tensor:
         """``values`` ``[survivors]`` in the weight's shape: at the survivors' places, 0 elsewhere."""
+        raise NotImplementedError
+
+    def collect(self, weight: Tensor) -> Tensor:
+        """The survivors ``[survivors]`` of a tensor of the weight's shape, in the order of ``values``."""
         raise NotImplementedError
 
     @classmethod
@@ -71,14 +76,14 @@ class SparseLayer(nn.Module):
         for name in self.plain_attributes:
             setattr(self, name, getattr(layer, name))
         self.weight_shape = weight.shape
-        values = weight.detach()[mask]
+        compile_for_any_number_of_survivors(self.pattern_fields)
+        for name, part in zip(self.pattern_fields, self._find_pattern(mask), strict=True):
+            self.register_buffer(name, part, persistent=False)
+        values = self.collect(weight.detach())
         if not bool(values.isfinite().all()):
             raise ValueError("layer: expected finite weights at the survivors, got NaN or infinity")
         self.values = nn.Parameter(values, requires_grad=weight.requires_grad)
         self.register_parameter("bias", layer.bias)
-        compile_for_any_number_of_survivors(self.pattern_fields)
-        for name, part in zip(self.pattern_fields, self._find_pattern(mask), strict=True):
-            self.register_buffer(name, part, persistent=False)
 
     def to_dense(self) -> Any:
         """The plain layer with the same weights, zeros where the mask prunes. The bias is shared, the weight is not."""
@@ -156,4 +161,4 @@ class SparseLayer(nn.Module):
         if revived:
             message = f"{name}: {revived} pruned weights are not zero in the state dict; they stay zero"
             warnings.warn(message, stacklevel=2)
-        return weight[mask]
+        return self.collect(weight)

@@ -12,7 +12,7 @@ from lth_fast.nn.attributes import buffer, parameter
 from lth_fast.nn.padding import pad
 from lth_fast.nn.sparse import SparseLayer
 from lth_fast.ops import SparseConv2dPattern, sparse_conv2d, sparse_conv2d_pattern
-from lth_fast.ops.sparse_conv2d import to_dense
+from lth_fast.ops.sparse_conv2d import from_dense, to_dense
 
 
 class SparseConv2d(SparseLayer):
@@ -65,6 +65,9 @@ class SparseConv2d(SparseLayer):
 
     def spread(self, values: Tensor) -> Tensor:
         return to_dense(values, self.pattern, self.kernel_size, self.groups)
+
+    def collect(self, weight: Tensor) -> Tensor:
+        return from_dense(weight, self.pattern)
 
     @property
     def pattern(self) -> SparseConv2dPattern:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lth_fast.nn.attributes import buffer, parameter
 from lth_fast.nn.sparse import SparseLayer
 from lth_fast.ops import SparsePattern, sparse_pattern
-from lth_fast.ops.sparse_linear import to_dense
+from lth_fast.ops.sparse_linear import from_dense, to_dense
 
 
 class SparseLinear(SparseLayer):
@@ -52,6 +52,9 @@ class SparseLinear(SparseLayer):
 
     def spread(self, values: Tensor) -> Tensor:
         return to_dense(values, self.pattern)
+
+    def collect(self, weight: Tensor) -> Tensor:
+        return from_dense(weight, self.pattern)
 
     @property
     def pattern(self) -> SparsePattern:

@@ -68,6 +68,12 @@ def to_dense(values: Tensor, pattern: SparseConv2dPattern, kernel_size: Sequence
     return values.new_zeros(shape).flatten(1).index_put(coordinates(pattern), values).view(shape)
 
 
+def from_dense(weight: Tensor, pattern: SparseConv2dPattern) -> Tensor:
+    """The survivors ``[survivors]`` of ``weight`` ``[out_channels, in_channels / groups, *kernel_size]``, row-major."""
+    channel, tap = coordinates(pattern)
+    return weight.flatten(1)[channel.to(weight.device), tap.to(weight.device)]
+
+
 def reference(
     input: Tensor,
     values: Tensor,

@@ -22,8 +22,8 @@ def sparse_linear(
 
     Args:
         input: float32 or float64 ``[..., in_features]``.
-        values: ``[survivors]``, the weights the mask keeps in row-major order (``weight[mask]``), of the dtype and on
-            the device of ``input``.
+        values: ``[survivors]``, the weights the mask keeps in the pattern's row order
+            (``weight[coordinates(pattern)]``), of the dtype and on the device of ``input``.
         bias: ``[out_features]`` or ``None``.
         pattern: The survivors' places, from :func:`~lth_fast.ops.sparse_pattern`. It is trusted: shapes and dtypes are
             checked, the numbers inside are not.
@@ -40,8 +40,14 @@ def sparse_linear(
 
 def to_dense(values: Tensor, pattern: SparsePattern) -> Tensor:
     """The dense weight ``[out_features, in_features]``: ``values`` at the survivors' places, 0 elsewhere."""
-    shape = (pattern.row_starts.shape[1], pattern.column_starts.shape[1] - 1)
+    shape = (pattern.row_order.shape[1], pattern.column_order.shape[1])
     return values.new_zeros(shape).index_put(coordinates(pattern), values)
+
+
+def from_dense(weight: Tensor, pattern: SparsePattern) -> Tensor:
+    """The survivors ``[survivors]`` of ``weight`` ``[out_features, in_features]`` in the pattern's row order."""
+    row, column = coordinates(pattern)
+    return weight[row.to(weight.device), column.to(weight.device)]
 
 
 def reference(input: Tensor, values: Tensor, bias: Tensor | None, pattern: SparsePattern, relu: bool = False) -> Tensor:
@@ -55,31 +61,34 @@ def _forward(
     values: Tensor,
     bias: Tensor | None,
     row_starts: Tensor,
+    row_order: Tensor,
     columns: Tensor,
     column_starts: Tensor,
+    column_order: Tensor,
     rows: Tensor,
     permutation: Tensor,
     relu: bool = False,
 ) -> Tensor:
-    return reference(input, values, bias, SparsePattern(row_starts, columns, column_starts, rows, permutation), relu)
+    pattern = SparsePattern(row_starts, row_order, columns, column_starts, column_order, rows, permutation)
+    return reference(input, values, bias, pattern, relu)
+
+
+def _line_of_each_survivor(starts: Tensor, order: Tensor, survivors: int) -> Tensor:
+    return order.flatten().long().repeat_interleave(starts.diff(dim=1).flatten().long(), output_size=survivors)
 
 
 def _input_grad(
-    grad_output: Tensor, values: Tensor, column_starts: Tensor, rows: Tensor, permutation: Tensor
+    grad_output: Tensor, values: Tensor, column_starts: Tensor, column_order: Tensor, rows: Tensor, permutation: Tensor
 ) -> Tensor:
     # The same product over the transposed pattern.
-    lengths = column_starts.diff(dim=1).long()
-    panels, in_features = lengths.shape
-    column = torch.arange(in_features, device=lengths.device).repeat(panels)
-    column = column.repeat_interleave(lengths.flatten(), output_size=rows.numel())
-    transposed = values.new_zeros((in_features, grad_output.shape[-1]))
+    column = _line_of_each_survivor(column_starts, column_order, rows.numel())
+    transposed = values.new_zeros((column_order.shape[1], grad_output.shape[-1]))
     transposed[column, rows.long()] = values[permutation.long()]
     return grad_output @ transposed.t()
 
 
-def _values_grad(grad_output: Tensor, input: Tensor, row_starts: Tensor, columns: Tensor) -> Tensor:
-    lengths = (row_starts[-1] - row_starts[0]).long()
-    row = torch.arange(lengths.numel(), device=lengths.device).repeat_interleave(lengths, output_size=columns.numel())
+def _values_grad(grad_output: Tensor, input: Tensor, row_starts: Tensor, row_order: Tensor, columns: Tensor) -> Tensor:
+    row = _line_of_each_survivor(row_starts, row_order, columns.numel())
     samples = math.prod(input.shape[:-1])
     dense = grad_output.reshape(samples, -1).t() @ input.reshape(samples, -1)
     return dense[row, columns.long()]
@@ -91,17 +100,19 @@ serve_cuda("sparse_linear_values_grad", _values_grad)
 
 
 @torch.library.register_fake("lth_fast::sparse_linear")
-def _(input: Tensor, values: Tensor, bias: Tensor | None, row_starts: Tensor, *others: object) -> Tensor:
-    return input.new_empty((*input.shape[:-1], row_starts.shape[1]))
+def _(
+    input: Tensor, values: Tensor, bias: Tensor | None, row_starts: Tensor, row_order: Tensor, *others: object
+) -> Tensor:
+    return input.new_empty((*input.shape[:-1], row_order.shape[1]))
 
 
 @torch.library.register_fake("lth_fast::sparse_linear_input_grad")
-def _(grad_output: Tensor, values: Tensor, column_starts: Tensor, rows: Tensor, permutation: Tensor) -> Tensor:
-    return grad_output.new_empty((*grad_output.shape[:-1], column_starts.shape[1] - 1))
+def _(grad_output: Tensor, values: Tensor, column_starts: Tensor, column_order: Tensor, *others: object) -> Tensor:
+    return grad_output.new_empty((*grad_output.shape[:-1], column_order.shape[1]))
 
 
 @torch.library.register_fake("lth_fast::sparse_linear_values_grad")
-def _(grad_output: Tensor, input: Tensor, row_starts: Tensor, columns: Tensor) -> Tensor:
+def _(grad_output: Tensor, input: Tensor, row_starts: Tensor, row_order: Tensor, columns: Tensor) -> Tensor:
     return input.new_empty(columns.shape)
 
 
@@ -111,11 +122,13 @@ def _(
     input: Tensor,
     values: Tensor,
     row_starts: Tensor,
+    row_order: Tensor,
     columns: Tensor,
     column_starts: Tensor,
+    column_order: Tensor,
     rows: Tensor,
     permutation: Tensor,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    shapes = (input.shape, values.shape, row_starts.shape[1:])
+    shapes = (input.shape, values.shape, row_order.shape[1:])
     return tuple(values.new_empty(shape if given else (0,)) for shape, given in zip(shapes, wanted, strict=True))

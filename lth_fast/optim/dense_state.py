@@ -31,8 +31,7 @@ def load_dense_optimizer_state(optimizer: Optimizer, model: nn.Module, state: di
     """Load what :func:`dense_optimizer_state` gave, for the forms and masks that ``model`` has now."""
 
     def gather(layer: SparseLayer, value: Tensor) -> Tensor:
-        mask = layer.mask
-        return value[mask.to(value.device)] if value.shape == mask.shape else value
+        return layer.collect(value) if value.shape == layer.weight_shape else value
 
     optimizer.load_state_dict(_translated(optimizer, model, state, gather))
 

@@ -1,45 +1,48 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from lth_fast.ops import SparsePattern, sparse_pattern
-from lth_fast.ops.sparse_linear import to_dense
-from lth_fast.ops.sparse_pattern import reference as pattern_of_one_panel
+from lth_fast.ops.sparse_linear import from_dense, to_dense
+from lth_fast.ops.sparse_pattern import reference
 
 
 class SparseLines(ctypes.Structure):
     _fields_ = (
         ("starts", ctypes.c_void_p),
+        ("places", ctypes.c_void_p),
         ("panels", ctypes.c_int64),
         ("lines", ctypes.c_int64),
-        ("stride", ctypes.c_int64),
-        ("to_end", ctypes.c_int64),
         ("features", ctypes.c_int64),
         ("panel_width", ctypes.c_int64),
         ("indices", ctypes.c_void_p),
     )
 
 
-def by_row(pattern: SparsePattern) -> SparseLines:
-    panels, rows = pattern.row_starts.shape[0] - 1, pattern.row_starts.shape[1]
-    columns = pattern.column_starts.shape[1] - 1
-    starts, indices = pattern.row_starts.data_ptr(), pattern.columns.data_ptr()
-    return SparseLines(starts, 1, rows, 0, panels * rows, columns, columns, indices)
-
-
-def by_column(pattern: SparsePattern) -> SparseLines:
-    panels, ends = pattern.column_starts.shape
-    rows = pattern.row_starts.shape[1]
-    starts, indices = pattern.column_starts.data_ptr(), pattern.rows.data_ptr()
-    return SparseLines(starts, panels, ends - 1, ends, 1, rows, -(-rows // panels), indices)
+def lines_of(starts: Tensor, places: Tensor, indices: Tensor, features: int) -> SparseLines:
+    panels, lines = places.shape
+    return SparseLines(
+        starts.data_ptr(), places.data_ptr(), panels, lines, features, -(-features // panels), indices.data_ptr()
+    )
 
 
 def address(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
+
+
+def run(layer: Callable[..., None], pattern: SparsePattern, tensors: tuple[Tensor, ...], samples: int) -> None:
+    by_row, by_column = pattern.row_order.argsort(dim=1).int(), pattern.column_order.argsort(dim=1).int()
+    layer(
+        ctypes.byref(lines_of(pattern.row_starts, by_row, pattern.columns, by_column.shape[1])),
+        ctypes.byref(lines_of(pattern.column_starts, by_column, pattern.rows, by_row.shape[1])),
+        *map(address, tensors),
+        ctypes.c_int64(samples),
+    )
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -74,7 +77,7 @@ def assert_like_a_dense_layer(
     density: float,
 ) -> None:
     mask = torch.rand(features[1], features[0]) < density
-    pattern = sparse_pattern(mask) if several_panels else pattern_of_one_panel(mask)
+    pattern = sparse_pattern(mask) if several_panels else reference(mask, panels=(1, 1))
     if dtype == torch.float64:
         pattern = pattern._replace(columns=pattern.columns.int(), rows=pattern.rows.int())
     values, bias = torch.randn(int(mask.sum()), dtype=dtype), torch.randn(features[1], dtype=dtype)
@@ -84,21 +87,17 @@ def assert_like_a_dense_layer(
     grad_values = torch.full_like(values, torch.nan)
     layer = kernels.sparse_layer_float_16 if dtype == torch.float32 else kernels.sparse_layer_double_32
     tensors = (values, values[pattern.permutation.long()], bias, input, output, grad_output, grad_input, grad_values)
-    layer(
-        ctypes.byref(by_row(pattern)), ctypes.byref(by_column(pattern)), *map(address, tensors), ctypes.c_int64(samples)
-    )
+    run(layer, pattern, tensors, samples)
     weight = to_dense(values, pattern).double()
     tolerance = 1e-6 if dtype == torch.float32 else 1e-14
     assert relative_error(output, weight @ input.double() + bias.double().unsqueeze(1)) <= tolerance
     assert relative_error(grad_input, weight.t() @ grad_output.double()) <= tolerance
-    assert relative_error(grad_values, (grad_output.double() @ input.double().t())[mask]) <= tolerance
+    assert relative_error(grad_values, from_dense(grad_output.double() @ input.double().t(), pattern)) <= tolerance
 
 
 def test_a_survivor_without_samples_gets_a_gradient_of_zero(kernels: ctypes.CDLL) -> None:
     pattern = sparse_pattern(torch.ones(3, 4, dtype=torch.bool))
     grad_values, nothing = torch.full((12,), torch.nan), torch.empty(0)
     tensors = (torch.randn(12), torch.randn(12), torch.randn(3), nothing, nothing, nothing, nothing, grad_values)
-    kernels.sparse_layer_float_16(
-        ctypes.byref(by_row(pattern)), ctypes.byref(by_column(pattern)), *map(address, tensors), ctypes.c_int64(0)
-    )
+    run(kernels.sparse_layer_float_16, pattern, tensors, samples=0)
     assert grad_values.tolist() == [0.0] * 12

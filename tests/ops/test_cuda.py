@@ -24,7 +24,8 @@ from lth_fast.ops import (
     unpack_mask,
 )
 from lth_fast.ops.magnitude_threshold import MAGNITUDE_DTYPES
-from lth_fast.ops.sparse_linear import to_dense
+from lth_fast.ops.sparse_linear import from_dense, to_dense
+from lth_fast.ops.sparse_pattern import reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -156,24 +157,29 @@ def test_the_sparse_layer_agrees_with_cusparse(density: float, samples: int, dis
     weight = to_dense(values, pattern).to_sparse_csr()
     ops = torch.ops.lth_fast
     assert distance(sparse_linear(inputs, values, None, pattern), (weight @ inputs.t()).t()) <= 1e-6
-    by_column = (pattern.column_starts, pattern.rows, pattern.permutation)
+    by_row = (pattern.row_starts, pattern.row_order, pattern.columns)
+    by_column = (pattern.column_starts, pattern.column_order, pattern.rows, pattern.permutation)
     transposed = to_dense(values, pattern).t().to_sparse_csr()
     assert distance(ops.sparse_linear_input_grad(gradient, values, *by_column), (transposed @ gradient.t()).t()) <= 1e-6
-    found = ops.sparse_linear_values_grad(gradient, inputs, pattern.row_starts, pattern.columns)
+    found = to_dense(ops.sparse_linear_values_grad(gradient, inputs, *by_row), pattern)
     zeros = torch.zeros_like(weight.values())
     places = torch.sparse_csr_tensor(weight.crow_indices(), weight.col_indices(), zeros, weight.shape)
-    expected = torch.sparse.sampled_addmm(places, gradient.t().contiguous(), inputs, beta=0.0).values()
+    expected = torch.sparse.sampled_addmm(places, gradient.t().contiguous(), inputs, beta=0.0).to_dense()
     assert distance(found, expected) <= 1e-6
 
 
-def test_a_pattern_made_on_the_cpu_with_several_panels_gives_the_same_bits() -> None:
+def test_a_pattern_made_on_the_cpu_is_that_made_on_the_device() -> None:
     mask = torch.rand(300, 4608) < 0.2
-    pattern = sparse_pattern(mask)
-    assert pattern.row_starts.shape[0] > 2
-    moved = type(pattern)(*(part.cuda() for part in pattern))
-    values, inputs = torch.randn(int(mask.sum()), device="cuda"), torch.randn(64, 4608, device="cuda")
-    whole = sparse_linear(inputs, values, None, sparse_pattern(mask.cuda()))
-    assert torch.equal(sparse_linear(inputs, values, None, moved), whole)
+    made, here = sparse_pattern(mask), sparse_pattern(mask.cuda())
+    assert all(torch.equal(moved.cuda(), part) for moved, part in zip(made, here, strict=True))
+
+
+def test_the_bits_do_not_depend_on_the_panels() -> None:
+    mask, weight = torch.rand(300, 4608, device="cuda") < 0.2, torch.randn(300, 4608, device="cuda")
+    several, one, inputs = sparse_pattern(mask), reference(mask, panels=(1, 1)), torch.randn(64, 4608, device="cuda")
+    assert several.row_order.shape[0] > one.row_order.shape[0] == 1
+    outputs = [sparse_linear(inputs, from_dense(weight, pattern), None, pattern) for pattern in (several, one)]
+    assert torch.equal(*outputs)
 
 
 def test_work_goes_to_the_current_stream() -> None:

@@ -9,46 +9,22 @@
 
 namespace lth_fast::LTH_FAST_ISA {
 
+// Writes `count` of `lanes`, 1 to 8, or adds them.
 template <typename Element>
-struct FirstLanes;
+inline void store_first(Lanes<float>::Vector lanes, int32_t count, float* to, bool add) {
+  const auto mask = static_cast<__mmask8>((1u << count) - 1);
+  auto value = reinterpret_cast<__m256>(lanes);
+  if (add) value = _mm256_add_ps(value, _mm256_maskz_loadu_ps(mask, to));
+  _mm256_mask_storeu_ps(to, mask, value);
+}
 
-template <>
-struct FirstLanes<int16_t> {
-  // `count` elements, and the first one again in place of the others; 1 to 8.
-  static inline void repeat_first(const int16_t* from, int32_t count, int16_t (&to)[8]) {
-    const auto mask = static_cast<__mmask8>((1u << count) - 1);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_mask_loadu_epi16(_mm_set1_epi16(*from), mask, from));
-  }
-};
-
-template <>
-struct FirstLanes<int32_t> {
-  static inline void repeat_first(const int32_t* from, int32_t count, int32_t (&to)[8]) {
-    const auto mask = static_cast<__mmask8>((1u << count) - 1);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_mask_loadu_epi32(_mm256_set1_epi32(*from), mask, from));
-  }
-};
-
-template <>
-struct FirstLanes<float> {
-  // Writes `count` of `lanes`, or adds them.
-  static inline void store(Lanes<float>::Vector lanes, int32_t count, float* to, bool add) {
-    const auto mask = static_cast<__mmask8>((1u << count) - 1);
-    auto value = reinterpret_cast<__m256>(lanes);
-    if (add) value = _mm256_add_ps(value, _mm256_maskz_loadu_ps(mask, to));
-    _mm256_mask_storeu_ps(to, mask, value);
-  }
-};
-
-template <>
-struct FirstLanes<double> {
-  static inline void store(Lanes<double>::Vector lanes, int32_t count, double* to, bool add) {
-    const auto mask = static_cast<__mmask8>((1u << count) - 1);
-    auto value = reinterpret_cast<__m512d>(lanes);
-    if (add) value = _mm512_add_pd(value, _mm512_maskz_loadu_pd(mask, to));
-    _mm512_mask_storeu_pd(to, mask, value);
-  }
-};
+template <typename Element>
+inline void store_first(Lanes<double>::Vector lanes, int32_t count, double* to, bool add) {
+  const auto mask = static_cast<__mmask8>((1u << count) - 1);
+  auto value = reinterpret_cast<__m512d>(lanes);
+  if (add) value = _mm512_add_pd(value, _mm512_maskz_loadu_pd(mask, to));
+  _mm512_mask_storeu_pd(to, mask, value);
+}
 
 // Lane i of the result is the sum of the lanes of vectors[i].
 template <typename Element>

@@ -1,10 +1,11 @@
 // Products with the survivors of a sparse matrix, over tiles of samples.
 //
 // A tile holds up to `lanes` samples, [features][lanes]: the samples lie innermost, so one survivor meets whole vectors
-// of them and nothing is ever gathered. The sums of one row stay in registers while its survivors pass by. The columns
-// are cut into panels (see sparse_pattern), one for each call, or several joined where tiles are narrow: all rows visit
-// one panel of the input while it stays in cache, before the next one; a row's sums wait in the output tile in between.
-// A row meets its survivors in ascending order for any panel width, so neither panels nor threads change the bits.
+// of them and nothing is ever gathered. The sums of one line stay in registers while its survivors pass by. The
+// features are cut into panels (see sparse_pattern): all lines visit one panel of the input while it stays in cache,
+// before the next one; a line's sums wait in the output tile in between. A line meets its survivors in ascending order
+// for any panels, so neither panels nor threads change the bits. Lines are visited by their number of survivors, so
+// that the processor foresees where the next one begins, and values and indices stand in the order of the visit.
 #include <cstring>
 
 #include "eight_by_eight.h"
@@ -17,11 +18,9 @@
 namespace lth_fast::LTH_FAST_ISA {
 namespace {
 
-// The sums of a row must fit the vector registers, with some to spare for the weight: 8 of 16 registers of AVX2 or SSE2
-// (four do not hide the latency of the multiply-add), 8 of 32 of AVX-512, whose dot products need 8 more.
-#if defined(__AVX512F__)
-constexpr size_t kLanes = 128, kLeastLanes = 16;
-#elif defined(__AVX2__)
+// The sums of a line must fit the vector registers, with some to spare for the weight: 8 of 16 registers of AVX2 or
+// SSE2 (four do not hide the latency of the multiply-add); 4 of 32 of AVX-512, for two lines at once.
+#if defined(__AVX512F__) || defined(__AVX2__)
 constexpr size_t kLanes = 64, kLeastLanes = 16;
 #else
 constexpr size_t kLanes = 32, kLeastLanes = 8;
@@ -89,42 +88,61 @@ void from_tile(const Element* tile, size_t lanes, size_t first, size_t last, Ele
   }
 }
 
-// The survivors of a row in one panel are few and far from those of the next row, so the hardware does not see them
-// come. They start anywhere in a cache line: two lines mostly hold them.
-constexpr size_t kRowsAhead = 8;
-
-template <typename Element>
-inline void prefetch_two_lines(const Element* from) {
-  __builtin_prefetch(from);
-  __builtin_prefetch(from + 64 / sizeof(Element));
-}
-
 // ---- the product ----
 
-template <typename Element, typename Index, size_t kVectors>
+// Lines that are worked on together: eight sums hide the latency of the multiply-add.
+template <size_t kVectors>
+constexpr size_t kLinesAtOnce = kVectors <= 4 ? 2 : 1;
+
+template <typename Element, typename Index, size_t kVectors, bool kElsewhere>
 void product(const SparsePanel<Index>& panel, const Element* values, const Element* bias, size_t first, size_t last,
              const Element* input, Element* output) {
   using Vector = typename Register<Element>::Vector;
   constexpr size_t lanes = kVectors * Register<Element>::kWidth;
-  const int32_t *begin = panel.begin, *end = panel.end;
-  for (size_t row = first; row < last; ++row) {
-    const int32_t later = begin[row + kRowsAhead < panel.rows ? row + kRowsAhead : row];
-    prefetch_two_lines(values + later);
-    prefetch_two_lines(panel.indices + later);
-    auto* to = reinterpret_cast<Vector*>(output + row * lanes);
+  struct Sums {
     Vector sum[kVectors];
+  };
+  const auto line = [&](size_t place) { return static_cast<size_t>(panel.order[place]); };
+  const auto load = [&](size_t place, Sums& sums) {
+    const size_t at = line(place);
     if (panel.leads) {
-      const Element start = bias == nullptr ? Element{0} : bias[row];
-      for (size_t k = 0; k < kVectors; ++k) sum[k] = start - Vector{};
+      const Element start = bias == nullptr ? Element{0} : bias[at];
+      for (size_t k = 0; k < kVectors; ++k) sums.sum[k] = start - Vector{};
     } else {
-      for (size_t k = 0; k < kVectors; ++k) sum[k] = to[k];
+      const auto* from = reinterpret_cast<const Vector*>(output + at * lanes);
+      for (size_t k = 0; k < kVectors; ++k) sums.sum[k] = from[k];
     }
-    for (int32_t survivor = begin[row]; survivor < end[row]; ++survivor) {
-      const auto* from = reinterpret_cast<const Vector*>(input + panel.indices[survivor] * lanes);
-      const Element value = values[survivor];
-      for (size_t k = 0; k < kVectors; ++k) sum[k] += value * from[k];
+  };
+  const auto store = [&](size_t place, const Sums& sums) {
+    auto* to = reinterpret_cast<Vector*>(output + line(place) * lanes);
+    for (size_t k = 0; k < kVectors; ++k) to[k] = sums.sum[k];
+  };
+  const auto add = [&](int32_t survivor, Sums& sums) {
+    const auto* from = reinterpret_cast<const Vector*>(input + panel.indices[survivor] * lanes);
+    const Element value = values[kElsewhere ? panel.places[survivor] : survivor];
+    for (size_t k = 0; k < kVectors; ++k) sums.sum[k] += value * from[k];
+  };
+  const int32_t* starts = panel.starts;
+  size_t place = first;
+  if constexpr (kLinesAtOnce<kVectors> == 2) {
+    for (; place + 2 <= last; place += 2) {
+      Sums a, b;
+      load(place, a), load(place + 1, b);
+      const int32_t middle = starts[place + 1], end = starts[place + 2];
+      const int32_t length = middle - starts[place];
+      // Of two lines in a block the second is never the shorter one.
+      for (int32_t survivor = starts[place]; survivor < middle; ++survivor) {
+        add(survivor, a), add(survivor + length, b);
+      }
+      for (int32_t survivor = middle + length; survivor < end; ++survivor) add(survivor, b);
+      store(place, a), store(place + 1, b);
     }
-    for (size_t k = 0; k < kVectors; ++k) to[k] = sum[k];
+  }
+  for (; place < last; ++place) {
+    Sums sums;
+    load(place, sums);
+    for (int32_t survivor = starts[place]; survivor < starts[place + 1]; ++survivor) add(survivor, sums);
+    store(place, sums);
   }
 }
 
@@ -132,40 +150,69 @@ void product(const SparsePanel<Index>& panel, const Element* values, const Eleme
 
 #if defined(__AVX512F__)
 
-// Eight dot products stay in registers until they are added up.
+// Dot products of one line, which stay in registers until they are added up.
+template <typename Element, typename Index, size_t kVectors>
+struct DotProducts {
+  using Vector = typename Register<Element>::Vector;
+  static constexpr size_t kLanesOfTile = kVectors * Register<Element>::kWidth;
+
+  const Element* input;
+  Vector gradient[kVectors];
+
+  // With the features at `columns`; zeros behind the first kCount of eight.
+  template <size_t kCount>
+  Eight<Element> of(const Index* columns) const {
+    Vector products[8] = {};
+    for (size_t i = 0; i < kCount; ++i) {
+      const auto* from = reinterpret_cast<const Vector*>(input + columns[i] * kLanesOfTile);
+      products[i] = gradient[0] * from[0];
+      for (size_t k = 1; k < kVectors; ++k) products[i] += gradient[k] * from[k];
+    }
+    return sums_of_eight<Element>(products);
+  }
+
+  // 1 to 7 of them. Lines of one length follow each other, so the processor foresees where this goes.
+  Eight<Element> of_few(const Index* columns, int32_t count) const {
+    switch (count) {
+      case 1:
+        return of<1>(columns);
+      case 2:
+        return of<2>(columns);
+      case 3:
+        return of<3>(columns);
+      case 4:
+        return of<4>(columns);
+      case 5:
+        return of<5>(columns);
+      case 6:
+        return of<6>(columns);
+      default:
+        return of<7>(columns);
+    }
+  }
+};
+
 template <typename Element, typename Index, size_t kVectors>
 void values_grad(const SparsePanel<Index>& panel, size_t first, size_t last, const Element* grad_output,
                  const Element* input, Element* grad_values, bool accumulate) {
-  using Vector = typename Register<Element>::Vector;
-  constexpr size_t lanes = kVectors * Register<Element>::kWidth;
-  const int32_t *begin = panel.begin, *end = panel.end;
-  for (size_t row = first; row < last; ++row) {
-    const int32_t later = begin[row + kRowsAhead < panel.rows ? row + kRowsAhead : row];
-    prefetch_two_lines(grad_values + later);
-    prefetch_two_lines(panel.indices + later);
-    const auto* row_gradient = reinterpret_cast<const Vector*>(grad_output + row * lanes);
-    Vector gradient[kVectors];
-    for (size_t k = 0; k < kVectors; ++k) gradient[k] = row_gradient[k];
-    const auto eight_sums = [&](const Index* columns) {
-      Vector products[8];
-      for (size_t i = 0; i < 8; ++i) {
-        const auto* from = reinterpret_cast<const Vector*>(input + columns[i] * lanes);
-        products[i] = gradient[0] * from[0];
-        for (size_t k = 1; k < kVectors; ++k) products[i] += gradient[k] * from[k];
-      }
-      return sums_of_eight<Element>(products);
-    };
-    int32_t survivor = begin[row];
-    for (; survivor + 8 <= end[row]; survivor += 8) {
+  using Products = DotProducts<Element, Index, kVectors>;
+  for (size_t place = first; place < last; ++place) {
+    const auto line = static_cast<size_t>(panel.order[place]);
+    const auto* gradient =
+        reinterpret_cast<const typename Products::Vector*>(grad_output + line * Products::kLanesOfTile);
+    Products products;
+    products.input = input;
+    for (size_t k = 0; k < kVectors; ++k) products.gradient[k] = gradient[k];
+    int32_t survivor = panel.starts[place];
+    const int32_t end = panel.starts[place + 1];
+    for (; survivor + 8 <= end; survivor += 8) {
       auto* to = reinterpret_cast<Eight<Element>*>(grad_values + survivor);
-      const Eight<Element> sums = eight_sums(panel.indices + survivor);
+      const Eight<Element> sums = products.template of<8>(panel.indices + survivor);
       *to = accumulate ? *to + sums : sums;
     }
-    const int32_t left = end[row] - survivor;
-    if (left > 0) {
-      Index columns[8];
-      FirstLanes<Index>::repeat_first(panel.indices + survivor, left, columns);
-      FirstLanes<Element>::store(eight_sums(columns), left, grad_values + survivor, accumulate);
+    if (survivor < end) {
+      const Eight<Element> sums = products.of_few(panel.indices + survivor, end - survivor);
+      store_first<Element>(sums, end - survivor, grad_values + survivor, accumulate);
     }
   }
 }
@@ -213,17 +260,16 @@ void values_grad(const SparsePanel<Index>& panel, size_t first, size_t last, con
                  const Element* input, Element* grad_values, bool accumulate) {
   using Vector = typename Register<Element>::Vector;
   constexpr size_t lanes = kVectors * Register<Element>::kWidth;
-  const int32_t *begin = panel.begin, *end = panel.end;
+  const int32_t* starts = panel.starts;
+  const int32_t end_of_task = starts[last];
   Eight<Element> products[kWaiting] = {};
-  for (size_t row = first; row < last; ++row) {
-    const int32_t later = begin[row + kRowsAhead < panel.rows ? row + kRowsAhead : row];
-    prefetch_two_lines(grad_values + later);
-    prefetch_two_lines(panel.indices + later);
-    const auto* row_gradient = reinterpret_cast<const Vector*>(grad_output + row * lanes);
+  for (size_t place = first; place < last; ++place) {
+    const auto* line_gradient = reinterpret_cast<const Vector*>(grad_output + panel.order[place] * lanes);
+    const int32_t end = starts[place + 1];
     Vector gradient[kVectors];
-    for (size_t k = 0; k < kVectors; ++k) gradient[k] = row_gradient[k];
-    for (int32_t survivor = begin[row]; survivor < end[row]; survivor += kWaiting) {
-      const int32_t count = end[row] - survivor < kWaiting ? end[row] - survivor : kWaiting;
+    for (size_t k = 0; k < kVectors; ++k) gradient[k] = line_gradient[k];
+    for (int32_t survivor = starts[place]; survivor < end; survivor += kWaiting) {
+      const int32_t count = end - survivor < kWaiting ? end - survivor : kWaiting;
       for (int32_t i = 0; i < count; ++i) {
         const auto* from = reinterpret_cast<const Vector*>(input + panel.indices[survivor + i] * lanes);
         products[i] = dot<Element, kVectors>(gradient, from);
@@ -231,9 +277,9 @@ void values_grad(const SparsePanel<Index>& panel, size_t first, size_t last, con
       for (int32_t i = 0; i < count; i += 8) {
         Eight<Element> sums = EightByEight<Element>::sums(products + i);
         Element* to = grad_values + survivor + i;
-        // Behind `count` stand survivors of the row's next panels, whose turn is yet to come: zeros may be written over
-        // or added to them, which is faster than single elements. Only the row's own are this thread's to touch.
-        if (survivor + i + 8 <= panel.row_end[row]) {
+        // Behind `count` stand survivors of lines whose turn is yet to come: zeros may be written over or added to
+        // them, which is faster than single elements. Only those of this call are this thread's to touch.
+        if (survivor + i + 8 <= end_of_task) {
           sums = first_lanes<Element>(sums, count - i);
           auto* eight = reinterpret_cast<Eight<Element>*>(to);
           *eight = accumulate ? *eight + sums : sums;
@@ -248,30 +294,6 @@ void values_grad(const SparsePanel<Index>& panel, size_t first, size_t last, con
 }
 
 #endif
-
-// ---- values in another order ----
-
-// Values are fetched so many before they are copied.
-constexpr size_t kAhead = 128;
-
-template <typename Element>
-void gather(const Element* values, const int32_t* places, size_t count, Element* to) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(Element) == 4) {
-    size_t i = 0;
-    for (; i + 16 <= count; i += 16)
-      _mm512_storeu_ps(to + i, _mm512_i32gather_ps(_mm512_loadu_si512(places + i), values, 4));
-    for (; i < count; ++i) to[i] = values[places[i]];
-    return;
-  }
-#endif
-  const size_t fetched = count < kAhead ? 0 : count - kAhead;
-  for (size_t i = 0; i < fetched; ++i) {
-    __builtin_prefetch(values + places[i + kAhead]);
-    to[i] = values[places[i]];
-  }
-  for (size_t i = fetched; i < count; ++i) to[i] = values[places[i]];
-}
 
 // ---- the gradient of the bias: sums over the samples, feature by feature ----
 
@@ -325,38 +347,43 @@ size_t tile_lanes(size_t samples) {
   return lanes;
 }
 
-template <typename Element, typename Index, size_t kVectors = kLanes / Register<Element>::kWidth>
-auto product_of(size_t lanes) {
-  constexpr size_t here = kVectors * Register<Element>::kWidth;
-  if constexpr (here <= kLeastLanes) {
-    return product<Element, Index, kVectors>;
-  } else {
-    return lanes == here ? product<Element, Index, kVectors> : product_of<Element, Index, kVectors / 2>(lanes);
-  }
-}
+template <size_t kNumber>
+struct Vectors {
+  static constexpr size_t kCount = kNumber;
+};
 
-template <typename Element, typename Index, size_t kVectors = kLanes / Register<Element>::kWidth>
-auto values_grad_of(size_t lanes) {
+// Calls work(Vectors<as many as hold a feature of a tile of so many lanes>{}).
+template <typename Element, size_t kVectors = kLanes / Register<Element>::kWidth, typename Work>
+void with_vectors(size_t lanes, const Work& work) {
   constexpr size_t here = kVectors * Register<Element>::kWidth;
-  if constexpr (here <= kLeastLanes) {
-    return values_grad<Element, Index, kVectors>;
-  } else {
-    return lanes == here ? values_grad<Element, Index, kVectors> : values_grad_of<Element, Index, kVectors / 2>(lanes);
+  if constexpr (here > kLeastLanes) {
+    if (lanes < here) return with_vectors<Element, kVectors / 2>(lanes, work);
   }
+  work(Vectors<kVectors>{});
 }
 
 template <typename Element, typename Index>
 void product_for_lanes(const SparsePanel<Index>& panel, const Element* values, const Element* bias, size_t first,
                        size_t last, const Element* input, Element* output, size_t lanes) {
   const FlushDenormals flush;
-  product_of<Element, Index>(lanes)(panel, values, bias, first, last, input, output);
+  with_vectors<Element>(lanes, [&](auto vectors) {
+    constexpr size_t count = decltype(vectors)::kCount;
+    if (panel.places == nullptr) {
+      product<Element, Index, count, false>(panel, values, bias, first, last, input, output);
+    } else {
+      product<Element, Index, count, true>(panel, values, bias, first, last, input, output);
+    }
+  });
 }
 
 template <typename Element, typename Index>
 void values_grad_for_lanes(const SparsePanel<Index>& panel, size_t first, size_t last, const Element* grad_output,
                            const Element* input, Element* grad_values, bool accumulate, size_t lanes) {
   const FlushDenormals flush;
-  values_grad_of<Element, Index>(lanes)(panel, first, last, grad_output, input, grad_values, accumulate);
+  with_vectors<Element>(lanes, [&](auto vectors) {
+    constexpr size_t count = decltype(vectors)::kCount;
+    values_grad<Element, Index, count>(panel, first, last, grad_output, input, grad_values, accumulate);
+  });
 }
 
 template <typename Element>
@@ -368,7 +395,6 @@ SparseLinearKernels<Element> kernels() {
           product_for_lanes<Element, int32_t>,
           values_grad_for_lanes<Element, int16_t>,
           values_grad_for_lanes<Element, int32_t>,
-          gather<Element>,
           feature_sums<Element>};
 }
 

@@ -9,14 +9,14 @@
 
 namespace lth_fast {
 
-// A panel of the columns of a sparse matrix: row r has the survivors begin[r] to end[r] there, in ascending order, and
-// `indices` are their columns. Where the survivors of a row lie side by side, all panels of them end at row_end[r].
+// A panel of the columns of a sparse matrix. The line at place p, order[p], has the survivors starts[p] to starts[p +
+// 1] there, in ascending order, and `indices` are their columns.
 template <typename Index>
 struct SparsePanel {
-  const int32_t *begin, *end, *row_end;
-  size_t rows;
-  bool leads;  // the first panel: it starts the sums
+  const int32_t *starts, *order;
   const Index* indices;
+  const int32_t* places;  // of the survivors' values; null: they stand in the order of the survivors
+  bool leads;             // the first panel: it starts the sums
 };
 
 // sparse_linear: a tile is [features][lanes], up to `lanes` samples with zeros behind them.
@@ -32,22 +32,19 @@ struct SparseLinearKernels {
   void (*from_tile)(const Element* tile, size_t lanes, size_t first, size_t last, Element* output, size_t stride,
                     size_t samples, bool relu);
 
-  // Rows first to last of: output = matrix * input + bias (0 where null), all of them tiles, one panel of the matrix
-  // after the other.
+  // Lines at places first to last of: output = matrix * input + bias (0 where null), all of them tiles, one panel of
+  // the matrix after the other.
   void (*product_16)(const SparsePanel<int16_t>& panel, const Element* values, const Element* bias, size_t first,
                      size_t last, const Element* input, Element* output, size_t lanes);
   void (*product_32)(const SparsePanel<int32_t>& panel, const Element* values, const Element* bias, size_t first,
                      size_t last, const Element* input, Element* output, size_t lanes);
 
-  // Rows first to last of: grad_values = grad_output * transpose(input) at the survivors, or += where `accumulate`, one
-  // panel after the other in ascending order. The survivors of a row must lie side by side.
+  // Lines at places first to last of: grad_values = grad_output * transpose(input) at the survivors of the panel, or +=
+  // where `accumulate`.
   void (*values_grad_16)(const SparsePanel<int16_t>& panel, size_t first, size_t last, const Element* grad_output,
                          const Element* input, Element* grad_values, bool accumulate, size_t lanes);
   void (*values_grad_32)(const SparsePanel<int32_t>& panel, size_t first, size_t last, const Element* grad_output,
                          const Element* input, Element* grad_values, bool accumulate, size_t lanes);
-
-  // to[i] = values[places[i]]
-  void (*gather)(const Element* values, const int32_t* places, size_t count, Element* to);
 
   // Features first to last of: sums = the sum of `samples` rows of `input`, `stride` elements apart.
   void (*feature_sums)(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* sums);

@@ -54,6 +54,17 @@ __device__ inline int64_t first_line_of_warp() {
   return (static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y) * kLines;
 }
 
+// Where the survivors of a line in a panel begin and end; nowhere for a line beyond the last.
+template <typename Index>
+__device__ inline void find_survivors(const SparseLines<Index>& matrix, int64_t panel, int64_t line, int32_t* begin,
+                                      int32_t* end) {
+  const bool exists = line < matrix.lines;
+  const int32_t* start =
+      matrix.starts + panel * (matrix.lines + 1) + (exists ? matrix.places[panel * matrix.lines + line] : 0);
+  *begin = exists ? start[0] : 0;
+  *end = exists ? start[1] : 0;
+}
+
 // How many of the next kWarp survivors of a line stand before feature `last`. The warp finds them together, so that the
 // loop over them knows its end and need not wait for one index before it reads the next.
 template <typename Index>
@@ -76,12 +87,7 @@ __global__ void __launch_bounds__(kWarp* kMostWarps)
     for (int64_t panel = 0; panel < matrix.panels; ++panel) {
       int32_t next[kLines], end[kLines];
 #pragma unroll
-      for (int l = 0; l < kLines; ++l) {
-        const int32_t* start = matrix.starts + panel * matrix.stride + first_line + l;
-        const bool exists = first_line + l < matrix.lines;
-        next[l] = exists ? *start : 0;
-        end[l] = exists ? start[matrix.to_end] : 0;
-      }
+      for (int l = 0; l < kLines; ++l) find_survivors(matrix, panel, first_line + l, &next[l], &end[l]);
       const int64_t panel_end = smaller((panel + 1) * matrix.panel_width, matrix.features);
       for (int64_t first = panel * matrix.panel_width; first < panel_end; first += InputTile::kFeatures) {
         const int64_t last = smaller(first + InputTile::kFeatures, panel_end);
@@ -127,6 +133,11 @@ __device__ int32_t first_from(const Index* indices, int32_t begin, int32_t end, 
   return begin;
 }
 
+template <typename InputTile, typename Index>
+__host__ __device__ inline int64_t tiles_per_panel(const SparseLines<Index>& matrix) {
+  return (matrix.panel_width + InputTile::kFeatures - 1) / InputTile::kFeatures;
+}
+
 template <typename Element, typename Index>
 __global__ void __launch_bounds__(kWarp* kMostWarps)
     sampled(SparseLines<Index> matrix, const Element* grad_output, const Element* input, Element* grad_values,
@@ -135,16 +146,20 @@ __global__ void __launch_bounds__(kWarp* kMostWarps)
   using InputTile = Tile<Element, kCount>;
   __shared__ InputTile tile;
   const int64_t first_line = first_line_of_warp();
-  for (int64_t first = blockIdx.y * InputTile::kFeatures; first < matrix.features;
-       first += gridDim.y * InputTile::kFeatures) {
-    const int64_t last = smaller(first + InputTile::kFeatures, matrix.features);
+  const int64_t per_panel = tiles_per_panel<InputTile>(matrix);
+  for (int64_t place = blockIdx.y; place < matrix.panels * per_panel; place += gridDim.y) {
+    const int64_t panel = place / per_panel;
+    const int64_t first = panel * matrix.panel_width + place % per_panel * InputTile::kFeatures;
+    const int64_t panel_end = smaller((panel + 1) * matrix.panel_width, matrix.features);
+    if (first >= panel_end) continue;  // the last panel may be narrower
+    const int64_t last = smaller(first + InputTile::kFeatures, panel_end);
     int32_t begin[kLines], end[kLines];
 #pragma unroll
     for (int l = 0; l < kLines; ++l) {
-      const bool exists = first_line + l < matrix.lines;
-      const int32_t* start = matrix.starts + first_line + l;
-      begin[l] = exists ? first_from(matrix.indices, *start, start[matrix.to_end], first) : 0;
-      end[l] = exists ? first_from(matrix.indices, begin[l], start[matrix.to_end], last) : 0;
+      int32_t end_in_panel;
+      find_survivors(matrix, panel, first_line + l, &begin[l], &end_in_panel);
+      begin[l] = first_from(matrix.indices, begin[l], end_in_panel, first);
+      end[l] = first_from(matrix.indices, begin[l], end_in_panel, last);
     }
     int64_t first_sample = 0;
     do {  // once without any samples, too: the gradient is zero then
@@ -198,7 +213,7 @@ template <typename Element, typename Index>
 void sampled_product(const SparseLines<Index>& matrix, const Element* grad_output, const Element* input,
                      Element* grad_values, int64_t samples, cudaStream_t stream) {
   if (matrix.lines == 0 || matrix.features == 0) return;
-  const Shape shape(matrix.lines, ceil_div(matrix.features, Tile<Element, kSampledSamples>::kFeatures));
+  const Shape shape(matrix.lines, matrix.panels * tiles_per_panel<Tile<Element, kSampledSamples>>(matrix));
   launch(sampled<Element, Index>, shape.blocks, shape.threads, stream, matrix, grad_output, input, grad_values,
          samples);
 }

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <tuple>
+
+#include "ops/torch_headers.h"
+
+namespace lth_fast {
+
+// row_starts, row_order, columns, column_starts, column_order, rows, permutation
+using SparsePatternTensors =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// Lines that stay together in every panel, sorted by their number of survivors: what one thread has to work on. Enough
+// for lines of one length to follow each other, so that the ends of loops are predicted; an even number of blocks, for
+// two threads.
+inline int64_t lines_per_block(int64_t lines) {
+  constexpr int64_t kMost = 64;
+  const int64_t blocks = std::max<int64_t>((lines + 2 * kMost - 1) / (2 * kMost), 1) * 2;
+  return (lines + 8 * blocks - 1) / (8 * blocks) * 8;
+}
+
+}  // namespace lth_fast
