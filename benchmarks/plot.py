@@ -1,7 +1,7 @@
-"""Draw time against density from a results file, for the README.
+"""Draw time against density from results files, for the README.
 
-``python -m benchmarks.plot benchmarks/results/FILE.json docs/speed.png`` takes what
-``pytest benchmarks/test_layers.py --benchmark-json=FILE.json`` wrote.
+``python -m benchmarks.plot benchmarks/results/FILE.json ... docs/speed.png`` takes what
+``pytest benchmarks/test_layers.py --benchmark-json=FILE.json`` wrote. What several files hold is taken from the last.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ STYLES = {
 Curves = dict[str, list[tuple[float, float]]]
 
 
-def curves(results: dict[str, Any]) -> dict[str, Curves]:
+def curves(entries: list[dict[str, Any]]) -> dict[str, Curves]:
     """Layer → side → (density, milliseconds), in ascending density."""
-    found: dict[str, Curves] = defaultdict(lambda: defaultdict(list))
-    for entry in results["benchmarks"]:
+    found: dict[str, dict[str, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
+    for entry in entries:
         extra = entry["extra_info"]
         if "rivals" not in extra or "layer" not in extra:
             continue
@@ -37,13 +37,13 @@ def curves(results: dict[str, Any]) -> dict[str, Curves]:
         sides = {name: result["rival"] for name, result in extra["rivals"].items()}
         sides["lth_fast"] = next(iter(extra["rivals"].values()))["ours"]
         for side, seconds in sides.items():
-            found[layer][side].append((extra["density"], 1e3 * seconds))
-    return {layer: {side: sorted(points) for side, points in sides.items()} for layer, sides in found.items()}
+            found[layer][side][extra["density"]] = 1e3 * seconds
+    return {layer: {side: sorted(points.items()) for side, points in sides.items()} for layer, sides in found.items()}
 
 
-def draw(results: dict[str, Any], picture: Path) -> None:
+def draw(entries: list[dict[str, Any]], picture: Path) -> None:
     figure, panels = pyplot.subplots(1, len(SHOWN), figsize=(10, 3.8), layout="constrained")
-    by_layer = curves(results)
+    by_layer = curves(entries)
     for panel, (layer, title) in zip(panels, SHOWN.items(), strict=True):
         for side, style in STYLES.items():
             points = by_layer[layer].get(side)
@@ -57,6 +57,7 @@ def draw(results: dict[str, Any], picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(f"expected a results file and a picture to write, got {sys.argv[1:]}; {__doc__}")
-    draw(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    *files, picture = sys.argv[1:] or [""]
+    if not files:
+        sys.exit(f"expected results files and a picture to write, got {sys.argv[1:]}; {__doc__}")
+    draw([entry for file in files for entry in json.loads(Path(file).read_text())["benchmarks"]], Path(picture))
