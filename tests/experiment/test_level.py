@@ -15,6 +15,8 @@ from lth_fast.experiment.experiment import Loaders
 from lth_fast.experiment.lottery import run_replicate
 from lth_fast.experiment.progress import Monitor
 from lth_fast.nn import set_masks
+from lth_fast.ops import sparse_pattern
+from lth_fast.ops.sparse_linear import to_dense
 from lth_fast.record import COLUMNS
 from lth_fast.train import OptimizerRecipe, ResidentBatches, Seeds, evaluate
 
@@ -44,6 +46,8 @@ def in_weight_shape(value, mask):
     survivors = int(mask.sum())
     if value.dim() == 1 and mask.dim() > 1:
         assert value.numel() == survivors
+        if mask.dim() == 2:
+            return to_dense(value, sparse_pattern(mask))
         return torch.zeros(mask.shape).masked_scatter(mask, value)
     return value
 

@@ -452,3 +452,12 @@ def test_wrong_masks_are_named_whatever_form_the_layers_have_and_the_model_works
         convert(model, {"3.weight": torch.zeros(10, 30, dtype=torch.bool), **wrong}, form=form)
     torch.testing.assert_close(model(inputs), before)
     assert all(torch.equal(mask, found[name]) for name, mask in masks(model).items())
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 6), nn.Conv2d(3, 4, 3)], ids=["linear", "conv2d"])
+def test_a_layer_that_turned_sparse_tells_its_density(layer):
+    mask = torch.rand(layer.weight.shape) < 0.5
+    model = convert(nn.Sequential(layer), {"0.weight": mask}, form="sparse")
+    assert model[0].density == pytest.approx(mask.float().mean().item())
+    assert f"density={model[0].density:.4g}" in repr(model)
+    assert "density" not in repr(convert(restore(model), form="dense"))
