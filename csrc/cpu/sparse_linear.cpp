@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/sparse_pattern.h"
 #include "ops/rows.h"
-#include "ops/sparse_pattern.h"
 #include "ops/torch_headers.h"
 
 namespace lth_fast {

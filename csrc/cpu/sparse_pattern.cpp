@@ -7,8 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/dispatch.h"
-#include "ops/sparse_pattern.h"
+#include "cpu/sparse_pattern.h"
 #include "ops/torch_headers.h"
 
 namespace lth_fast {
@@ -44,8 +43,8 @@ struct Lines {
 };
 
 // From the number of survivors of every line in every panel, [panels, lines]: the order of the lines and where they
-// start. The numbers become the starts, line by line.
-void arrange(const Lines& lines, std::vector<int32_t>& numbers) {
+// start, place by place. Returns where they start line by line, as the numbers stand.
+std::vector<int32_t> arrange(const Lines& lines, const std::vector<int32_t>& numbers) {
   const int64_t block = lines_per_block(lines.count);
   at::parallel_for(0, lines.panels.count, kWeightsPerTask / (lines.count + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
@@ -58,17 +57,18 @@ void arrange(const Lines& lines, std::vector<int32_t>& numbers) {
       }
     }
   });
+  std::vector<int32_t> line_starts(numbers.size());
   int32_t position = 0;
   for (int64_t panel = 0; panel < lines.panels.count; ++panel) {
     int32_t* starts = lines.starts + panel * (lines.count + 1);
     for (int64_t place = 0; place < lines.count; ++place) {
-      int32_t& number = numbers[panel * lines.count + lines.order[panel * lines.count + place]];
-      const int32_t survivors = number;
-      starts[place] = number = position;
-      position += survivors;
+      const int64_t line = panel * lines.count + lines.order[panel * lines.count + place];
+      starts[place] = line_starts[line] = position;
+      position += numbers[line];
     }
     starts[lines.count] = position;
   }
+  return line_starts;
 }
 
 // Calls work(panel, row, first column, last column) for all panels of all rows.
@@ -89,13 +89,13 @@ template <typename Column, typename Row>
 void find_survivors(const uint8_t* mask, const Lines& row_lines, const Lines& column_lines, Column* columns, Row* rows,
                     int32_t* permutation) {
   const int64_t out_features = row_lines.count, in_features = column_lines.count;
-  std::vector<int32_t> row_starts(row_lines.entries());
+  std::vector<int32_t> in_row(row_lines.entries()), in_column(column_lines.entries());
   for_each_piece(row_lines, in_features, [&](int64_t panel, int64_t row, int64_t first, int64_t last) {
     const uint8_t* kept = mask + row * in_features;
-    row_starts[panel * out_features + row] =
+    in_row[panel * out_features + row] =
         static_cast<int32_t>(last - first - std::count(kept + first, kept + last, uint8_t{0}));
   });
-  arrange(row_lines, row_starts);
+  const std::vector<int32_t> row_starts = arrange(row_lines, in_row);
   for_each_piece(row_lines, in_features, [&](int64_t panel, int64_t row, int64_t first, int64_t last) {
     const uint8_t* kept = mask + row * in_features;
     Column* next = columns + row_starts[panel * out_features + row];
@@ -111,24 +111,21 @@ void find_survivors(const uint8_t* mask, const Lines& row_lines, const Lines& co
     at::parallel_for(0, column_lines.panels.count * across, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t row_panel = task / across, column_panel = task % across;
-        const int64_t first = row_panel * column_lines.panels.width, width = row_lines.panels.width;
-        const uint8_t* kept = mask + column_panel * width;
-        const int64_t kept_columns = std::min(width, in_features - column_panel * width);
+        const int64_t first = row_panel * column_lines.panels.width;
         for (int64_t row = first; row < std::min(first + column_lines.panels.width, out_features); ++row) {
-          int32_t position = row_starts[column_panel * out_features + row];
-          const auto survivors = static_cast<int32_t>(
-              kept_columns - std::count(kept + row * in_features, kept + row * in_features + kept_columns, uint8_t{0}));
-          for (const int32_t end_of_row = position + survivors; position < end_of_row; ++position)
+          const int64_t piece = column_panel * out_features + row;
+          for (int32_t i = 0; i < in_row[piece]; ++i) {
+            const int32_t position = row_starts[piece] + i;
             visit(row_panel * in_features + columns[position], row, position);
+          }
         }
       }
     });
   };
-  std::vector<int32_t> column_starts(column_lines.entries());
-  for_each_survivor([&](int64_t entry, int64_t, int32_t) { ++column_starts[entry]; });
-  arrange(column_lines, column_starts);
+  for_each_survivor([&](int64_t entry, int64_t, int32_t) { ++in_column[entry]; });
+  std::vector<int32_t> next = arrange(column_lines, in_column);
   for_each_survivor([&](int64_t entry, int64_t row, int32_t position) {
-    const int32_t place = column_starts[entry]++;
+    const int32_t place = next[entry]++;
     rows[place] = static_cast<Row>(row);
     permutation[place] = position;
   });
@@ -146,7 +143,8 @@ void with_index(const at::Tensor& indices, const Work& work) {
   }
 }
 
-SparsePatternTensors sparse_pattern(const at::Tensor& mask) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> sparse_pattern(
+    const at::Tensor& mask) {
   TORCH_CHECK(mask.scalar_type() == at::kBool, "sparse_pattern: mask must be bool, got ", mask.scalar_type());
   TORCH_CHECK(mask.dim() == 2, "sparse_pattern: mask must have 2 dimensions [out_features, in_features], got ",
               mask.sizes());

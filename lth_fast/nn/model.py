@@ -257,10 +257,8 @@ def _become(layer: nn.Module, other: nn.Module) -> None:
     own = {"mask_bits", *getattr(layer, "pattern_fields", ())}
     users = {name: buffer for name, buffer in layer._buffers.items() if name not in own}
     transient = layer._non_persistent_buffers_set - own
-    for name in ("_seen_masked", "_survivors", "masks_gradient", "read_directly", "weight_shape"):
+    for name in ("_seen_masked", "_survivors", "masks_gradient", "read_directly"):
         layer.__dict__.pop(name, None)
-    if isinstance(other, SparseLayer):
-        layer.weight_shape = other.weight_shape  # type: ignore[assignment]
     layer.__class__ = other.__class__
     layer._parameters = other._parameters
     layer._buffers = {**users, **other._buffers}

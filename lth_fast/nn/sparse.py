@@ -37,6 +37,11 @@ class SparseLayer(nn.Module):
     def _find_pattern(self, mask: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError
 
+    @property
+    def weight_shape(self) -> torch.Size:
+        """Shape of the dense weight."""
+        raise NotImplementedError
+
     def spread(self, values: Tensor) -> Tensor:
         """``values`` ``[survivors]`` in the weight's shape: at the survivors' places, 0 elsewhere."""
         raise NotImplementedError
@@ -75,7 +80,6 @@ class SparseLayer(nn.Module):
         mask = mask.detach().to(weight.device)
         for name in self.plain_attributes:
             setattr(self, name, getattr(layer, name))
-        self.weight_shape = weight.shape
         compile_for_any_number_of_survivors(self.pattern_fields)
         for name, part in zip(self.pattern_fields, self._find_pattern(mask), strict=True):
             self.register_buffer(name, part, persistent=False)

@@ -63,6 +63,10 @@ class SparseConv2d(SparseLayer):
     def _find_pattern(self, mask: Tensor) -> SparseConv2dPattern:
         return sparse_conv2d_pattern(mask, self.groups)
 
+    @property
+    def weight_shape(self) -> torch.Size:
+        return torch.Size((self.out_channels, self.in_channels // self.groups, *self.kernel_size))
+
     def spread(self, values: Tensor) -> Tensor:
         return to_dense(values, self.pattern, self.kernel_size, self.groups)
 

@@ -50,6 +50,10 @@ class SparseLinear(SparseLayer):
     def _find_pattern(self, mask: Tensor) -> SparsePattern:
         return sparse_pattern(mask)
 
+    @property
+    def weight_shape(self) -> torch.Size:
+        return torch.Size((self.out_features, self.in_features))
+
     def spread(self, values: Tensor) -> Tensor:
         return to_dense(values, self.pattern)
 

@@ -100,7 +100,7 @@ def _arrange(line: Tensor, feature: Tensor, shape: Sequence[int], panels: int) -
     lines, width = shape[0], max(-(-shape[1] // panels), 1)
     panel = feature // width
     survivors = torch.bincount(panel * lines + line, minlength=panels * lines).view(panels, lines)
-    blocks = 2 * max(-(-lines // 128), 1)
+    blocks = 2 * max(-(-lines // 128), 1)  # an even number, of up to 64 lines, in multiples of eight
     block = torch.arange(lines, device=line.device) // max(-(-lines // (8 * blocks)) * 8, 1)
     order = (block * (shape[1] + 1) + survivors).argsort(dim=1, stable=True)
     ends = survivors.gather(1, order).flatten().cumsum(0).view(panels, lines)

@@ -10,7 +10,6 @@
 namespace lth_fast::LTH_FAST_ISA {
 
 // Writes `count` of `lanes`, 1 to 8, or adds them.
-template <typename Element>
 inline void store_first(Lanes<float>::Vector lanes, int32_t count, float* to, bool add) {
   const auto mask = static_cast<__mmask8>((1u << count) - 1);
   auto value = reinterpret_cast<__m256>(lanes);
@@ -18,7 +17,6 @@ inline void store_first(Lanes<float>::Vector lanes, int32_t count, float* to, bo
   _mm256_mask_storeu_ps(to, mask, value);
 }
 
-template <typename Element>
 inline void store_first(Lanes<double>::Vector lanes, int32_t count, double* to, bool add) {
   const auto mask = static_cast<__mmask8>((1u << count) - 1);
   auto value = reinterpret_cast<__m512d>(lanes);

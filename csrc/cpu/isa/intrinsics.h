@@ -1,4 +1,4 @@
-// AVX-512's intrinsics, for what the vector extension cannot say: to leave lanes out, and to gather.
+// AVX-512's intrinsics, for what the vector extension cannot say: to leave lanes out.
 #pragma once
 
 #if defined(__AVX512F__)

@@ -90,9 +90,9 @@ void from_tile(const Element* tile, size_t lanes, size_t first, size_t last, Ele
 
 // ---- the product ----
 
-// Lines that are worked on together: eight sums hide the latency of the multiply-add.
+// Two lines are worked on together where the registers hold their sums: eight hide the latency of the multiply-add.
 template <size_t kVectors>
-constexpr size_t kLinesAtOnce = kVectors <= 4 ? 2 : 1;
+constexpr bool kTwoLines = kVectors <= 4;
 
 template <typename Element, typename Index, size_t kVectors, bool kElsewhere>
 void product(const SparsePanel<Index>& panel, const Element* values, const Element* bias, size_t first, size_t last,
@@ -124,13 +124,12 @@ void product(const SparsePanel<Index>& panel, const Element* values, const Eleme
   };
   const int32_t* starts = panel.starts;
   size_t place = first;
-  if constexpr (kLinesAtOnce<kVectors> == 2) {
+  if constexpr (kTwoLines<kVectors>) {
     for (; place + 2 <= last; place += 2) {
       Sums a, b;
       load(place, a), load(place + 1, b);
       const int32_t middle = starts[place + 1], end = starts[place + 2];
       const int32_t length = middle - starts[place];
-      // Of two lines in a block the second is never the shorter one.
       for (int32_t survivor = starts[place]; survivor < middle; ++survivor) {
         add(survivor, a), add(survivor + length, b);
       }
@@ -212,7 +211,7 @@ void values_grad(const SparsePanel<Index>& panel, size_t first, size_t last, con
     }
     if (survivor < end) {
       const Eight<Element> sums = products.of_few(panel.indices + survivor, end - survivor);
-      store_first<Element>(sums, end - survivor, grad_values + survivor, accumulate);
+      store_first(sums, end - survivor, grad_values + survivor, accumulate);
     }
   }
 }

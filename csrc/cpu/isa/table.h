@@ -10,7 +10,8 @@
 namespace lth_fast {
 
 // A panel of the columns of a sparse matrix. The line at place p, order[p], has the survivors starts[p] to starts[p +
-// 1] there, in ascending order, and `indices` are their columns.
+// 1] there, in ascending order, and `indices` are their columns. From the first place that a kernel is given, places
+// come in pairs of which the second has no fewer survivors than the first.
 template <typename Index>
 struct SparsePanel {
   const int32_t *starts, *order;

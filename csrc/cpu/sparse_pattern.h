@@ -1,14 +1,9 @@
 #pragma once
 
-#include <tuple>
-
-#include "ops/torch_headers.h"
+#include <algorithm>
+#include <cstdint>
 
 namespace lth_fast {
-
-// row_starts, row_order, columns, column_starts, column_order, rows, permutation
-using SparsePatternTensors =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // Lines that stay together in every panel, sorted by their number of survivors: what one thread has to work on. Enough
 // for lines of one length to follow each other, so that the ends of loops are predicted; an even number of blocks, for
