@@ -52,7 +52,7 @@ void adam_step_(at::TensorList parameters, at::TensorList gradients, at::TensorL
                          static_cast<Element>(rate / (1.0 - std::pow(beta1, step)))});
     }
     const auto kernel = adam_step_kernel<Element>();
-    for_each_chunk(parameters,
+    for_each_piece(parameters,
                    [&](size_t i, size_t first, size_t count) { kernel(tensors[i], factors[i], first, count); });
     working.finish();
   });

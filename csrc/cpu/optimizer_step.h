@@ -12,27 +12,29 @@
 namespace lth_fast {
 
 // The memory order in which a parameter and all that belongs to it pass by: the parameter's own where its weights fill
-// their memory (channels-last, transposed), else row-major.
+// their memory (channels-last, transposed), else row-major. Refers to the parameter.
 class MemoryOrder {
  public:
   explicit MemoryOrder(const at::Tensor& parameter)
-      : sizes_(parameter.sizes().vec()),
-        row_major_(parameter.is_contiguous() || !parameter.is_non_overlapping_and_dense()),
-        strides_(row_major_ ? row_major_strides(sizes_) : parameter.strides().vec()) {}
+      : parameter_(parameter), row_major_(parameter.is_contiguous() || !parameter.is_non_overlapping_and_dense()) {}
 
   bool fits(const at::Tensor& tensor) const {
-    for (size_t d = 0; d < sizes_.size(); ++d) {
-      if (sizes_[d] != 1 && tensor.stride(static_cast<int64_t>(d)) != strides_[d]) return false;
+    if (row_major_) return tensor.is_contiguous();
+    for (int64_t d = 0; d < parameter_.dim(); ++d) {
+      if (parameter_.size(d) != 1 && tensor.stride(d) != parameter_.stride(d)) return false;
     }
     return true;
   }
 
-  at::Tensor empty(const at::TensorOptions& options) const { return at::empty_strided(sizes_, strides_, options); }
+  at::Tensor empty(const at::TensorOptions& options) const {
+    return row_major_ ? at::empty(parameter_.sizes(), options)
+                      : at::empty_strided(parameter_.sizes(), parameter_.strides(), options);
+  }
 
   // Mask bits count weights in row-major order; these count them as they lie in memory.
   at::Tensor sorted(const at::Tensor& bits) const {
     if (row_major_) return bits;
-    at::Tensor mask = at::empty(sizes_, bits.options()), lying = empty(bits.options());
+    at::Tensor mask = at::empty(parameter_.sizes(), bits.options()), lying = empty(bits.options());
     const auto count = static_cast<size_t>(mask.numel());
     kernels().unpack_mask(bits.const_data_ptr<uint8_t>(), mask.mutable_data_ptr<uint8_t>(), count);
     lying.copy_(mask);
@@ -42,14 +44,8 @@ class MemoryOrder {
   }
 
  private:
-  static std::vector<int64_t> row_major_strides(const std::vector<int64_t>& sizes) {
-    const auto strides = c10::contiguous_strides(sizes);
-    return {strides.begin(), strides.end()};
-  }
-
-  std::vector<int64_t> sizes_;
+  const at::Tensor& parameter_;
   bool row_major_;
-  std::vector<int64_t> strides_;
 };
 
 // The tensors of a step as the kernels take them: themselves where memory order and type fit, else copies, which
@@ -100,25 +96,24 @@ class WorkingTensors {
   std::vector<at::Tensor> kept_, written_;
 };
 
-// Calls work(parameter, first, count) for chunks that cover all parameters, in parallel. The chunks do not depend on
-// the number of threads, and every `first` is a multiple of 8: a byte of the mask belongs to one chunk.
+// Calls work(parameter, first, count) for pieces that cover all parameters, in parallel; threads have equal shares of
+// the weights. Every `first` is a multiple of 8: a byte of the mask belongs to one piece.
 template <typename Work>
-void for_each_chunk(at::TensorList parameters, const Work& work) {
-  constexpr int64_t kChunk = 1 << 13;
-  constexpr int64_t kChunksPerTask = 4;  // about 15 microseconds of work: below it, waking a thread does not pay
-  struct Chunk {
-    size_t parameter, first, count;
-  };
-  std::vector<Chunk> chunks;
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    const int64_t total = parameters[i].numel();
-    for (int64_t first = 0; first < total; first += kChunk) {
-      chunks.push_back({i, static_cast<size_t>(first), static_cast<size_t>(std::min(kChunk, total - first))});
-    }
-  }
-  at::parallel_for(0, static_cast<int64_t>(chunks.size()), kChunksPerTask, [&](int64_t begin, int64_t end) {
-    for (auto chunk = chunks.begin() + begin; chunk != chunks.begin() + end; ++chunk) {
-      work(chunk->parameter, chunk->first, chunk->count);
+void for_each_piece(at::TensorList parameters, const Work& work) {
+  constexpr int64_t kEightsPerTask = 1 << 12;  // about 15 microseconds of work: below it, waking a thread does not pay
+  const auto eights_of = [](const at::Tensor& parameter) { return (parameter.numel() + 7) / 8; };
+  int64_t eights = 0;
+  for (const at::Tensor& parameter : parameters) eights += eights_of(parameter);
+  at::parallel_for(0, eights, kEightsPerTask, [&](int64_t begin, int64_t end) {
+    int64_t before = 0;  // eights of the parameters before
+    for (size_t i = 0; i < parameters.size() && before < end; ++i) {
+      const int64_t first = std::max<int64_t>(begin - before, 0),
+                    last = std::min(end - before, eights_of(parameters[i]));
+      if (first < last) {
+        const int64_t weight = 8 * first, end_weight = std::min(8 * last, parameters[i].numel());
+        work(i, static_cast<size_t>(weight), static_cast<size_t>(end_weight - weight));
+      }
+      before += eights_of(parameters[i]);
     }
   });
 }

@@ -36,7 +36,7 @@ void sgd_step_(at::TensorList parameters, at::TensorList gradients, at::TensorLi
                          working.mask(mask_bits.get(i), order)});
     }
     const auto kernel = sgd_step_kernel<Element>();
-    for_each_chunk(parameters,
+    for_each_piece(parameters,
                    [&](size_t i, size_t first, size_t count) { kernel(tensors[i], factors, first, count); });
     working.finish();
   });

@@ -78,9 +78,12 @@ class MaskChanges:
             for layer in self._last_change:
                 self._found.setdefault(id(layer.weight), []).append(weakref.ref(layer))
             self._found_at = self.newest
-        found = (layer() for layer in self._found.get(id(parameter), ()))
+        found = self._found.get(id(parameter))
+        if found is None:
+            return []
+        layers = (layer() for layer in found)
         # The weight may have been replaced since, or another tensor have got its identity.
-        return [layer for layer in found if layer is not None and layer.weight is parameter]
+        return [layer for layer in layers if layer is not None and layer.weight is parameter]
 
 
 mask_changes = MaskChanges()

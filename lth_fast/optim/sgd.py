@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lth_fast.ops import sgd_step_
-from lth_fast.optim.fused import FusedOptimizer, Masks, learning_rate, of_one_kind
+from lth_fast.optim.fused import FusedOptimizer, Masks, learning_rate
 
 
 class SGD(FusedOptimizer, torch.optim.SGD):
@@ -19,45 +19,40 @@ class SGD(FusedOptimizer, torch.optim.SGD):
     """
 
     def _step_group(self, group: dict[str, Any]) -> None:
-        with_gradient = [parameter for parameter in group["params"] if parameter.grad is not None]
-        for members in of_one_kind(with_gradient):
-            parameters = [with_gradient[i] for i in members]
-            if group["momentum"] == 0:
-                self._update(group, parameters, [], first_step=False)
+        has_momentum = group["momentum"] != 0
+        # What one call of the op can take: one kind, and either all with momentum from earlier steps or all without. A
+        # parameter whose first gradient comes later than the others' starts its momentum then.
+        calls: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is None:
                 continue
-            # A parameter whose first gradient comes later than the others' starts its momentum then.
-            fresh = [p for p in parameters if self.state[p].get("momentum_buffer") is None]
-            running = [p for p in parameters if self.state[p].get("momentum_buffer") is not None]
-            for parameter in fresh:
-                self.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
-            for some, first_step in ((fresh, True), (running, False)):
-                if some:
-                    buffers = [self.state[p]["momentum_buffer"] for p in some]
-                    self._update(group, some, buffers, first_step)
-
-    def _update(
-        self, group: dict[str, Any], parameters: list[Tensor], momentum_buffers: list[Tensor], first_step: bool
-    ) -> None:
-        masks = Masks(parameters)
-        sgd_step_(
-            parameters,
-            [_dense_gradient(parameter) for parameter in parameters],
-            momentum_buffers,
-            masks.bits,
-            **learning_rate(group["lr"]),
-            momentum=group["momentum"],
-            dampening=group["dampening"],
-            weight_decay=float(group["weight_decay"]),
-            nesterov=group["nesterov"],
-            maximize=group["maximize"],
-            first_step=first_step,
-        )
-        masks.applied()
-
-
-def _dense_gradient(parameter: Tensor) -> Tensor:
-    gradient = parameter.grad
-    assert gradient is not None
-    if gradient.is_sparse:
-        raise RuntimeError("SGD does not support sparse gradients; use torch.optim.SGD for this parameter")
-    return gradient
+            if gradient.is_sparse:
+                raise RuntimeError("SGD does not support sparse gradients; use torch.optim.SGD for this parameter")
+            momentum = self.state[parameter].get("momentum_buffer") if has_momentum else None
+            first_step = has_momentum and momentum is None
+            kind = (parameter.device, parameter.dtype, first_step)
+            parameters, gradients, momentum_buffers = calls.setdefault(kind, ([], [], []))
+            parameters.append(parameter)
+            gradients.append(gradient)
+            if has_momentum:
+                momentum_buffers.append(torch.empty_like(parameter) if momentum is None else momentum)
+        for (*_, first_step), (parameters, gradients, momentum_buffers) in calls.items():
+            masks = Masks(parameters)
+            sgd_step_(
+                parameters,
+                gradients,
+                momentum_buffers,
+                masks.bits,
+                **learning_rate(group["lr"]),
+                momentum=group["momentum"],
+                dampening=group["dampening"],
+                weight_decay=float(group["weight_decay"]),
+                nesterov=group["nesterov"],
+                maximize=group["maximize"],
+                first_step=first_step,
+            )
+            masks.applied()
+            if first_step:
+                for parameter, momentum in zip(parameters, momentum_buffers, strict=True):
+                    self.state[parameter]["momentum_buffer"] = momentum

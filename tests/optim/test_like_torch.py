@@ -261,6 +261,19 @@ def test_sparse_gradients_are_refused(kind: type[Optimizer]) -> None:
         kind(embedding.parameters()).step()
 
 
+def test_a_refused_step_leaves_no_momentum_behind() -> None:
+    weight, embedding = nn.Parameter(torch.randn(4)), nn.Embedding(5, 3, sparse=True)
+    gradient = torch.randn(4)
+    weight.grad = gradient.clone()
+    embedding(torch.tensor([1, 2])).sum().backward()
+    optimizer = optim.SGD([weight, *embedding.parameters()], momentum=0.9)
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+    embedding.weight.grad = None
+    optimizer.step()
+    assert optimizer.state[weight]["momentum_buffer"].equal(gradient)
+
+
 @pytest.mark.parametrize("kind", OURS)
 def test_complex_parameters_are_refused(kind: type[Optimizer]) -> None:
     weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
