@@ -90,6 +90,14 @@ void from_tile(const Element* tile, size_t lanes, size_t first, size_t last, Ele
 
 // ---- the product ----
 
+// The pointer, which the compiler then takes for one it knows nothing of: it keeps the address in one register and adds
+// small constants to it in the loads, instead of computing one address for every vector and spilling them.
+template <typename T>
+inline T* opaque(T* pointer) {
+  asm("" : "+r"(pointer));
+  return pointer;
+}
+
 // Two lines are worked on together where the registers hold their sums: eight hide the latency of the multiply-add.
 template <size_t kVectors>
 constexpr bool kTwoLines = kVectors <= 4;
@@ -99,49 +107,48 @@ void product(const SparsePanel<Index>& panel, const Element* values, const Eleme
              const Element* input, Element* output) {
   using Vector = typename Register<Element>::Vector;
   constexpr size_t lanes = kVectors * Register<Element>::kWidth;
+  const SparsePanel<Index> held = panel;  // whose pointers no store can change
   struct Sums {
+    Vector* at;
     Vector sum[kVectors];
   };
-  const auto line = [&](size_t place) { return static_cast<size_t>(panel.order[place]); };
   const auto load = [&](size_t place, Sums& sums) {
-    const size_t at = line(place);
-    if (panel.leads) {
-      const Element start = bias == nullptr ? Element{0} : bias[at];
+    const auto line = static_cast<size_t>(held.order[place]);
+    sums.at = opaque(reinterpret_cast<Vector*>(output + line * lanes));
+    if (held.leads) {
+      const Element start = bias == nullptr ? Element{0} : bias[line];
       for (size_t k = 0; k < kVectors; ++k) sums.sum[k] = start - Vector{};
     } else {
-      const auto* from = reinterpret_cast<const Vector*>(output + at * lanes);
-      for (size_t k = 0; k < kVectors; ++k) sums.sum[k] = from[k];
+      for (size_t k = 0; k < kVectors; ++k) sums.sum[k] = sums.at[k];
     }
   };
-  const auto store = [&](size_t place, const Sums& sums) {
-    auto* to = reinterpret_cast<Vector*>(output + line(place) * lanes);
-    for (size_t k = 0; k < kVectors; ++k) to[k] = sums.sum[k];
+  const auto store = [&](const Sums& sums) {
+    for (size_t k = 0; k < kVectors; ++k) sums.at[k] = sums.sum[k];
   };
-  const auto add = [&](int32_t survivor, Sums& sums) {
-    const auto* from = reinterpret_cast<const Vector*>(input + panel.indices[survivor] * lanes);
-    const Element value = values[kElsewhere ? panel.places[survivor] : survivor];
+  const auto add = [&](ptrdiff_t survivor, Sums& sums) {
+    const auto* from = opaque(reinterpret_cast<const Vector*>(input + held.indices[survivor] * lanes));
+    const Element value = values[kElsewhere ? held.places[survivor] : survivor];
     for (size_t k = 0; k < kVectors; ++k) sums.sum[k] += value * from[k];
   };
-  const int32_t* starts = panel.starts;
   size_t place = first;
   if constexpr (kTwoLines<kVectors>) {
     for (; place + 2 <= last; place += 2) {
       Sums a, b;
       load(place, a), load(place + 1, b);
-      const int32_t middle = starts[place + 1], end = starts[place + 2];
-      const int32_t length = middle - starts[place];
-      for (int32_t survivor = starts[place]; survivor < middle; ++survivor) {
+      const ptrdiff_t middle = held.starts[place + 1], end = held.starts[place + 2];
+      const ptrdiff_t length = middle - held.starts[place];
+      for (ptrdiff_t survivor = middle - length; survivor < middle; ++survivor) {
         add(survivor, a), add(survivor + length, b);
       }
-      for (int32_t survivor = middle + length; survivor < end; ++survivor) add(survivor, b);
-      store(place, a), store(place + 1, b);
+      for (ptrdiff_t survivor = middle + length; survivor < end; ++survivor) add(survivor, b);
+      store(a), store(b);
     }
   }
   for (; place < last; ++place) {
     Sums sums;
     load(place, sums);
-    for (int32_t survivor = starts[place]; survivor < starts[place + 1]; ++survivor) add(survivor, sums);
-    store(place, sums);
+    for (ptrdiff_t survivor = held.starts[place]; survivor < held.starts[place + 1]; ++survivor) add(survivor, sums);
+    store(sums);
   }
 }
 
