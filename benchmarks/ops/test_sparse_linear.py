@@ -1,4 +1,4 @@
-"""sparse_linear against the machine's sgemm rate, and on two threads against one."""
+"""sparse_linear, forward and backward, against the machine's sgemm rate, and on two threads against one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from lth_fast.nn import SparseLinear
 # Share of the sgemm rate of the same run by density, for up to 1,024 features; five points less above.
 CALLS_PER_TURN = 5
 BARS = {0.5: 0.58, 0.2: 0.58, 0.1: 0.50, 0.05: 0.40}
+BACKWARD_BARS = {0.2: 0.55}
+LAYERS = [(784, 300), (1024, 1024), (4608, 512)]
 
 
 @pytest.fixture(autouse=True)
@@ -52,20 +54,44 @@ def test_two_threads(benchmark: Any, features: tuple[int, int], batch: int, dens
     assert result.reaches(1.8), f"{result.ratio:.2f} times faster on two threads, expected 1.8"
 
 
-@pytest.mark.parametrize("density", BARS)
-@pytest.mark.parametrize("features", [(784, 300), (1024, 1024), (4608, 512)], ids=str)
-@pytest.mark.parametrize("threads", ["one"], indirect=True)
-def test_forward_as_a_share_of_sgemm(benchmark: Any, threads: int, features: tuple[int, int], density: float) -> None:
-    in_features, out_features = features
-    mask = torch.rand(out_features, in_features) < density
-    sparse = SparseLinear(in_features, out_features, mask=mask).requires_grad_(False)
-    inputs, square = torch.randn(64, in_features), torch.randn(512, 512)
-    result = alternate(benchmark, lambda: sparse(inputs), lambda: square @ square, rounds=31, repeat=5)
-    share = (sparse.survivors * 64 / result.ours) / (512**3 / result.rival)
-    bar = BARS[density] - (0.05 if in_features > 1024 else 0.0)
+def check_share(benchmark: Any, work: Callable[[], object], products: int, density: float, bar: float) -> None:
+    """``products`` multiply-adds of ``work`` a second, as a share of what a square product makes."""
+    square = torch.randn(512, 512)
+    result = alternate(benchmark, work, lambda: square @ square, rounds=31, repeat=CALLS_PER_TURN)
+    share = (products / result.ours) / (512**3 / result.rival)
     # The ratio that the interval belongs to is that of the times: its upper end, as a share.
     highest = share * result.high / result.ratio
     benchmark.extra_info.update(
         density=density, share=share, note=f"{100 * share:.0f} % of the sgemm rate (bar {100 * bar:.0f} %)"
     )
     assert highest >= bar, f"{100 * share:.0f} % of the sgemm rate, expected {100 * bar:.0f} %"
+
+
+@pytest.mark.parametrize("density", BARS)
+@pytest.mark.parametrize("features", LAYERS, ids=str)
+@pytest.mark.parametrize("threads", ["one"], indirect=True)
+def test_forward_as_a_share_of_sgemm(benchmark: Any, threads: int, features: tuple[int, int], density: float) -> None:
+    in_features, out_features = features
+    mask = torch.rand(out_features, in_features) < density
+    sparse = SparseLinear(in_features, out_features, mask=mask).requires_grad_(False)
+    inputs = torch.randn(64, in_features)
+    bar = BARS[density] - (0.05 if in_features > 1024 else 0.0)
+    check_share(benchmark, lambda: sparse(inputs), sparse.survivors * 64, density, bar)
+
+
+@pytest.mark.parametrize("density", BACKWARD_BARS)
+@pytest.mark.parametrize("features", LAYERS, ids=str)
+@pytest.mark.parametrize("threads", ["one"], indirect=True)
+def test_backward_as_a_share_of_sgemm(benchmark: Any, threads: int, features: tuple[int, int], density: float) -> None:
+    """Both gradients in one call, as autograd calls it."""
+    in_features, out_features = features
+    sparse = SparseLinear(in_features, out_features, mask=torch.rand(out_features, in_features) < density)
+    arguments = (torch.randn(64, out_features), torch.randn(64, in_features), sparse.values.detach(), *sparse.pattern)
+    wanted = [True, True, False]  # of input, values and bias
+    check_share(
+        benchmark,
+        lambda: torch.ops.lth_fast.sparse_linear_backward(*arguments, wanted),
+        2 * sparse.survivors * 64,
+        density,
+        BACKWARD_BARS[density],
+    )
