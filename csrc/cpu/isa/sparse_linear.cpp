@@ -32,8 +32,9 @@ using Eight = typename Lanes<Element>::Vector;
 // ---- samples to tiles and back: blocks of eight samples by eight features ----
 
 // Features that pass before the next eight samples: their part of the tile stays in the first-level cache, where its
-// lines are completed eight samples at a time.
-constexpr size_t kFeaturesPerPass = 64;
+// lines are completed eight samples at a time. On the way back more of a sample is written at a time: samples lie far
+// apart, often a power of two, and few of their lines fit that cache together.
+constexpr size_t kFeaturesPerPass = 64, kFeaturesPerPassBack = 128;
 
 template <typename Element>
 void to_tile(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* tile,
@@ -62,9 +63,9 @@ void to_tile(const Element* input, size_t stride, size_t samples, size_t first, 
 template <typename Element>
 void from_tile(const Element* tile, size_t lanes, size_t first, size_t last, Element* output, size_t stride,
                size_t samples, bool relu) {
-  Element absent[kFeaturesPerPass];
-  for (size_t pass = first; pass < last; pass += kFeaturesPerPass) {
-    const size_t features = last - pass < kFeaturesPerPass ? last - pass : kFeaturesPerPass;
+  Element absent[kFeaturesPerPassBack];
+  for (size_t pass = first; pass < last; pass += kFeaturesPerPassBack) {
+    const size_t features = last - pass < kFeaturesPerPassBack ? last - pass : kFeaturesPerPassBack;
     for (size_t lane = 0; lane < samples; lane += 8) {
       Element* rows[8];
       for (size_t i = 0; i < 8; ++i) rows[i] = lane + i < samples ? output + (lane + i) * stride + pass : absent;
