@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from lth_fast._machine import masked_linear_beats_plain
 from lth_fast.nn.calibration import Work, measured_times
 from lth_fast.nn.distributed import broadcast_masks, from_first
 from lth_fast.nn.mask_changes import mask_changes
@@ -82,7 +84,8 @@ def convert(
     Only the weights of ``nn.Linear`` and ``nn.Conv2d`` themselves become sparse. A subclass, a weight that is shared,
     parametrized, or read by anything but its layer's forward, and a layer whose forward does not run, keep their
     storage; :func:`explain` tells the reason. Modules that share a weight have it in one form, under one mask. Where
-    all weights survive, the layer becomes plain. The times behind ``auto`` are measured once per machine and kept (see
+    all weights survive, the layer becomes plain, unless masked layers multiply faster than plain ones on this CPU (see
+    :func:`lth_fast.ops.masked_linear`). The times behind ``auto`` are measured once per machine and kept (see
     :mod:`lth_fast.nn.calibration`); a layer becomes sparse where that saves at least 5 %.
 
     Args:
@@ -206,6 +209,8 @@ def _choose(name: str, layer: nn.Module, asked: str, observed: _Observed) -> Cho
         return Choice(asked, density, "asked for")
     obstacle = observed.reasons.get(name) or _obstacle(layer)
     if asked == "auto" and density == 1:
+        if obstacle is None and _multiplies_faster(layer, observed.works.get(name)):
+            return Choice("masked", density, "all weights survive; masked layers multiply faster than plain ones here")
         return Choice("dense", density, "all weights survive")
     if obstacle is not None:
         return Choice("masked", density, obstacle)
@@ -227,6 +232,14 @@ def _choose(name: str, layer: nn.Module, asked: str, observed: _Observed) -> Cho
     form = "sparse" if times.sparse <= _WORTH * times.masked else "masked"
     reason = f"sparse takes {times.sparse / times.masked:.2f} of masked's time{assumed}"
     return Choice(form, density, reason, times.masked, times.sparse)
+
+
+def _multiplies_faster(layer: nn.Module, work: Work | None) -> bool:
+    """Whether a masked layer is faster than a plain one even without anything to prune (see ``ops.masked_linear``)."""
+    if not isinstance(layer, nn.Linear) or layer.weight.is_cuda or layer.weight.dtype != torch.float32:
+        return False
+    samples = _ASSUMED_BATCH if work is None else math.prod(work.input_shape[:-1])
+    return masked_linear_beats_plain(samples, layer.in_features, layer.out_features)
 
 
 def _both_forms(plain: nn.Module, mask: Tensor) -> tuple[nn.Module, nn.Module]:

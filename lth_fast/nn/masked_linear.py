@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lth_fast.nn.attributes import buffer, parameter
@@ -25,7 +24,5 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         self.mask = None
 
     def forward(self, input: Tensor) -> Tensor:
-        weight, bias = self.masked_weight(), parameter(self, "bias")
-        if not self.masks_gradient:
-            return F.linear(input, weight, bias)
-        return masked_linear(input, weight, bias, buffer(self, "mask_bits"))
+        bits = buffer(self, "mask_bits") if self.masks_gradient else None
+        return masked_linear(input, self.masked_weight(), parameter(self, "bias"), bits)

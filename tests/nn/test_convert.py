@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lth_fast import optim
+from lth_fast import _C, optim
 from lth_fast.nn import (
     MaskedLinear,
     SparseLinear,
@@ -170,6 +170,20 @@ def test_nothing_is_measured_where_the_answer_is_known(timed):
     convert(model, kept, example_input=torch.randn(9, 20))
     assert plan(model) == {"1.weight": "dense", "3.weight": "sparse", "5.weight": "masked"}
     assert asked == []
+
+
+@pytest.mark.parametrize(("preferred", "form"), [(True, "masked"), (False, "dense")])
+def test_a_whole_layer_stays_masked_where_masked_layers_multiply_faster(preferred, form):
+    model = nn.Sequential(nn.Linear(300, 200), nn.Linear(200, 10))
+    previous = _C.prefers_onednn()
+    _C.force_onednn(preferred)
+    try:
+        whole = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in model.named_parameters()}
+        convert(model, {"0.weight": whole["0.weight"], "1.weight": whole["1.weight"]})
+    finally:
+        _C.force_onednn(previous)
+    assert plan(model) == {"0.weight": form, "1.weight": "dense"}
+    assert "all weights survive" in choices(model)["0.weight"].reason
 
 
 def test_measured_times_are_real_and_survive_in_the_file(calibration_folder):

@@ -57,6 +57,15 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(params=[True, False], ids=["onednn", "mkl"])
+def library(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each of the two libraries that multiply dense matrices in turn, whatever this CPU prefers."""
+    previous = _C.prefers_onednn()
+    _C.force_onednn(request.param)
+    yield
+    _C.force_onednn(previous)
+
+
 @pytest.fixture
 def on_threads() -> Iterator[Callable[[int, Callable[[], Tensor]], Tensor]]:
     """``on_threads(count, work)`` returns ``work()`` as computed with ``count`` threads."""

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from lth_fast import _C
 from lth_fast.ops import masked_apply, masked_linear, pack_mask
-from lth_fast.ops.masked_linear import reference, weight_grad_reference
+from lth_fast.ops.masked_linear import input_grad_reference, reference, weight_grad_reference
 
 Distance = Callable[[Tensor, Tensor], float]
 FEATURES = [(1, 16), (7, 3), (33, 20), (257, 130), (0, 3), (3, 0)]
@@ -56,6 +57,100 @@ def test_the_forward_is_bit_for_bit_the_dense_one(dtype: torch.dtype) -> None:
     inputs = torch.randn(5, 33, dtype=dtype)
     assert torch.equal(masked_linear(inputs, weight, bias, pack_mask(mask)), linear(inputs, weight, bias))
     assert torch.equal(masked_linear(inputs, weight, None, pack_mask(mask)), linear(inputs, weight))
+
+
+LARGE = (300, 170)  # with a batch of 32 or more the libraries' own products, not what both leave to the small ones
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("batch", [(32,), (5, 8)], ids=str)
+@pytest.mark.parametrize("masked", [True, False])
+def test_large_products_are_those_of_the_reference_by_either_library(
+    batch: tuple[int, ...], masked: bool, distance: Distance
+) -> None:
+    weight, bias, mask = random_layer(*LARGE)
+    bits = pack_mask(mask) if masked else None
+    tensors = (torch.randn(*batch, LARGE[0]), weight, bias)
+    for gradient in (torch.randn(*batch, LARGE[1]), torch.randn(()).expand(*batch, LARGE[1])):
+        single, double = as_leaves(*tensors), as_leaves(*tensors, dtype=torch.float64)
+        out, expected = masked_linear(*single, bits), reference(*double, bits)
+        assert distance(out, expected) <= 1e-6
+        out.backward(gradient)
+        expected.backward(gradient.double())
+        for tensor, like in zip(single, double, strict=True):
+            assert tensor.grad is not None
+            assert like.grad is not None
+            assert distance(tensor.grad, like.grad) <= 1e-6
+
+
+@pytest.mark.usefixtures("library")
+def test_large_matrices_may_lie_in_memory_in_any_order(distance: Distance) -> None:
+    weight, bias, mask = random_layer(*LARGE)
+    inputs = torch.randn(64, LARGE[0])
+    for given in (inputs, inputs.t().contiguous().t(), inputs[::2], inputs[:1].expand(64, LARGE[0])):
+        for held in (weight, weight.t().contiguous().t(), weight.repeat(2, 1)[::2], weight.repeat(1, 2)[:, ::2]):
+            single, double = as_leaves(bias), as_leaves(bias, dtype=torch.float64)
+            leaf, double_leaf = given.detach().requires_grad_(), given.detach().double().requires_grad_()
+            out = masked_linear(leaf, held, *single, pack_mask(mask))
+            expected = linear(double_leaf, held.double(), *double)
+            assert distance(out, expected) <= 1e-6
+            out.square().sum().backward()
+            expected.square().sum().backward()
+            assert leaf.grad is not None
+            assert double_leaf.grad is not None
+            assert distance(leaf.grad, double_leaf.grad) <= 1e-6
+
+
+@pytest.mark.usefixtures("library")
+def test_second_derivatives_of_a_large_layer_are_those_of_the_reference(distance: Distance) -> None:
+    weight, bias, mask = random_layer(*LARGE)
+    inputs, bits = torch.randn(32, LARGE[0]), pack_mask(mask)
+
+    def penalty(op: Callable[..., Tensor], dtype: torch.dtype) -> Tensor:
+        given, leaf = as_leaves(inputs, weight, dtype=dtype)
+        first = torch.autograd.grad(
+            op(given, leaf, bias.to(dtype), bits).tanh().sum(), (given, leaf), create_graph=True
+        )
+        torch.stack([gradient.square().sum() for gradient in first]).sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    assert distance(penalty(masked_linear, torch.float32), penalty(reference, torch.float64)) <= 1e-5
+
+
+def test_onednn_is_taken_for_large_products_where_it_is_preferred_and_allowed() -> None:
+    weight, bias, mask = random_layer(*LARGE)
+    bits = pack_mask(mask)
+
+    def products(samples: int) -> list[str]:
+        inputs = torch.randn(samples, LARGE[0], requires_grad=True)
+        (leaf,) = as_leaves(weight)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            masked_linear(inputs, leaf, bias, bits).sum().backward()
+        return [event.name for event in profile.events() if event.name == "mkldnn::_linear_pointwise"]
+
+    previous = _C.prefers_onednn()
+    try:
+        _C.force_onednn(True)
+        assert len(products(32)) == 3  # forward, gradients of input and weight
+        assert products(16) == []
+        with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):  # which warns
+            assert products(32) == []
+        _C.force_onednn(False)
+        assert products(32) == []
+    finally:
+        _C.force_onednn(previous)
+
+
+def test_without_bits_the_weight_gradient_is_left_as_it_is(distance: Distance) -> None:
+    weight, bias, _ = random_layer(33, 20)
+    inputs, leaf = as_leaves(torch.randn(5, 33), weight)
+    masked_linear(inputs, leaf, bias, None).square().sum().backward()
+    expected = as_leaves(inputs, weight, bias, dtype=torch.float64)
+    linear(*expected).square().sum().backward()
+    assert leaf.grad is not None
+    assert expected[1].grad is not None
+    assert distance(leaf.grad, expected[1].grad) <= 1e-6
 
 
 def test_without_a_bias_the_other_gradients_stay_what_they_are(distance: Distance) -> None:
@@ -182,6 +277,13 @@ def test_autocast_casts_as_for_a_dense_layer() -> None:
         assert torch.equal(tensor.grad, like.grad * pruning)
 
 
+def test_the_input_gradient_is_as_defined_for_batches_and_for_one_sample(distance: Distance) -> None:
+    weight, _, _ = random_layer(33, 20)
+    for gradient in (torch.randn(2, 3, 20), torch.randn(20)):
+        native = torch.ops.lth_fast.masked_linear_input_grad(gradient, weight)
+        assert distance(input_grad_reference(gradient.double(), weight.double()), native) <= 1e-6
+
+
 def test_the_weight_gradient_is_as_defined_for_batches_and_for_one_sample(distance: Distance) -> None:
     _, _, mask = random_layer(33, 20)
     bits = pack_mask(mask)
@@ -214,6 +316,9 @@ def test_the_registrations_agree_on_shapes_and_memory_layout(batch: tuple[int, .
         )
         torch.library.opcheck(
             torch.ops.lth_fast.masked_linear_weight_grad, (torch.randn(*batch, 3), inputs, bits), test_utils=tests
+        )
+        torch.library.opcheck(
+            torch.ops.lth_fast.masked_linear_input_grad, (torch.randn(*batch, 3), weight), test_utils=tests
         )
 
 
