@@ -11,6 +11,7 @@
 #include "eight_by_eight.h"
 #include "first_lanes.h"
 #include "flush_denormals.h"
+#include "four_survivors.h"
 #include "intrinsics.h"
 #include "table.h"
 #include "vector.h"
@@ -32,9 +33,13 @@ using Eight = typename Lanes<Element>::Vector;
 // ---- samples to tiles and back: blocks of eight samples by eight features ----
 
 // Features that pass before the next eight samples: their part of the tile stays in the first-level cache, where its
-// lines are completed eight samples at a time. On the way back more of a sample is written at a time: samples lie far
-// apart, often a power of two, and few of their lines fit that cache together.
-constexpr size_t kFeaturesPerPass = 64, kFeaturesPerPassBack = 128;
+// lines are completed eight samples at a time. As many as it holds, for samples lie far apart, often a power of two:
+// few of their lines fit that cache together, and none is to be fetched twice.
+#if defined(__AVX512F__)
+constexpr size_t kFeaturesPerPass = 128;
+#else
+constexpr size_t kFeaturesPerPass = 64;
+#endif
 
 template <typename Element>
 void to_tile(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* tile,
@@ -63,9 +68,9 @@ void to_tile(const Element* input, size_t stride, size_t samples, size_t first, 
 template <typename Element>
 void from_tile(const Element* tile, size_t lanes, size_t first, size_t last, Element* output, size_t stride,
                size_t samples, bool relu) {
-  Element absent[kFeaturesPerPassBack];
-  for (size_t pass = first; pass < last; pass += kFeaturesPerPassBack) {
-    const size_t features = last - pass < kFeaturesPerPassBack ? last - pass : kFeaturesPerPassBack;
+  Element absent[kFeaturesPerPass];
+  for (size_t pass = first; pass < last; pass += kFeaturesPerPass) {
+    const size_t features = last - pass < kFeaturesPerPass ? last - pass : kFeaturesPerPass;
     for (size_t lane = 0; lane < samples; lane += 8) {
       Element* rows[8];
       for (size_t i = 0; i < 8; ++i) rows[i] = lane + i < samples ? output + (lane + i) * stride + pass : absent;
@@ -103,19 +108,51 @@ inline T* opaque(T* pointer) {
 template <size_t kVectors>
 constexpr bool kTwoLines = kVectors <= 4;
 
+// The sums of one line while its survivors pass by.
+template <typename Element, size_t kVectors>
+struct LineSums {
+  using Vector = typename Register<Element>::Vector;
+  static constexpr size_t kLanesOfTile = kVectors * Register<Element>::kWidth;
+
+  Vector* at;
+  Vector sum[kVectors];
+
+  void add(const Vector& value, const Element* input, size_t feature) {
+    const auto* from = opaque(reinterpret_cast<const Vector*>(input + feature * kLanesOfTile));
+    for (size_t k = 0; k < kVectors; ++k) sum[k] += value * from[k];
+  }
+  void store() const {
+    for (size_t k = 0; k < kVectors; ++k) at[k] = sum[k];
+  }
+};
+
+#if defined(__AVX512F__)
+
+// Four survivors of each of two lines: loads set the pace, and this saves up to two of the six that a survivor takes.
+template <typename Element, typename Index, size_t kVectors, typename Values>
+void add_fours(const Values& values, const FourIndices<Index>& features, const Values& other_values,
+               const FourIndices<Index>& other_features, const Element* input, LineSums<Element, kVectors>& line,
+               LineSums<Element, kVectors>& other) {
+  line.add(values.template spread<0>(), input, features.template at<0>());
+  other.add(other_values.template spread<0>(), input, other_features.template at<0>());
+  line.add(values.template spread<1>(), input, features.template at<1>());
+  other.add(other_values.template spread<1>(), input, other_features.template at<1>());
+  line.add(values.template spread<2>(), input, features.template at<2>());
+  other.add(other_values.template spread<2>(), input, other_features.template at<2>());
+  line.add(values.template spread<3>(), input, features.template at<3>());
+  other.add(other_values.template spread<3>(), input, other_features.template at<3>());
+}
+#endif
+
 template <typename Element, typename Index, size_t kVectors, bool kElsewhere>
 void product(const SparsePanel<Index>& panel, const Element* values, const Element* bias, size_t first, size_t last,
              const Element* input, Element* output) {
-  using Vector = typename Register<Element>::Vector;
-  constexpr size_t lanes = kVectors * Register<Element>::kWidth;
+  using Sums = LineSums<Element, kVectors>;
+  using Vector = typename Sums::Vector;
   const SparsePanel<Index> held = panel;  // whose pointers no store can change
-  struct Sums {
-    Vector* at;
-    Vector sum[kVectors];
-  };
   const auto load = [&](size_t place, Sums& sums) {
     const auto line = static_cast<size_t>(held.order[place]);
-    sums.at = opaque(reinterpret_cast<Vector*>(output + line * lanes));
+    sums.at = opaque(reinterpret_cast<Vector*>(output + line * Sums::kLanesOfTile));
     if (held.leads) {
       const Element start = bias == nullptr ? Element{0} : bias[line];
       for (size_t k = 0; k < kVectors; ++k) sums.sum[k] = start - Vector{};
@@ -123,13 +160,9 @@ void product(const SparsePanel<Index>& panel, const Element* values, const Eleme
       for (size_t k = 0; k < kVectors; ++k) sums.sum[k] = sums.at[k];
     }
   };
-  const auto store = [&](const Sums& sums) {
-    for (size_t k = 0; k < kVectors; ++k) sums.at[k] = sums.sum[k];
-  };
   const auto add = [&](ptrdiff_t survivor, Sums& sums) {
-    const auto* from = opaque(reinterpret_cast<const Vector*>(input + held.indices[survivor] * lanes));
     const Element value = values[kElsewhere ? held.places[survivor] : survivor];
-    for (size_t k = 0; k < kVectors; ++k) sums.sum[k] += value * from[k];
+    sums.add(value - Vector{}, input, static_cast<size_t>(held.indices[survivor]));
   };
   size_t place = first;
   if constexpr (kTwoLines<kVectors>) {
@@ -138,18 +171,33 @@ void product(const SparsePanel<Index>& panel, const Element* values, const Eleme
       load(place, a), load(place + 1, b);
       const ptrdiff_t middle = held.starts[place + 1], end = held.starts[place + 2];
       const ptrdiff_t length = middle - held.starts[place];
-      for (ptrdiff_t survivor = middle - length; survivor < middle; ++survivor) {
+      ptrdiff_t survivor = middle - length;
+#if defined(__AVX512F__)
+      const auto four_values = [&](ptrdiff_t from) {
+        if constexpr (kElsewhere) {
+          return FourScatteredValues<Element>{values, FourIndices<int32_t>::load(held.places + from)};
+        } else {
+          return FourValues<Element>::load(values + from);
+        }
+      };
+      for (; survivor + 4 <= middle; survivor += 4) {
+        const ptrdiff_t other = survivor + length;
+        add_fours(four_values(survivor), FourIndices<Index>::load(held.indices + survivor), four_values(other),
+                  FourIndices<Index>::load(held.indices + other), input, a, b);
+      }
+#endif
+      for (; survivor < middle; ++survivor) {
         add(survivor, a), add(survivor + length, b);
       }
-      for (ptrdiff_t survivor = middle + length; survivor < end; ++survivor) add(survivor, b);
-      store(a), store(b);
+      for (survivor += length; survivor < end; ++survivor) add(survivor, b);
+      a.store(), b.store();
     }
   }
   for (; place < last; ++place) {
     Sums sums;
     load(place, sums);
     for (ptrdiff_t survivor = held.starts[place]; survivor < held.starts[place + 1]; ++survivor) add(survivor, sums);
-    store(sums);
+    sums.store();
   }
 }
 
