@@ -15,6 +15,7 @@
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cpu/caches.h"
@@ -261,37 +262,57 @@ class Survivors {
       const int32_t offset = offsets[i % taps];
       offset_of[i] = offset == kAbsent ? kAbsent : static_cast<int32_t>(offset + i / taps * channel);
     }
-    const auto for_each = [&](const auto& visit) {
+    // Without a stride every tap has an offset.
+    const bool whole = std::find(offsets.begin(), offsets.end(), kAbsent) == offsets.end();
+    const auto for_each_row = [&](const auto& visit) {
       const int64_t share = order.starts[rows_] / std::max<int64_t>(rows_, 1) + 1;
       at::parallel_for(0, rows_, kElementsPerThread / share + 1, [&](int64_t first, int64_t last) {
-        for (int64_t row = first; row < last; ++row) {
-          int32_t i = order.starts[row];
-          for (int64_t p = 0; p < panels; ++p) {
-            const int64_t end = std::min((p + 1) * panel, sources) * taps;
-            const int32_t begin = i;
-            while (i < order.starts[row + 1] && order.taps[i] < end) ++i;
-            visit(row, p * rows_ + row, begin, i);
-          }
-        }
+        for (int64_t row = first; row < last; ++row) visit(row);
       });
+    };
+    // Where the survivors of a panel that begin at `i` end, in the order.
+    const auto end_of_panel = [&](int64_t row, int64_t p, int32_t i) {
+      const int64_t end = std::min((p + 1) * panel, sources) * taps;
+      while (i < order.starts[row + 1] && order.taps[i] < end) ++i;
+      return i;
     };
 
     starts_.resize(panels * rows_ + 1);
-    for_each([&](int64_t, int64_t segment, int32_t begin, int32_t end) {
-      starts_[segment + 1] = static_cast<int32_t>(
-          std::count_if(order.taps + begin, order.taps + end, [&](int32_t tap) { return offset_of[tap] != kAbsent; }));
+    for_each_row([&](int64_t row) {
+      int32_t i = order.starts[row];
+      for (int64_t p = 0; p < panels; ++p) {
+        const int32_t begin = i;
+        i = end_of_panel(row, p, begin);
+        const auto present = [&](int32_t tap) { return offset_of[tap] != kAbsent; };
+        starts_[p * rows_ + row + 1] =
+            whole ? i - begin : static_cast<int32_t>(std::count_if(order.taps + begin, order.taps + i, present));
+      }
     });
     for (int64_t segment = 0; segment < panels * rows_; ++segment) starts_[segment + 1] += starts_[segment];
     offsets_.resize(starts_.back());
     places_.resize(starts_.back());
-    for_each([&](int64_t row, int64_t segment, int32_t begin, int32_t end) {
+    for_each_row([&](int64_t row) {
       const auto group = static_cast<int32_t>(row / (rows_ / order.groups) * sources * channel);
-      int32_t next = starts_[segment];
-      for (int32_t i = begin; i < end; ++i) {
-        const int32_t offset = offset_of[order.taps[i]];
-        if (offset == kAbsent) continue;
-        offsets_[next] = group + offset;
-        places_[next++] = order.permutation == nullptr ? i : order.permutation[i];
+      int32_t i = order.starts[row];
+      for (int64_t p = 0; p < panels; ++p) {
+        const int64_t segment = p * rows_ + row;
+        const int32_t first = starts_[segment], last = starts_[segment + 1];
+        if (whole) {
+          for (int32_t next = first; next < last; ++next) {
+            const int32_t survivor = i + next - first;
+            offsets_[next] = group + offset_of[order.taps[survivor]];
+            places_[next] = order.permutation == nullptr ? survivor : order.permutation[survivor];
+          }
+          i += last - first;
+          continue;
+        }
+        const int32_t end = end_of_panel(row, p, i);
+        for (int32_t next = first; i < end; ++i) {
+          const int32_t offset = offset_of[order.taps[i]];
+          if (offset == kAbsent) continue;
+          offsets_[next] = group + offset;
+          places_[next++] = order.permutation == nullptr ? i : order.permutation[i];
+        }
       }
     });
   }
@@ -480,11 +501,11 @@ class InputGrad {
       for (int64_t column = 0; column < horizontal.stride; ++column) {
         const auto region =
             product_region<Element>(vertical.count(row), horizontal.count(column), lanes, source, target_);
-        const Product<Element> product(shape, order, values, mirrored_offsets(shape, row, column, source, lanes),
-                                       region, source);
+        Product<Element> product(shape, order, values, mirrored_offsets(shape, row, column, source, lanes), region,
+                                 source);
         const int64_t place =
             row * vertical.largest_count() * target_.row + column * horizontal.largest_count() * lanes;
-        phases_.push_back({product, place});
+        phases_.push_back({std::move(product), place});
       }
     }
   }
@@ -543,19 +564,21 @@ class ValuesGrad {
         region_(values_region<Element>(shape, tiles.lanes, source_, grad_output)),
         survivors_(order, source_offsets(shape, source_, tiles.lanes), panel_width<Element>(shape, order, region_),
                    source_.channel),
-        sums_(at::zeros({shares, survivors_.count()}, input.options())) {}
+        sums_(at::empty({shares, survivors_.count()}, input.options())) {}
 
   at::Tensor zero_tile() const { return at::zeros({source_.elements}, images_.options()); }
 
-  // `grad_output` points to the first pixel, inside of the zeros around it.
-  void add(int64_t share, const Samples& samples, const Element* grad_output, const at::Tensor& tile) const {
+  // `grad_output` points to the first pixel, inside of the zeros around it. The first samples start the share's sums.
+  void add(int64_t share, bool first_of_share, const Samples& samples, const Element* grad_output,
+           const at::Tensor& tile) const {
     pack<Element>(images_, samples, source_, tile);
     const auto* from = tile.template const_data_ptr<Element>();
     auto* to = sums_.template mutable_data_ptr<Element>() + share * survivors_.count();
     const auto channels = static_cast<int64_t>(survivors_.rows().rows);
     const int64_t grain = channels_per_thread(survivors_.count(), channels, region_);
     at::parallel_for(0, channels, grain, [&](int64_t first, int64_t last) {
-      sparse_conv2d_kernels<Element>().values_grad(survivors_.rows(), first, last, grad_output, from, to, region_);
+      sparse_conv2d_kernels<Element>().values_grad(survivors_.rows(), first, last, grad_output, from, to,
+                                                   !first_of_share, region_);
     });
   }
 
@@ -596,12 +619,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const Geometry& shape, c
     const at::Tensor input_tile = values_grad.has_value() ? values_grad->zero_tile() : at::Tensor();
     const auto* from = grad_output_tile.const_data_ptr<Element>();
     for (int64_t share = begin; share < end; ++share) {
-      for (int64_t tile = share * tiles.count() / shares; tile < (share + 1) * tiles.count() / shares; ++tile) {
+      const int64_t first = share * tiles.count() / shares, last = (share + 1) * tiles.count() / shares;
+      for (int64_t tile = first; tile < last; ++tile) {
         pack<Element>(images, tiles[tile], layout, grad_output_tile,
                       bias_wanted ? sums.mutable_data_ptr<Element>() + tile * shape.out_channels : nullptr);
         if (input_grad.has_value()) input_grad->compute(tiles[tile], from, grad_input_tile);
         if (values_grad.has_value()) {
-          values_grad->add(share, tiles[tile], from + layout.places.front(), input_tile);
+          values_grad->add(share, tile == first, tiles[tile], from + layout.places.front(), input_tile);
         }
       }
     }

@@ -7,6 +7,7 @@
 // several survivors' sums in registers while pixels pass by. The source channels are cut into panels: all output
 // channels visit one panel of one piece while it stays in cache, before the next one.
 #include "eight_by_eight.h"
+#include "first_lanes.h"
 #include "flush_denormals.h"
 #include "table.h"
 #include "vector.h"
@@ -166,14 +167,25 @@ void product(const TapRows& rows, const Element* values, const Element* bias, si
 
 // ---- the gradient of the values: a dot product of an output plane and a shifted source plane per survivor ----
 
-// The lanes of a register, folded to eight.
-template <typename Element>
-inline Eight<Element> fold(typename Register<Element>::Vector vector) {
-  if constexpr (Register<Element>::kWidth == 8) {
-    return reinterpret_cast<Eight<Element>>(vector);
+// The sums of the lanes of the first kCount of eight vectors, written to `to` or added to what is there.
+template <typename Element, size_t kCount>
+inline void put_sums(const typename Register<Element>::Vector (&vectors)[8], Element* to, bool accumulate) {
+#if defined(__AVX512F__)
+  const Eight<Element> sums = sums_of_eight<Element>(vectors);
+#else
+  Eight<Element> lanes[8];
+  for (size_t i = 0; i < 8; ++i) lanes[i] = reinterpret_cast<const Eight<Element>&>(vectors[i]);
+  const Eight<Element> sums = EightByEight<Element>::sums(lanes);
+#endif
+  if constexpr (kCount == 8) {
+    auto* eight = reinterpret_cast<Eight<Element>*>(to);
+    *eight = accumulate ? *eight + sums : sums;
   } else {
-    const auto* halves = reinterpret_cast<const Eight<Element>*>(&vector);
-    return halves[0] + halves[1];
+#if defined(__AVX512F__)
+    store_first(sums, kCount, to, accumulate);
+#else
+    for (size_t i = 0; i < kCount; ++i) to[i] = accumulate ? to[i] + sums[i] : sums[i];
+#endif
   }
 }
 
@@ -184,14 +196,11 @@ struct Block {
 
 template <typename Element, size_t kSurvivors>
 void dot_block(const Element* gradient, const Element* source, const int32_t* offsets, const Block& block,
-               Element* grad_values) {
+               Element* grad_values, bool accumulate) {
   using Vector = typename Register<Element>::Vector;
   const Vector* from[kSurvivors];
-  Vector sum[kSurvivors];
-  for (size_t s = 0; s < kSurvivors; ++s) {
-    from[s] = reinterpret_cast<const Vector*>(source + offsets[s]);
-    sum[s] = Vector{};
-  }
+  Vector sum[8] = {};
+  for (size_t s = 0; s < kSurvivors; ++s) from[s] = reinterpret_cast<const Vector*>(source + offsets[s]);
   const auto* with = reinterpret_cast<const Vector*>(gradient);
   for (size_t y = 0; y < block.height; ++y) {
     for (size_t x = 0; x < block.vectors; ++x) {
@@ -201,15 +210,7 @@ void dot_block(const Element* gradient, const Element* source, const int32_t* of
     with += block.output_row;
     for (size_t s = 0; s < kSurvivors; ++s) from[s] += block.source_row;
   }
-  Eight<Element> lanes[8];
-  for (size_t s = 0; s < 8; ++s)
-    lanes[s] = s < kSurvivors ? fold<Element>(sum[s < kSurvivors ? s : 0]) : Eight<Element>{};
-  const Eight<Element> sums = EightByEight<Element>::sums(lanes);
-  if constexpr (kSurvivors == 8) {
-    *reinterpret_cast<Eight<Element>*>(grad_values) += sums;
-  } else {
-    for (size_t s = 0; s < kSurvivors; ++s) grad_values[s] += sums[s];
-  }
+  put_sums<Element, kSurvivors>(sum, grad_values, accumulate);
 }
 
 template <typename Element, size_t kSurvivors = 8>
@@ -223,7 +224,7 @@ auto dot_of(size_t survivors) {
 
 template <typename Element>
 void values_grad(const TapRows& rows, size_t first, size_t last, const Element* gradient, const Element* source,
-                 Element* grad_values, const TapRegion& region) {
+                 Element* grad_values, bool accumulate, const TapRegion& region) {
   const FlushDenormals flush;
   constexpr size_t width = Register<Element>::kWidth;
   for (size_t y = 0; y < region.height; y += region.block_height) {
@@ -233,16 +234,17 @@ void values_grad(const TapRows& rows, size_t first, size_t last, const Element* 
                            pixels * region.lanes / width, region.source_row / width, region.output_row / width};
       const Element* from = source + y * region.source_row + x * region.lanes;
       const Element* with = gradient + y * region.output_row + x * region.lanes;
+      const bool add = accumulate || y > 0 || x > 0;
       for (size_t panel = 0; panel < rows.panels; ++panel) {
         const int32_t* starts = rows.starts + panel * rows.rows;
         for (size_t row = first; row < last; ++row) {
           const Element* row_gradient = with + row * region.output_channel;
           int32_t survivor = starts[row];
           for (; survivor + 8 <= starts[row + 1]; survivor += 8) {
-            dot_block<Element, 8>(row_gradient, from, rows.offsets + survivor, block, grad_values + survivor);
+            dot_block<Element, 8>(row_gradient, from, rows.offsets + survivor, block, grad_values + survivor, add);
           }
           if (const int32_t rest = starts[row + 1] - survivor; rest > 0) {
-            dot_of<Element>(rest)(row_gradient, from, rows.offsets + survivor, block, grad_values + survivor);
+            dot_of<Element>(rest)(row_gradient, from, rows.offsets + survivor, block, grad_values + survivor, add);
           }
         }
       }

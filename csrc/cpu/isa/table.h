@@ -90,9 +90,10 @@ struct SparseConv2dKernels {
   void (*product)(const TapRows& rows, const Element* values, const Element* bias, size_t first, size_t last,
                   const Element* source, Element* output, const TapRegion& region);
 
-  // Channels first to last of: grad_values += dot product of grad_output and the shifted source, per survivor.
+  // Channels first to last of: grad_values = dot product of grad_output and the shifted source, per survivor, or +=
+  // where `accumulate`.
   void (*values_grad)(const TapRows& rows, size_t first, size_t last, const Element* grad_output, const Element* source,
-                      Element* grad_values, const TapRegion& region);
+                      Element* grad_values, bool accumulate, const TapRegion& region);
 };
 
 // magnitude_threshold: a key is the bit pattern of a magnitude, as a signed integer of the weight's size.
