@@ -10,16 +10,24 @@ namespace lth_fast::LTH_FAST_ISA {
 namespace {
 
 // Weights between the one at work and the one being fetched: the arithmetic is so little that memory sets the pace.
+// Processors with AVX-512 foresee such streams themselves; Zen 5 takes a third more time when it is told.
 constexpr size_t kAhead = 256;
+#if defined(__AVX512F__)
+constexpr bool kFetchesAhead = false;
+#else
+constexpr bool kFetchesAhead = true;
+#endif
 
 template <typename Element, bool kMomentum, bool kMasked>
 inline void step_eight(const SgdTensors<Element>& tensors, const SgdFactors<Element>& factors, size_t at,
                        size_t count) {
   using Vector = Eight<Element>;
   const uint8_t bits = kMasked ? tensors.mask[at / 8] : 0xff;
-  __builtin_prefetch(tensors.parameter + at + kAhead);
-  __builtin_prefetch(tensors.gradient + at + kAhead);
-  if (kMomentum) __builtin_prefetch(tensors.momentum + at + kAhead);
+  if (kFetchesAhead) {
+    __builtin_prefetch(tensors.parameter + at + kAhead);
+    __builtin_prefetch(tensors.gradient + at + kAhead);
+    if (kMomentum) __builtin_prefetch(tensors.momentum + at + kAhead);
+  }
   Vector parameter = load(tensors.parameter + at, count);
   Vector direction = load(tensors.gradient + at, count) * factors.gradient_sign + parameter * factors.weight_decay;
   if (kMomentum) {
