@@ -112,8 +112,8 @@ struct MagnitudeCounts {
 
 // The most weights one call takes: few enough for the counters of 16-bit lanes.
 constexpr size_t kMagnitudeChunk = size_t{1} << 14;
-// Room behind the keys a scan collects: it may write eight lanes at a time.
-constexpr size_t kMagnitudeSlack = 8;
+// Room behind the keys a scan collects: it may write sixteen lanes at a time.
+constexpr size_t kMagnitudeSlack = 16;
 
 template <typename Key>
 struct MagnitudeKernels {
