@@ -20,7 +20,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
     commit_info["short"] = _git("rev-parse", "--short", "HEAD")
-    commit_info["uncommitted"] = bool(_git("status", "--porcelain", "--", "csrc", "lth_fast"))
+    commit_info["uncommitted"] = bool(_git("status", "--porcelain", "--", ":/csrc", ":/lth_fast"))
 
 
 def _git(*arguments: str) -> str:

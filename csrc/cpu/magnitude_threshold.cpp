@@ -436,9 +436,13 @@ void populate(void* memory, size_t bytes) {
 template <typename Key>
 std::vector<at::Tensor> prune(const Weights<Key>& weights, const MagnitudeKernels<Key>& kernels,
                               const Threshold<Key>& threshold, at::TensorList like) {
+  // Bytes of masks beyond which the first have left the caches before the last are written.
+  constexpr int64_t kMoreThanCached = 1 << 23;
   std::vector<at::Tensor> masks;
   std::vector<uint8_t*> data;
+  int64_t bytes = 0;
   for (const at::Tensor& weight : like) {
+    bytes += weight.numel();
     masks.push_back(at::empty(weight.sizes(), weight.options().dtype(at::kBool)));
     data.push_back(reinterpret_cast<uint8_t*>(masks.back().mutable_data_ptr<bool>()));
     populate(data.back(), masks.back().nbytes());
@@ -448,8 +452,8 @@ std::vector<at::Tensor> prune(const Weights<Key>& weights, const MagnitudeKernel
   const std::vector<Chunk>& chunks = weights.chunks();
   std::vector<int64_t> ties(chunks.size());
   weights.for_each(chunks, [&](size_t index, const Key* chunk, const uint8_t* mask, Buffers<Key>&) {
-    ties[index] = static_cast<int64_t>(
-        kernels.prune(chunk, mask, static_cast<size_t>(chunks[index].count), threshold.key, mask_of(chunks[index])));
+    ties[index] = static_cast<int64_t>(kernels.prune(chunk, mask, static_cast<size_t>(chunks[index].count),
+                                                     threshold.key, mask_of(chunks[index]), bytes > kMoreThanCached));
   });
 
   // That pruned every tie; those behind the budget survive. Mostly there are a handful in all.

@@ -248,6 +248,23 @@ def test_a_bool_of_any_byte_but_zero_is_a_survivor() -> None:
 
 
 @pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("masked", [False, True])
+def test_masks_larger_than_the_caches_are_those_of_the_definition(masked: bool) -> None:
+    weights = [torch.randn(2_999_999), torch.randn(3, 1_000_003), torch.randn(2_500_001)]
+    kept = random_masks(weights, 0.5) if masked else None
+    k = 4_000_001
+    threshold = magnitude_threshold(weights, k, kept).threshold
+    found = prune_by_magnitude(weights, k, kept)
+    expected = [weight.abs() > threshold for weight in weights]
+    if kept is not None:
+        expected = [mask & survives for mask, survives in zip(kept, expected, strict=True)]
+    differing = [(mask != other) for mask, other in zip(found, expected, strict=True)]
+    # A tie that is not pruned is all that may differ.
+    assert all(torch.all(weight[where].abs() == threshold) for weight, where in zip(weights, differing, strict=True))
+    assert count_survivors(weights, found) == count_survivors(weights, kept or [None] * 3) - k
+
+
+@pytest.mark.usefixtures("kernels")
 def test_empty_tensors_take_no_part() -> None:
     weights = [torch.empty(0, 3), torch.tensor([2.0, -1.0]), torch.empty(0)]
     assert [mask.tolist() for mask in prune_by_magnitude(weights, 1)] == [[], [True, False], []]

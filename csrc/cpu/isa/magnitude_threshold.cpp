@@ -168,10 +168,12 @@ inline Key prune_some(const Key* __restrict weights, const uint8_t* __restrict m
 
 template <typename Key, bool masked>
 struct PruneBlock {
-  static inline Key of(const Key* weights, const uint8_t* mask, Key threshold, uint8_t* new_mask) {
+  static inline Key of(const Key* weights, const uint8_t* mask, Key threshold, uint8_t* new_mask, bool) {
     return prune_some<Key, masked>(weights, mask, kBlock, threshold, new_mask);
   }
 };
+
+inline bool begins_cache_line(const uint8_t* memory) { return reinterpret_cast<uintptr_t>(memory) % 64 == 0; }
 
 #if defined(__AVX512F__)
 // For float32 sixteen weights at a time: what is chosen is a bit of each, and so is what survives.
@@ -230,7 +232,9 @@ class Counter<int32_t, masked> {
 
 template <bool masked>
 struct PruneBlock<int32_t, masked> {
-  static inline int32_t of(const int32_t* weights, const uint8_t* mask, int32_t threshold, uint8_t* new_mask) {
+  // Where it is written past the caches, `new_mask` begins a cache line.
+  static inline int32_t of(const int32_t* weights, const uint8_t* mask, int32_t threshold, uint8_t* new_mask,
+                           bool past_caches) {
     const __m512i limit = _mm512_set1_epi32(threshold);
     static_assert(kBlock == 64);
     uint64_t survives = 0;
@@ -241,7 +245,12 @@ struct PruneBlock<int32_t, masked> {
       survives |= static_cast<uint64_t>(_mm512_mask_cmp_epi32_mask(before, keys, limit, _MM_CMPINT_NLE)) << i;
       ties += __builtin_popcount(_mm512_cmp_epi32_mask(keys, limit, _MM_CMPINT_EQ));
     }
-    _mm512_storeu_si512(new_mask, _mm512_maskz_set1_epi8(survives, 1));
+    const __m512i bytes = _mm512_maskz_set1_epi8(survives, 1);
+    if (past_caches) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(new_mask), bytes);
+    } else {
+      _mm512_storeu_si512(new_mask, bytes);
+    }
     return ties;
   }
 };
@@ -266,15 +275,21 @@ MagnitudeCounts<Key> scan(const Key* weights, const uint8_t* mask, size_t count,
 }
 
 template <typename Key, bool masked>
-size_t prune(const Key* weights, const uint8_t* mask, size_t count, Key threshold, uint8_t* new_mask) {
+size_t prune(const Key* weights, const uint8_t* mask, size_t count, Key threshold, uint8_t* new_mask,
+             bool past_caches) {
   const auto old_mask = [&](size_t first) { return masked ? mask + first : nullptr; };
+  const bool streams = past_caches && begins_cache_line(new_mask);
   Key ties = 0;
   const size_t rest = for_each_block(count, [&](size_t first) {
-    const Key more = PruneBlock<Key, masked>::of(weights + first, old_mask(first), threshold, new_mask + first);
+    const Key more =
+        PruneBlock<Key, masked>::of(weights + first, old_mask(first), threshold, new_mask + first, streams);
     ties = static_cast<Key>(ties + more);
   });
   const Key more = prune_some<Key, masked>(weights + rest, old_mask(rest), count - rest, threshold, new_mask + rest);
   ties = static_cast<Key>(ties + more);
+#if defined(__AVX512F__)
+  if (streams) _mm_sfence();  // else another thread might read what was there before
+#endif
   // Mostly there is none in a chunk: it is faster to look again, where there are, than at the mask of every weight.
   if (masked && ties != 0) {
     ties = 0;
@@ -293,9 +308,10 @@ MagnitudeCounts<Key> scan_magnitudes(const Key* weights, const uint8_t* mask, si
 }
 
 template <typename Key>
-size_t prune_magnitudes(const Key* weights, const uint8_t* mask, size_t count, Key threshold, uint8_t* new_mask) {
-  return mask == nullptr ? prune<Key, false>(weights, mask, count, threshold, new_mask)
-                         : prune<Key, true>(weights, mask, count, threshold, new_mask);
+size_t prune_magnitudes(const Key* weights, const uint8_t* mask, size_t count, Key threshold, uint8_t* new_mask,
+                        bool past_caches) {
+  return mask == nullptr ? prune<Key, false>(weights, mask, count, threshold, new_mask, past_caches)
+                         : prune<Key, true>(weights, mask, count, threshold, new_mask, past_caches);
 }
 
 }  // namespace

@@ -121,8 +121,10 @@ struct MagnitudeKernels {
   // written to `inside`, in any order; it has room for count + kMagnitudeSlack.
   MagnitudeCounts<Key> (*scan)(const Key* weights, const uint8_t* mask, size_t count, MagnitudeWindow<Key> window,
                                Key* inside);
-  // new_mask = survives and key > threshold. Returns how many survivors have the key `threshold`.
-  size_t (*prune)(const Key* weights, const uint8_t* mask, size_t count, Key threshold, uint8_t* new_mask);
+  // new_mask = survives and key > threshold; it may be written past the caches where nobody reads it soon. Returns how
+  // many survivors have the key `threshold`.
+  size_t (*prune)(const Key* weights, const uint8_t* mask, size_t count, Key threshold, uint8_t* new_mask,
+                  bool past_caches);
 };
 
 // adam_step: the numbers that one step of one parameter needs, each worked out in float64.
