@@ -51,7 +51,10 @@ def rivals(layer: nn.Module, mask: Tensor, inputs: Tensor) -> dict[str, nn.Modul
         found["SparseProp"] = _sparseprop(layer, inputs)
     if importlib.util.find_spec("sparselab") and isinstance(layer, nn.Linear) and not whole:
         import sparselab
+        import sparselab.ops
 
+        # It knows weights by their address, and would take this one for another that lay there before.
+        sparselab.ops._transpose_cache.clear()
         found["SparseLab"] = sparselab.SparseLinear(
             layer.in_features, layer.out_features, sparsity=1 - float(mask.float().mean())
         )
