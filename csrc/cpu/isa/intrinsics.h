@@ -1,4 +1,4 @@
-// AVX-512's intrinsics, for what the vector extension cannot say: to leave lanes out.
+// AVX-512's intrinsics, for what the vector extension cannot say: to leave lanes out, and a bit for each.
 #pragma once
 
 #if defined(__AVX512F__)
@@ -7,6 +7,7 @@
 #if !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 #if !defined(__clang__)

@@ -6,10 +6,11 @@
 // A weight pruned before has the key -1, below every magnitude.
 #include <cstring>
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
+#include "intrinsics.h"
 #include "table.h"
 #include "vector.h"
 
