@@ -356,6 +356,13 @@ void values_grad(const SparsePanel<Index>& panel, size_t first, size_t last, con
 // numbers of both, not with their product.
 constexpr size_t kSamplesInARow = 64;
 
+// Vectors of features at a time: totals and sums of a block are twice as many registers.
+#if defined(__AVX512F__)
+constexpr size_t kSumVectors = 8;
+#else
+constexpr size_t kSumVectors = 4;
+#endif
+
 template <typename Element, size_t kVectors>
 void add_up(const Element* input, size_t stride, size_t samples, Element* sums) {
   using Vector = typename Register<Element>::Vector;
@@ -377,8 +384,8 @@ void feature_sums(const Element* input, size_t stride, size_t samples, size_t fi
   const FlushDenormals flush;
   constexpr size_t width = Register<Element>::kWidth;
   size_t feature = first;
-  for (; feature + 4 * width <= last; feature += 4 * width) {
-    add_up<Element, 4>(input + feature, stride, samples, sums + feature);
+  for (; feature + kSumVectors * width <= last; feature += kSumVectors * width) {
+    add_up<Element, kSumVectors>(input + feature, stride, samples, sums + feature);
   }
   for (; feature + width <= last; feature += width)
     add_up<Element, 1>(input + feature, stride, samples, sums + feature);
