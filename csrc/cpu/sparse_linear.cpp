@@ -133,12 +133,25 @@ class InputPanels {
   at::Tensor tiles_;
 };
 
-// Lines of the matrix per task, `most` or less: as many tasks for every thread, of whole blocks.
-int64_t lines_per_task(int64_t lines, int64_t most) {
-  const int64_t block = lines_per_block(lines), share = ceiling_divide(lines, at::get_num_threads());
-  const int64_t tasks = std::max<int64_t>(ceiling_divide(share, most), 1);
-  return std::max<int64_t>(ceiling_divide(ceiling_divide(share, tasks), block), 1) * block;
-}
+// The lines of the matrix cut into tasks of whole blocks: as many for every thread, of about `most` lines or less,
+// whose sizes differ by one block only.
+class Slices {
+ public:
+  Slices(int64_t lines, int64_t most)
+      : lines_(lines), block_(std::max<int64_t>(lines_per_block(lines), 1)), blocks_(ceiling_divide(lines, block_)) {
+    const int64_t threads = at::get_num_threads(), share = ceiling_divide(lines, threads);
+    const int64_t tasks = threads * std::max<int64_t>(ceiling_divide(share, most), 1);
+    count_ = std::max<int64_t>(std::min(tasks, blocks_), 1);
+  }
+
+  int64_t count() const { return count_; }
+  int64_t first(int64_t slice) const { return std::min(slice * blocks_ / count_ * block_, lines_); }
+  int64_t last(int64_t slice) const { return first(slice + 1); }
+  int64_t most() const { return ceiling_divide(blocks_, count_) * block_; }
+
+ private:
+  int64_t lines_, block_, blocks_, count_;
+};
 
 // Calls work(task) in parallel for tasks that are `products` multiply-adds in all.
 template <typename Work>
@@ -184,15 +197,15 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& values, const at::
   auto* to = output.mutable_data_ptr<Element>();
 
   const auto tiles = cut_batch<Element>(samples.size(0));
-  const int64_t step = lines_per_task(rows, kRowsPerTask), slices = ceiling_divide(rows, step);
-  const InputPanels<Element> input_panels(samples, tiles, panels, slices);
+  const Slices slices(rows, kRowsPerTask);
+  const InputPanels<Element> input_panels(samples, tiles, panels, slices.count());
   by_index(columns, table.product_16, table.product_32, [&](auto kernel, auto index) {
     using Index = decltype(index);
-    for_tasks(static_cast<int64_t>(tiles.size()) * slices, (columns.numel() + rows) * samples.size(0),
+    for_tasks(static_cast<int64_t>(tiles.size()) * slices.count(), (columns.numel() + rows) * samples.size(0),
               [&](int64_t task) {
-                const Tile& tile = tiles[task / slices];
-                const int64_t first = task % slices * step, last = std::min(first + step, rows);
-                const Scratch<Element> scratch(step * tile.lanes);
+                const Tile& tile = tiles[task / slices.count()];
+                const int64_t slice = task % slices.count(), first = slices.first(slice), last = slices.last(slice);
+                const Scratch<Element> scratch(slices.most() * tile.lanes);
                 Element* sums = scratch.from(first * tile.lanes);
                 input_panels.for_each(tile, [&](int64_t panel, const Element* from) {
                   kernel(panel_of<Index>(panel, row_starts, row_order, columns), value, start, first, last, from, sums,
@@ -235,12 +248,12 @@ at::Tensor input_grad(const GradOutput<Element>& grad_output, at::IntArrayRef sh
   auto* to = result.mutable_data_ptr<Element>();
 
   const auto& tiles = grad_output.tiles;
-  const int64_t step = lines_per_task(in_features, kColumnsPerTask), slices = ceiling_divide(in_features, step);
+  const Slices slices(in_features, kColumnsPerTask);
   by_index(rows, table.product_16, table.product_32, [&](auto kernel, auto index) {
     using Index = decltype(index);
-    for_tasks(slices, (rows.numel() + in_features) * grad_output.rows.size(0), [&](int64_t slice) {
-      const int64_t first = slice * step, last = std::min(first + step, in_features);
-      const Scratch<Element> scratch(step * tiles.front().lanes);
+    for_tasks(slices.count(), (rows.numel() + in_features) * grad_output.rows.size(0), [&](int64_t slice) {
+      const int64_t first = slices.first(slice), last = slices.last(slice);
+      const Scratch<Element> scratch(slices.most() * tiles.front().lanes);
       for (const Tile& tile : tiles) {
         Element* sums = scratch.from(first * tile.lanes);
         for (int64_t panel = 0; panel < panels; ++panel) {
@@ -266,12 +279,12 @@ at::Tensor values_grad(const GradOutput<Element>& grad_output, const at::Tensor&
 
   const auto& tiles = grad_output.tiles;
   const int64_t rows = row_order.size(1), panels = row_order.size(0);
-  const int64_t step = lines_per_task(rows, kRowsPerTask), slices = ceiling_divide(rows, step);
-  const InputPanels<Element> input_panels(samples, tiles, panels, slices);
+  const Slices slices(rows, kRowsPerTask);
+  const InputPanels<Element> input_panels(samples, tiles, panels, slices.count());
   by_index(columns, table.values_grad_16, table.values_grad_32, [&](auto kernel, auto index) {
     using Index = decltype(index);
-    for_tasks(slices, columns.numel() * samples.size(0), [&](int64_t slice) {
-      const int64_t first = slice * step, last = std::min(first + step, rows);
+    for_tasks(slices.count(), columns.numel() * samples.size(0), [&](int64_t slice) {
+      const int64_t first = slices.first(slice), last = slices.last(slice);
       for (const Tile& tile : tiles) {
         input_panels.for_each(tile, [&](int64_t panel, const Element* from) {
           kernel(panel_of<Index>(panel, row_starts, row_order, columns), first, last, grad_output[tile], from, to,
