@@ -1,7 +1,7 @@
 // The batch is cut into tiles of samples (csrc/cpu/isa/sparse_linear.cpp says how they lie). Every sum has one thread
-// as its owner: rows of the outputs, columns of the input's gradient, rows of the values' gradient; so no sum depends
-// on the number of threads. Whatever a thread needs for a panel only is made right before: it is still in cache when it
-// is read.
+// as its owner: rows of the outputs, columns of the input's gradient, rows or panels of the values' gradient; so no sum
+// depends on the number of threads. Whatever a thread needs for a panel only is made right before: it is still in cache
+// when it is read.
 #include <array>
 #include <tuple>
 #include <vector>
@@ -103,23 +103,23 @@ template <typename Element>
 class InputPanels {
  public:
   InputPanels(const at::Tensor& rows, const std::vector<Tile>& tiles, int64_t panels, int64_t readers)
-      : rows_(rows), panels_(panels), width_(ceiling_divide(rows.size(1), panels)) {
+      : rows_(rows), width_(ceiling_divide(rows.size(1), panels)) {
     constexpr int64_t kFewReaders = 2;
     if (readers > kFewReaders) tiles_ = to_tiles<Element>(rows, tiles);
   }
 
-  // Calls work(panel, input) for all panels in turn; feature f lies at input + f * lanes.
+  // Calls work(panel, input) for panels first to last in turn; feature f lies at input + f * lanes.
   template <typename Work>
-  void for_each(const Tile& tile, const Work& work) const {
+  void for_each(const Tile& tile, int64_t first_panel, int64_t last_panel, const Work& work) const {
     const int64_t features = rows_.size(1), stride = rows_.stride(0);
     if (tiles_.defined()) {
       const Element* input = tiles_.const_data_ptr<Element>() + tile.lanes_before * features;
-      for (int64_t panel = 0; panel < panels_; ++panel) work(panel, input);
+      for (int64_t panel = first_panel; panel < last_panel; ++panel) work(panel, input);
       return;
     }
     const Scratch<Element> scratch(width_ * tile.lanes);
     const Element* samples = rows_.const_data_ptr<Element>() + tile.first_sample * stride;
-    for (int64_t panel = 0; panel < panels_; ++panel) {
+    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const int64_t first = panel * width_, last = std::min(first + width_, features);
       Element* made = scratch.from(first * tile.lanes);
       sparse_linear_kernels<Element>().to_tile(samples, stride, tile.samples, first, last, made, tile.lanes);
@@ -129,7 +129,7 @@ class InputPanels {
 
  private:
   const at::Tensor& rows_;
-  int64_t panels_, width_;
+  int64_t width_;
   at::Tensor tiles_;
 };
 
@@ -207,7 +207,7 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& values, const at::
                 const int64_t slice = task % slices.count(), first = slices.first(slice), last = slices.last(slice);
                 const Scratch<Element> scratch(slices.most() * tile.lanes);
                 Element* sums = scratch.from(first * tile.lanes);
-                input_panels.for_each(tile, [&](int64_t panel, const Element* from) {
+                input_panels.for_each(tile, 0, panels, [&](int64_t panel, const Element* from) {
                   kernel(panel_of<Index>(panel, row_starts, row_order, columns), value, start, first, last, from, sums,
                          tile.lanes);
                 });
@@ -279,14 +279,21 @@ at::Tensor values_grad(const GradOutput<Element>& grad_output, const at::Tensor&
 
   const auto& tiles = grad_output.tiles;
   const int64_t rows = row_order.size(1), panels = row_order.size(0);
+  // Every dot product stands alone, so threads may share the panels instead of the rows: each panel is transposed once
+  // then. As long as all rows fit the cache, and the panels make equal shares.
+  const int64_t threads = at::get_num_threads();
+  const bool by_panels = rows <= kRowsPerTask && (panels % threads == 0 || panels >= 8 * threads);
   const Slices slices(rows, kRowsPerTask);
-  const InputPanels<Element> input_panels(samples, tiles, panels, slices.count());
+  const int64_t tasks = by_panels ? threads : slices.count();
+  const InputPanels<Element> input_panels(samples, tiles, panels, by_panels ? 1 : tasks);
   by_index(columns, table.values_grad_16, table.values_grad_32, [&](auto kernel, auto index) {
     using Index = decltype(index);
-    for_tasks(slices.count(), columns.numel() * samples.size(0), [&](int64_t slice) {
-      const int64_t first = slices.first(slice), last = slices.last(slice);
+    for_tasks(tasks, columns.numel() * samples.size(0), [&](int64_t task) {
+      const int64_t first = by_panels ? 0 : slices.first(task), last = by_panels ? rows : slices.last(task);
+      const int64_t first_panel = by_panels ? task * panels / tasks : 0,
+                    last_panel = by_panels ? (task + 1) * panels / tasks : panels;
       for (const Tile& tile : tiles) {
-        input_panels.for_each(tile, [&](int64_t panel, const Element* from) {
+        input_panels.for_each(tile, first_panel, last_panel, [&](int64_t panel, const Element* from) {
           kernel(panel_of<Index>(panel, row_starts, row_order, columns), first, last, grad_output[tile], from, to,
                  tile.first_sample > 0, tile.lanes);
         });
