@@ -30,6 +30,21 @@ def as_leaves(*tensors: Tensor, dtype: torch.dtype | None = None) -> list[Tensor
     return [tensor.detach().clone().to(dtype or tensor.dtype).requires_grad_() for tensor in tensors]
 
 
+def assert_as_defined(
+    tensors: tuple[Tensor, Tensor, Tensor], bits: Tensor | None, gradient: Tensor, distance: Distance
+) -> None:
+    """Output, and gradients of input, weight and bias, are those of the reference in float64."""
+    single, double = as_leaves(*tensors), as_leaves(*tensors, dtype=torch.float64)
+    out, expected = masked_linear(*single, bits), reference(*double, bits)
+    assert distance(out, expected) <= 1e-6
+    out.backward(gradient)
+    expected.backward(gradient.double())
+    for tensor, like in zip(single, double, strict=True):
+        assert tensor.grad is not None
+        assert like.grad is not None
+        assert distance(tensor.grad, like.grad) <= 1e-6
+
+
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("features", FEATURES, ids=str)
 @pytest.mark.parametrize("batch", BATCHES, ids=str)
@@ -39,16 +54,7 @@ def test_output_and_gradients_are_those_of_the_reference(
     weight, bias, mask = random_layer(*features)
     tensors = (torch.randn(*batch, features[0]), weight, bias)
     bits = pack_mask(mask)
-    single, double = as_leaves(*tensors), as_leaves(*tensors, dtype=torch.float64)
-    out, expected = masked_linear(*single, bits), reference(*double, bits)
-    assert distance(out, expected) <= 1e-6
-    gradient = torch.randn(out.shape)
-    out.backward(gradient)
-    expected.backward(gradient.double())
-    for tensor, like in zip(single, double, strict=True):
-        assert tensor.grad is not None
-        assert like.grad is not None
-        assert distance(tensor.grad, like.grad) <= 1e-6
+    assert_as_defined(tensors, bits, torch.randn(*batch, features[1]), distance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -72,15 +78,7 @@ def test_large_products_are_those_of_the_reference_by_either_library(
     bits = pack_mask(mask) if masked else None
     tensors = (torch.randn(*batch, LARGE[0]), weight, bias)
     for gradient in (torch.randn(*batch, LARGE[1]), torch.randn(()).expand(*batch, LARGE[1])):
-        single, double = as_leaves(*tensors), as_leaves(*tensors, dtype=torch.float64)
-        out, expected = masked_linear(*single, bits), reference(*double, bits)
-        assert distance(out, expected) <= 1e-6
-        out.backward(gradient)
-        expected.backward(gradient.double())
-        for tensor, like in zip(single, double, strict=True):
-            assert tensor.grad is not None
-            assert like.grad is not None
-            assert distance(tensor.grad, like.grad) <= 1e-6
+        assert_as_defined(tensors, bits, gradient, distance)
 
 
 @pytest.mark.usefixtures("library")
@@ -99,23 +97,6 @@ def test_large_matrices_may_lie_in_memory_in_any_order(distance: Distance) -> No
             assert leaf.grad is not None
             assert double_leaf.grad is not None
             assert distance(leaf.grad, double_leaf.grad) <= 1e-6
-
-
-@pytest.mark.usefixtures("library")
-def test_second_derivatives_of_a_large_layer_are_those_of_the_reference(distance: Distance) -> None:
-    weight, bias, mask = random_layer(*LARGE)
-    inputs, bits = torch.randn(32, LARGE[0]), pack_mask(mask)
-
-    def penalty(op: Callable[..., Tensor], dtype: torch.dtype) -> Tensor:
-        given, leaf = as_leaves(inputs, weight, dtype=dtype)
-        first = torch.autograd.grad(
-            op(given, leaf, bias.to(dtype), bits).tanh().sum(), (given, leaf), create_graph=True
-        )
-        torch.stack([gradient.square().sum() for gradient in first]).sum().backward()
-        assert leaf.grad is not None
-        return leaf.grad
-
-    assert distance(penalty(masked_linear, torch.float32), penalty(reference, torch.float64)) <= 1e-5
 
 
 def test_onednn_is_taken_for_large_products_where_it_is_preferred_and_allowed() -> None:
@@ -221,8 +202,12 @@ def test_first_and_second_derivatives_agree_with_finite_differences(batch: tuple
     assert torch.autograd.gradgradcheck(masked, tensors)
 
 
-def test_second_derivatives_are_those_of_the_reference_and_zero_where_pruned(distance: Distance) -> None:
-    weight, bias, mask = random_layer(7, 3)
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(("features", "batch"), [((7, 3), 5), (LARGE, 32)], ids=["small", "large"])
+def test_second_derivatives_are_those_of_the_reference_and_zero_where_pruned(
+    features: tuple[int, int], batch: int, distance: Distance
+) -> None:
+    weight, bias, mask = random_layer(*features)
     bits = pack_mask(mask)
 
     def penalty(op: Callable[..., Tensor], dtype: torch.dtype) -> Tensor:
@@ -234,7 +219,7 @@ def test_second_derivatives_are_those_of_the_reference_and_zero_where_pruned(dis
         assert leaf.grad is not None
         return leaf.grad
 
-    inputs_ = torch.randn(5, 7)
+    inputs_ = torch.randn(batch, features[0])
     found = penalty(masked_linear, torch.float32)
     assert distance(found, penalty(reference, torch.float64)) <= 1e-5
     assert found[~mask].tolist() == [0.0] * int((~mask).sum())
