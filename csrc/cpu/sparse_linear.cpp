@@ -3,9 +3,11 @@
 // depends on the number of threads. Whatever a thread needs for a panel only is made right before: it is still in cache
 // when it is read.
 #include <array>
+#include <optional>
 #include <tuple>
 #include <vector>
 
+#include "cpu/caches.h"
 #include "cpu/dispatch.h"
 #include "cpu/sparse_pattern.h"
 #include "ops/rows.h"
@@ -14,10 +16,22 @@
 namespace lth_fast {
 namespace {
 
-// Rows a task works on: their sums stay in the second-level cache while panel after panel of the input passes.
-constexpr int64_t kRowsPerTask = 1024;
-// Columns whose sums and values are in that cache together with a panel of the output's gradient.
-constexpr int64_t kColumnsPerTask = 512;
+// Lines whose sums, of a tile of so many lanes, take a share of the second-level cache: they stay there while panel
+// after panel passes. The more lines, the fewer times all panels pass.
+template <typename Element>
+int64_t lines_in_cache(int64_t lanes, int64_t parts) {
+  return level2_cache_bytes() / parts / (lanes * static_cast<int64_t>(sizeof(Element)));
+}
+// Rows a task works on.
+template <typename Element>
+int64_t rows_per_task(int64_t lanes) {
+  return lines_in_cache<Element>(lanes, 2);
+}
+// Columns a task works on: their values and a panel of the output's gradient are in that cache, too.
+template <typename Element>
+int64_t columns_per_task(int64_t lanes) {
+  return lines_in_cache<Element>(lanes, 4);
+}
 // About 10 microseconds of work: below it, one thread is faster than waking a second one.
 constexpr int64_t kProductsPerThread = 1 << 18;
 constexpr int64_t kFeaturesPerTask = 512;
@@ -197,7 +211,7 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& values, const at::
   auto* to = output.mutable_data_ptr<Element>();
 
   const auto tiles = cut_batch<Element>(samples.size(0));
-  const Slices slices(rows, kRowsPerTask);
+  const Slices slices(rows, rows_per_task<Element>(tiles.front().lanes));
   const InputPanels<Element> input_panels(samples, tiles, panels, slices.count());
   by_index(columns, table.product_16, table.product_32, [&](auto kernel, auto index) {
     using Index = decltype(index);
@@ -234,8 +248,43 @@ struct GradOutput {
   at::Tensor as_tiles;
 };
 
-// grad_input = grad_output * matrix, in the shape of the layer's input. The values are read where they stand: those
-// that a panel of rows has in a block of columns are few enough for the first-level cache.
+// The values of some columns in column order, panel of rows after panel of rows.
+template <typename Element>
+class ColumnValues {
+ public:
+  ColumnValues(const Element* values, const at::Tensor& column_starts, const at::Tensor& permutation, int64_t first,
+               int64_t last)
+      : starts_(column_starts), first_(first), last_(last), scratch_(count(column_starts.size(0))) {
+    const auto* places = permutation.const_data_ptr<int32_t>();
+    Element* next = scratch_.from(0);
+    for (int64_t panel = 0; panel < starts_.size(0); ++panel) {
+      const int32_t last_survivor = end(panel);
+      for (int32_t survivor = begin(panel); survivor < last_survivor; ++survivor) *next++ = values[places[survivor]];
+    }
+  }
+
+  // Element i is the value of survivor i.
+  const Element* of_panel(int64_t panel) const { return scratch_.from(begin(panel) - count(panel)); }
+
+ private:
+  const int32_t* starts_of(int64_t panel) const { return starts_.const_data_ptr<int32_t>() + panel * starts_.size(1); }
+  int32_t begin(int64_t panel) const { return starts_of(panel)[first_]; }
+  int32_t end(int64_t panel) const { return starts_of(panel)[last_]; }
+  // Survivors in the first few panels.
+  int64_t count(int64_t panels) const {
+    int64_t survivors = 0;
+    for (int64_t panel = 0; panel < panels; ++panel) survivors += end(panel) - begin(panel);
+    return survivors;
+  }
+
+  const at::Tensor& starts_;
+  int64_t first_, last_;
+  Scratch<Element> scratch_;
+};
+
+// grad_input = grad_output * matrix, in the shape of the layer's input. One tile reads the values where they stand:
+// those that a panel of rows has in a slice of columns are few enough for the first-level cache. For several tiles they
+// are put in column order once.
 template <typename Element>
 at::Tensor input_grad(const GradOutput<Element>& grad_output, at::IntArrayRef shape, const at::Tensor& values,
                       const at::Tensor& column_starts, const at::Tensor& column_order, const at::Tensor& rows,
@@ -248,17 +297,20 @@ at::Tensor input_grad(const GradOutput<Element>& grad_output, at::IntArrayRef sh
   auto* to = result.mutable_data_ptr<Element>();
 
   const auto& tiles = grad_output.tiles;
-  const Slices slices(in_features, kColumnsPerTask);
+  const Slices slices(in_features, columns_per_task<Element>(tiles.front().lanes));
   by_index(rows, table.product_16, table.product_32, [&](auto kernel, auto index) {
     using Index = decltype(index);
     for_tasks(slices.count(), (rows.numel() + in_features) * grad_output.rows.size(0), [&](int64_t slice) {
       const int64_t first = slices.first(slice), last = slices.last(slice);
       const Scratch<Element> scratch(slices.most() * tiles.front().lanes);
+      std::optional<ColumnValues<Element>> in_order;
+      if (tiles.size() > 1) in_order.emplace(value, column_starts, permutation, first, last);
       for (const Tile& tile : tiles) {
         Element* sums = scratch.from(first * tile.lanes);
         for (int64_t panel = 0; panel < panels; ++panel) {
-          kernel(panel_of<Index>(panel, column_starts, column_order, rows, &permutation), value, nullptr, first, last,
-                 grad_output[tile], sums, tile.lanes);
+          kernel(panel_of<Index>(panel, column_starts, column_order, rows, in_order ? nullptr : &permutation),
+                 in_order ? in_order->of_panel(panel) : value, nullptr, first, last, grad_output[tile], sums,
+                 tile.lanes);
         }
         table.from_tile(sums, tile.lanes, first, last, to + tile.first_sample * in_features, in_features, tile.samples,
                         false);
@@ -281,9 +333,9 @@ at::Tensor values_grad(const GradOutput<Element>& grad_output, const at::Tensor&
   const int64_t rows = row_order.size(1), panels = row_order.size(0);
   // Every dot product stands alone, so threads may share the panels instead of the rows: each panel is transposed once
   // then. As long as all rows fit the cache, and the panels make equal shares.
-  const int64_t threads = at::get_num_threads();
-  const bool by_panels = rows <= kRowsPerTask && (panels % threads == 0 || panels >= 8 * threads);
-  const Slices slices(rows, kRowsPerTask);
+  const int64_t threads = at::get_num_threads(), most_rows = rows_per_task<Element>(tiles.front().lanes);
+  const bool by_panels = rows <= most_rows && (panels % threads == 0 || panels >= 8 * threads);
+  const Slices slices(rows, most_rows);
   const int64_t tasks = by_panels ? threads : slices.count();
   const InputPanels<Element> input_panels(samples, tiles, panels, by_panels ? 1 : tasks);
   by_index(columns, table.values_grad_16, table.values_grad_32, [&](auto kernel, auto index) {
