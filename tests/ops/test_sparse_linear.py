@@ -77,6 +77,20 @@ def test_every_density_and_both_dtypes_agree(density: float, dtype: torch.dtype,
 
 
 @pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("batch", [37, 64, 150])
+@pytest.mark.parametrize("features", [(1024, 40), (40, 1024), (1000, 40), (40, 1000)], ids=str)
+def test_samples_that_are_pages_apart_agree_with_and_without_relu(
+    features: tuple[int, int], batch: int, distance: Distance
+) -> None:
+    """Lines of the cache that push each other out are written in an order of their own."""
+    values, bias, pattern = random_layer(*features)
+    inputs = torch.randn(batch, features[0])
+    assert_agrees_with_reference(inputs, values, bias, pattern, distance)
+    rectified = sparse_linear(inputs, values, bias, pattern, relu=True)
+    assert torch.equal(rectified, sparse_linear(inputs, values, bias, pattern).relu())
+
+
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("features", [(32769, 3), (3, 32769)], ids=str)
 def test_layers_beyond_16_bit_numbers_agree(features: tuple[int, int], distance: Distance) -> None:
     assert_agrees_with_reference(torch.randn(5, features[0]), *random_layer(*features, 0.01), distance)

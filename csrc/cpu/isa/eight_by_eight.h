@@ -17,6 +17,7 @@ namespace lth_fast::LTH_FAST_ISA {
 template <typename Element>
 struct EightByEight {
   using Vector = typename Lanes<Element>::Vector;
+  static constexpr size_t kSide = 8;
   // Lane numbers of a shuffle: integers as wide as the element.
   using LaneNumbers = decltype(Vector{} < Vector{});
 

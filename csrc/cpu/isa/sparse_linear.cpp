@@ -13,6 +13,7 @@
 #include "flush_denormals.h"
 #include "four_survivors.h"
 #include "intrinsics.h"
+#include "sixteen_by_sixteen.h"
 #include "table.h"
 #include "vector.h"
 
@@ -30,66 +31,103 @@ constexpr size_t kLanes = 32, kLeastLanes = 8;
 template <typename Element>
 using Eight = typename Lanes<Element>::Vector;
 
-// ---- samples to tiles and back: blocks of eight samples by eight features ----
+// ---- samples to tiles and back, square by square ----
 
-// Features that pass before the next eight samples: their part of the tile stays in the first-level cache, where its
-// lines are completed eight samples at a time. As many as it holds, for samples lie far apart, often a power of two:
-// few of their lines fit that cache together, and none is to be fetched twice.
+// Features that pass before the next samples. Vectors that are lines of the cache let all of them pass: every line is
+// touched once, and samples are read and written from one end to the other. Of halves of lines only as many pass as the
+// first-level cache holds, where the second half joins the first.
 #if defined(__AVX512F__)
-constexpr size_t kFeaturesPerPass = 128;
+constexpr size_t kFeaturesPerPass = ~size_t{0};
 #else
 constexpr size_t kFeaturesPerPass = 64;
 #endif
 
+// Calls work(feature, lane) for squares of features first to `last` and all lanes up to `lanes`; returns the first
+// feature that is in none.
+template <typename Square, typename Work>
+size_t for_each_square(size_t first, size_t last, size_t lanes, size_t features_per_pass, const Work& work) {
+  constexpr size_t side = Square::kSide;
+  const size_t end = first + (last - first) / side * side;
+  while (first < end) {
+    const size_t end_of_pass = end - first < features_per_pass ? end : first + features_per_pass;
+    for (size_t lane = 0; lane < lanes; lane += side) {
+      for (size_t feature = first; feature < end_of_pass; feature += side) work(feature, lane);
+    }
+    first = end_of_pass;
+  }
+  return end;
+}
+
+template <typename Square, typename Element>
+size_t squares_to_tile(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* tile,
+                       size_t lanes) {
+  using Vector = typename Square::Vector;
+  return for_each_square<Square>(first, last, lanes, kFeaturesPerPass, [&](size_t feature, size_t lane) {
+    Vector square[Square::kSide];
+    for (size_t i = 0; i < Square::kSide; ++i) {
+      const Element* from = input + (lane + i) * stride + feature;
+      square[i] = lane + i < samples ? *reinterpret_cast<const Vector*>(from) : Vector{};
+    }
+    Square::transpose(square);
+    for (size_t i = 0; i < Square::kSide; ++i)
+      *reinterpret_cast<Vector*>(tile + (feature + i) * lanes + lane) = square[i];
+  });
+}
+
 template <typename Element>
 void to_tile(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* tile,
              size_t lanes) {
-  const Element absent[kFeaturesPerPass] = {};
-  for (size_t pass = first; pass < last; pass += kFeaturesPerPass) {
-    const size_t features = last - pass < kFeaturesPerPass ? last - pass : kFeaturesPerPass;
-    for (size_t lane = 0; lane < lanes; lane += 8) {
-      const Element* rows[8];
-      for (size_t i = 0; i < 8; ++i) rows[i] = lane + i < samples ? input + (lane + i) * stride + pass : absent;
-      Element* to = tile + pass * lanes + lane;
-      size_t feature = 0;
-      for (; feature + 8 <= features; feature += 8) {
-        Eight<Element> block[8];
-        for (size_t i = 0; i < 8; ++i) block[i] = *reinterpret_cast<const Eight<Element>*>(rows[i] + feature);
-        EightByEight<Element>::transpose(block);
-        for (size_t i = 0; i < 8; ++i) *reinterpret_cast<Eight<Element>*>(to + (feature + i) * lanes) = block[i];
-      }
-      for (; feature < features; ++feature) {
-        for (size_t i = 0; i < 8; ++i) to[feature * lanes + i] = rows[i][feature];
-      }
-    }
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Element) == 4) {
+    first = squares_to_tile<SixteenBySixteen>(input, stride, samples, first, last, tile, lanes);
+  }
+#endif
+  first = squares_to_tile<EightByEight<Element>>(input, stride, samples, first, last, tile, lanes);
+  for (size_t lane = 0; lane < lanes; ++lane) {
+    for (size_t feature = first; feature < last; ++feature)
+      tile[feature * lanes + lane] = lane < samples ? input[lane * stride + feature] : 0;
   }
 }
+
+template <typename Square, typename Element>
+size_t squares_from_tile(const Element* tile, size_t lanes, size_t first, size_t last, Element* output, size_t stride,
+                         size_t samples, bool relu, size_t features_per_pass) {
+  using Vector = typename Square::Vector;
+  return for_each_square<Square>(first, last, samples, features_per_pass, [&](size_t feature, size_t lane) {
+    Vector square[Square::kSide];
+    for (size_t i = 0; i < Square::kSide; ++i)
+      square[i] = *reinterpret_cast<const Vector*>(tile + (feature + i) * lanes + lane);
+    Square::transpose(square);
+    if (relu) Square::positive_part(square);
+    for (size_t i = 0; i < Square::kSide; ++i) {
+      if (lane + i < samples) *reinterpret_cast<Vector*>(output + (lane + i) * stride + feature) = square[i];
+    }
+  });
+}
+
+// Samples so many bytes apart share one set of the first-level cache, which has room for a dozen of their lines.
+constexpr size_t kBytesOfWay = 4096;
 
 template <typename Element>
 void from_tile(const Element* tile, size_t lanes, size_t first, size_t last, Element* output, size_t stride,
                size_t samples, bool relu) {
-  Element absent[kFeaturesPerPass];
-  for (size_t pass = first; pass < last; pass += kFeaturesPerPass) {
-    const size_t features = last - pass < kFeaturesPerPass ? last - pass : kFeaturesPerPass;
-    for (size_t lane = 0; lane < samples; lane += 8) {
-      Element* rows[8];
-      for (size_t i = 0; i < 8; ++i) rows[i] = lane + i < samples ? output + (lane + i) * stride + pass : absent;
-      const Element* from = tile + pass * lanes + lane;
-      size_t feature = 0;
-      for (; feature + 8 <= features; feature += 8) {
-        Eight<Element> block[8];
-        for (size_t i = 0; i < 8; ++i)
-          block[i] = *reinterpret_cast<const Eight<Element>*>(from + (feature + i) * lanes);
-        EightByEight<Element>::transpose(block);
-        if (relu) EightByEight<Element>::positive_part(block);
-        for (size_t i = 0; i < 8; ++i) *reinterpret_cast<Eight<Element>*>(rows[i] + feature) = block[i];
-      }
-      for (; feature < features; ++feature) {
-        for (size_t i = 0; i < 8; ++i) {
-          const Element element = from[feature * lanes + i];
-          rows[i][feature] = relu && element < 0 ? 0 : element;
-        }
-      }
+  size_t features_per_pass = kFeaturesPerPass;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Element) == 4) {
+    if (stride * sizeof(Element) % kBytesOfWay != 0) {
+      first = squares_from_tile<SixteenBySixteen>(tile, lanes, first, last, output, stride, samples, relu,
+                                                  features_per_pass);
+    } else {
+      features_per_pass = 128;  // halves of lines
+    }
+  }
+#endif
+  first = squares_from_tile<EightByEight<Element>>(tile, lanes, first, last, output, stride, samples, relu,
+                                                   features_per_pass);
+  for (size_t lane = 0; lane < samples; ++lane) {
+    for (size_t feature = first; feature < last; ++feature) {
+      const Element element = tile[feature * lanes + lane];
+      output[lane * stride + feature] = relu && element < 0 ? 0 : element;
     }
   }
 }
@@ -303,7 +341,7 @@ template <typename Element>
 inline Eight<Element> first_lanes(Eight<Element> eight, int32_t count) {
   using Bits = typename EightByEight<Element>::LaneNumbers;
   const Bits lane = {0, 1, 2, 3, 4, 5, 6, 7};
-  return reinterpret_cast<Eight<Element> >(reinterpret_cast<Bits>(eight) & (lane < count));
+  return reinterpret_cast<Eight<Element>>(reinterpret_cast<Bits>(eight) & (lane < count));
 }
 
 // So many dot products wait, eight lanes each, to be added up eight at a time: a loop for the products and one for the
