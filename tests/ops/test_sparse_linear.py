@@ -14,8 +14,8 @@ from lth_fast.ops.sparse_linear import _forward, _input_grad, _values_grad, from
 from lth_fast.ops.sparse_pattern import reference as pattern_reference
 
 Distance = Callable[[Tensor, Tensor], float]
-# Features below, at and above blocks of eight, one and several panels; the last one's input has many readers.
-FEATURES = [(1, 1), (16, 8), (7, 3), (33, 21), (784, 300), (1300, 40), (40, 1300), (200, 2200), (300, 130)]
+# Features below, at and above blocks of eight, one and several panels, more rows and columns than one task takes.
+FEATURES = [(1, 1), (16, 8), (7, 3), (33, 21), (784, 300), (1300, 40), (40, 1300), (20, 20000), (5000, 20), (300, 130)]
 # Which of the gradients of input, values and bias.
 WANTED = list(itertools.product([False, True], repeat=3))
 # Batches that fill a whole, a half and a quarter tile, several tiles, and a rest.
@@ -304,24 +304,39 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(
     assert torch.equal(on_threads(1, everything), on_threads(2, everything))
 
 
-def test_the_bits_do_not_depend_on_the_panels() -> None:
+@pytest.mark.usefixtures("kernels")
+def test_one_panel_and_several_agree(distance: Distance) -> None:
     mask = torch.rand(300, 1500) < 0.1
-    weight, bias = torch.randn(300, 1500), torch.randn(300)
-    inputs, gradient = torch.randn(100, 1500), torch.randn(100, 300)
+    weight, bias, inputs = torch.randn(300, 1500), torch.randn(300), torch.randn(100, 1500)
+    several, one = sparse_pattern(mask), pattern_reference(mask, panels=(1, 1))
+    assert several.row_order.shape[0] > one.row_order.shape[0] == 1
+    for pattern in (several, one):
+        assert_agrees_with_reference(inputs, from_dense(weight, pattern), bias, pattern, distance)
 
-    def everything(pattern: SparsePattern) -> list[Tensor]:
-        leaves = as_leaves(inputs, from_dense(weight, pattern), bias)
-        out = sparse_linear(*leaves, pattern)
-        out.backward(gradient)
-        grad_input, grad_values, grad_bias = (leaf.grad for leaf in leaves)
-        assert grad_input is not None
-        assert grad_values is not None
-        assert grad_bias is not None
-        return [out, grad_input, to_dense(grad_values, pattern), grad_bias]
 
-    panels, whole = sparse_pattern(mask), pattern_reference(mask, panels=(1, 1))
-    assert panels.row_order.shape[0] > whole.row_order.shape[0] == 1
-    assert all(torch.equal(a, b) for a, b in zip(everything(panels), everything(whole), strict=True))
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("in_features", "out_features"), [(9000, 30), (30, 9000)])
+@pytest.mark.parametrize("density", [0.1, 1.0])
+def test_long_sums_are_as_exact_as_those_of_a_dense_layer(
+    in_features: int, out_features: int, density: float, distance: Distance
+) -> None:
+    mask = torch.rand(out_features, in_features) < density
+    pattern, weight = sparse_pattern(mask), torch.randn(out_features, in_features) * mask
+    inputs, gradient = torch.randn(64, in_features), torch.randn(64, out_features)
+
+    def output_and_input_grad(layer: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+        (leaf,) = as_leaves(inputs)
+        out = layer(leaf)
+        out.backward(gradient.to(out.dtype))
+        assert leaf.grad is not None
+        return out, leaf.grad
+
+    values = from_dense(weight, pattern)
+    ours = output_and_input_grad(lambda inputs: sparse_linear(inputs, values, None, pattern), inputs)
+    dense = output_and_input_grad(lambda inputs: nn.functional.linear(inputs, weight), inputs)
+    exact = output_and_input_grad(lambda inputs: nn.functional.linear(inputs, weight.double()), inputs.double())
+    for our, stock, expected in zip(ours, dense, exact, strict=True):
+        assert distance(our, expected) <= 1.5 * distance(stock, expected)
 
 
 def test_under_autocast_the_layer_computes_in_float32(distance: Distance) -> None:

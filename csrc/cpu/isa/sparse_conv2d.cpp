@@ -5,7 +5,9 @@
 // constant offset from a pixel of the output to the pixel of the source that it multiplies. The product keeps a piece
 // of one output row in registers while the survivors of that output channel pass by; the gradient of the values keeps
 // several survivors' sums in registers while pixels pass by. The source channels are cut into panels: all output
-// channels visit one panel of one piece while it stays in cache, before the next one.
+// channels visit one panel of one piece while it stays in cache, before the next one. The sums of a panel begin at zero
+// and are added to those of the panels before it, so that rounding errors grow with the numbers of survivors in a panel
+// and of panels, not with their product.
 #include "eight_by_eight.h"
 #include "first_lanes.h"
 #include "flush_denormals.h"
@@ -122,18 +124,18 @@ void product_piece(const TapRows& rows, size_t panel, const Element* values, con
   for (size_t row = first; row < last; ++row) {
     auto* to = reinterpret_cast<Vector*>(output + row * channel_stride);
     Vector sum[kVectors];
-    if (panel == 0) {
-      const Element start = bias == nullptr ? Element{0} : bias[row];
-      for (size_t k = 0; k < kVectors; ++k) sum[k] = start - Vector{};
-    } else {
-      for (size_t k = 0; k < kVectors; ++k) sum[k] = to[k];
-    }
+    const Element start = panel == 0 && bias != nullptr ? bias[row] : Element{0};
+    for (size_t k = 0; k < kVectors; ++k) sum[k] = start - Vector{};
     for (int32_t survivor = starts[row]; survivor < starts[row + 1]; ++survivor) {
       const auto* from = reinterpret_cast<const Vector*>(source + rows.offsets[survivor]);
       const Element value = values[survivor];
       for (size_t k = 0; k < kVectors; ++k) sum[k] += value * from[k];
     }
-    for (size_t k = 0; k < kVectors; ++k) to[k] = sum[k];
+    if (panel == 0) {
+      for (size_t k = 0; k < kVectors; ++k) to[k] = sum[k];
+    } else {
+      for (size_t k = 0; k < kVectors; ++k) to[k] += sum[k];
+    }
   }
 }
 

@@ -3,9 +3,11 @@
 // A tile holds up to `lanes` samples, [features][lanes]: the samples lie innermost, so one survivor meets whole vectors
 // of them and nothing is ever gathered. The sums of one line stay in registers while its survivors pass by. The
 // features are cut into panels (see sparse_pattern): all lines visit one panel of the input while it stays in cache,
-// before the next one; a line's sums wait in the output tile in between. A line meets its survivors in ascending order
-// for any panels, so neither panels nor threads change the bits. Lines are visited by their number of survivors, so
-// that the processor foresees where the next one begins, and values and indices stand in the order of the visit.
+// before the next one. The sums of a panel begin at zero and are added to those of the panels before it, which wait in
+// the output tile: rounding errors grow with the numbers of survivors in a panel and of panels, not with their product.
+// The panels depend on the mask alone, and so do the bits, whatever the threads. Lines are visited by their number of
+// survivors, so that the processor foresees where the next one begins, and values and indices stand in the order of the
+// visit.
 #include <cstring>
 
 #include "eight_by_eight.h"
@@ -159,8 +161,12 @@ struct LineSums {
     const auto* from = opaque(reinterpret_cast<const Vector*>(input + feature * kLanesOfTile));
     for (size_t k = 0; k < kVectors; ++k) sum[k] += value * from[k];
   }
-  void store() const {
-    for (size_t k = 0; k < kVectors; ++k) at[k] = sum[k];
+  void store(bool leads) const {
+    if (leads) {
+      for (size_t k = 0; k < kVectors; ++k) at[k] = sum[k];
+    } else {
+      for (size_t k = 0; k < kVectors; ++k) at[k] += sum[k];
+    }
   }
 };
 
@@ -191,12 +197,8 @@ void product(const SparsePanel<Index>& panel, const Element* values, const Eleme
   const auto load = [&](size_t place, Sums& sums) {
     const auto line = static_cast<size_t>(held.order[place]);
     sums.at = opaque(reinterpret_cast<Vector*>(output + line * Sums::kLanesOfTile));
-    if (held.leads) {
-      const Element start = bias == nullptr ? Element{0} : bias[line];
-      for (size_t k = 0; k < kVectors; ++k) sums.sum[k] = start - Vector{};
-    } else {
-      for (size_t k = 0; k < kVectors; ++k) sums.sum[k] = sums.at[k];
-    }
+    const Element start = held.leads && bias != nullptr ? bias[line] : Element{0};
+    for (size_t k = 0; k < kVectors; ++k) sums.sum[k] = start - Vector{};
   };
   const auto add = [&](ptrdiff_t survivor, Sums& sums) {
     const Element value = values[kElsewhere ? held.places[survivor] : survivor];
@@ -228,14 +230,14 @@ void product(const SparsePanel<Index>& panel, const Element* values, const Eleme
         add(survivor, a), add(survivor + length, b);
       }
       for (survivor += length; survivor < end; ++survivor) add(survivor, b);
-      a.store(), b.store();
+      a.store(held.leads), b.store(held.leads);
     }
   }
   for (; place < last; ++place) {
     Sums sums;
     load(place, sums);
     for (ptrdiff_t survivor = held.starts[place]; survivor < held.starts[place + 1]; ++survivor) add(survivor, sums);
-    sums.store();
+    sums.store(held.leads);
   }
 }
 
