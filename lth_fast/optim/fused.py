@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lth_fast.nn.mask_changes import mask_changes
+from lth_fast.nn.mask_changes import Holder, mask_changes
 from lth_fast.nn.masked import MaskedLayer
 
 
@@ -88,16 +88,19 @@ class Masks:
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self._holders = [mask_changes.holders_of(parameter) for parameter in parameters]
+        self._holders: list[Holder] = []
         self.bits: list[Tensor | None] = []
-        for holders in self._holders:
-            bits = [holder.mask_bits for holder in holders]
+        for parameter in parameters:
+            holders = mask_changes.holders_of(parameter)
+            if not holders:
+                self.bits.append(None)
+                continue
             # A shared weight survives where all of its layers keep it.
-            self.bits.append(reduce(torch.bitwise_and, bits) if bits else None)
+            self.bits.append(reduce(torch.bitwise_and, [holder.mask_bits for holder in holders]))
+            self._holders += holders
 
     def applied(self) -> None:
         """The step has zeroed the pruned weights: the layers need not look again."""
-        for holders in self._holders:
-            for holder in holders:
-                if isinstance(holder, MaskedLayer):
-                    holder.trust_weight()
+        for holder in self._holders:
+            if isinstance(holder, MaskedLayer):
+                holder.trust_weight()

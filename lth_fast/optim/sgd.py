@@ -32,7 +32,10 @@ class SGD(FusedOptimizer, torch.optim.SGD):
             momentum = self.state[parameter].get("momentum_buffer") if has_momentum else None
             first_step = has_momentum and momentum is None
             kind = (parameter.device, parameter.dtype, first_step)
-            parameters, gradients, momentum_buffers = calls.setdefault(kind, ([], [], []))
+            call = calls.get(kind)
+            if call is None:
+                call = calls[kind] = ([], [], [])
+            parameters, gradients, momentum_buffers = call
             parameters.append(parameter)
             gradients.append(gradient)
             if has_momentum:
