@@ -81,8 +81,9 @@ class MaskChanges:
         found = self._found.get(id(parameter))
         if found is None:
             return []
+        layers = (layer() for layer in found)
         # The weight may have been replaced since, or another tensor have got its identity.
-        return [holder for ref in found if (holder := ref()) is not None and holder.weight is parameter]
+        return [layer for layer in layers if layer is not None and layer.weight is parameter]
 
 
 mask_changes = MaskChanges()

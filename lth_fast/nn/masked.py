@@ -75,11 +75,8 @@ class MaskedLayer(nn.Module):
         For whoever just wrote the weight and knows it, a training loop whose optimizer maps zero gradients and zero
         moments to zero, for instance: the next forward then skips re-applying the mask.
         """
-        if torch.compiler.is_compiling():
-            self._seen_masked = _identity(self.weight)
-        else:
-            # Past what a module does on every assignment: this runs for every layer at every optimizer step.
-            self.__dict__["_seen_masked"] = _identity(parameter(self, "weight"))
+        # Past what a module does on every assignment: this runs for every layer at every optimizer step.
+        self.__dict__["_seen_masked"] = _identity(parameter(self, "weight"))
 
     def masked_weight(self) -> Tensor:
         """The weight, after re-applying the mask if anything wrote to it since it was last known to be masked."""
