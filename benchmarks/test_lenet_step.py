@@ -1,4 +1,5 @@
-"""One training step of LeNet (batch 60, Adam) under a mask: our layers against torch.nn.utils.prune."""
+"""One training step of LeNet (batch 60, Adam) under a mask: our layers, in the form that the search gives them on a CPU,
+against torch.nn.utils.prune."""
 
 from functools import partial
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from lth_fast import optim
+from lth_fast.nn import choices, convert
 
 from .alternation import take_turns
 from .lenet import Setting, mnist, stepper
@@ -18,7 +20,9 @@ RIVALS = {"default Adam": torch.optim.Adam, "fused Adam": partial(torch.optim.Ad
 def test_step(benchmark, threads, density):
     splits, data_used = mnist()
     setting = Setting.at(density)
-    ours = stepper(setting.ours(), splits.train, optim.Adam)
+    model = convert(setting.ours(), example_input=torch.randn(60, 1, 28, 28))
+    forms = ", ".join(choice.form for choice in choices(model).values())
+    ours = stepper(model, splits.train, optim.Adam)
     rivals = {name: stepper(setting.stock(), splits.train, adam) for name, adam in RIVALS.items()}
     results = take_turns(
         benchmark,
@@ -31,6 +35,7 @@ def test_step(benchmark, threads, density):
         density=density,
         data=data_used,
         steps=STEPS,
-        note=f"{STEPS} steps; {1e3 * ours_seconds / STEPS:.2f} ms a step, the reference project's is 14.5",
+        forms=forms,
+        note=f"{STEPS} steps; {1e3 * ours_seconds / STEPS:.2f} ms a step ({forms}), the reference project's is 14.5",
     )
     assert ours_seconds > 0
