@@ -1,4 +1,4 @@
-"""One training step of LeNet (batch 60, Adam) under a mask: our layers, in the form that the search gives them on a CPU,
+"""One training step of LeNet (batch 60, Adam) under a mask, in the forms that the search gives its layers on a CPU,
 against torch.nn.utils.prune."""
 
 from functools import partial
