@@ -64,6 +64,11 @@ def test_every_density_agrees(kernels: ctypes.CDLL, density: float) -> None:
     assert_like_a_dense_layer(kernels, (300, 70), 65, torch.float32, True, density)
 
 
+@pytest.mark.parametrize("features", [(9000, 20), (20, 9000)], ids=str)
+def test_long_sums_agree(kernels: ctypes.CDLL, features: tuple[int, int]) -> None:
+    assert_like_a_dense_layer(kernels, features, 33, torch.float32, True, density=1.0)
+
+
 def test_a_grid_of_large_blocks_agrees(kernels: ctypes.CDLL) -> None:
     assert_like_a_dense_layer(kernels, (3, 2050), 1030, torch.float32, False, density=0.5)
 

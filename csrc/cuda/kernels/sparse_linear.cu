@@ -94,15 +94,18 @@ __global__ void __launch_bounds__(kWarp* kMostWarps)
         tile.fill(input, first, last, first_sample, samples);
 #pragma unroll
         for (int l = 0; l < kLines; ++l) {
+          // Added up on its own, so that rounding errors do not grow with the length of the line.
+          Element of_tile[kCount] = {};
           int count;
           do {
             count = survivors_before(matrix.indices, next[l], end[l], last);
             for (int32_t survivor = next[l]; survivor < next[l] + count; ++survivor) {
               const auto feature = tile.features[matrix.indices[survivor] - first][threadIdx.x];
-              for (int i = 0; i < kCount; ++i) sums[l][i] += values[survivor] * feature.at[i];
+              for (int i = 0; i < kCount; ++i) of_tile[i] += values[survivor] * feature.at[i];
             }
             next[l] += count;
           } while (count == kWarp);
+          for (int i = 0; i < kCount; ++i) sums[l][i] += of_tile[i];
         }
       }
     }
