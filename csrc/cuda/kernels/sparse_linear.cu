@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kWarp* kMostWarps)
         tile.fill(input, first, last, first_sample, samples);
 #pragma unroll
         for (int l = 0; l < kLines; ++l) {
-          // Added up on its own, so that rounding errors do not grow with the length of the line.
+          // Added up on its own, so that rounding errors grow less with the length of the line.
           Element of_tile[kCount] = {};
           int count;
           do {
