@@ -56,8 +56,8 @@ def test_two_threads(benchmark: Any, features: tuple[int, int], batch: int, dens
 
 def check_share(benchmark: Any, work: Callable[[], object], products: int, density: float, bar: float) -> None:
     """``products`` multiply-adds of ``work`` a second, as a share of what a square product makes."""
-    square = torch.randn(512, 512)
-    result = alternate(benchmark, work, lambda: square @ square, rounds=31, repeat=CALLS_PER_TURN)
+    square, product = torch.randn(512, 512), torch.empty(512, 512)  # without pages that come and go at every call
+    result = alternate(benchmark, work, lambda: torch.mm(square, square, out=product), rounds=31, repeat=CALLS_PER_TURN)
     share = (products / result.ours) / (512**3 / result.rival)
     # The ratio that the interval belongs to is that of the times: its upper end, as a share.
     highest = share * result.high / result.ratio

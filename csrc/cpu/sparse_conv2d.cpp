@@ -20,6 +20,7 @@
 
 #include "cpu/caches.h"
 #include "cpu/dispatch.h"
+#include "ops/below_autograd.h"
 
 namespace lth_fast {
 namespace {
@@ -661,7 +662,7 @@ at::Tensor sparse_conv2d(const at::Tensor& input, const at::Tensor& values, cons
                          at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                          bool relu) {
   const Convolution convolution = {kernel_size, stride, padding, dilation, groups};
-  if (c10::InferenceMode::is_enabled()) {
+  if (past_autograd(input)) {
     check_sparse_conv2d(input, values, bias, {output_starts, input_taps, input_starts, output_taps, permutation},
                         convolution);
   }

@@ -9,8 +9,11 @@
 
 #include "cpu/caches.h"
 #include "cpu/dispatch.h"
+#include "cpu/scratch.h"
 #include "cpu/sparse_pattern.h"
+#include "ops/below_autograd.h"
 #include "ops/rows.h"
+#include "ops/sparse_linear.h"
 #include "ops/torch_headers.h"
 
 namespace lth_fast {
@@ -64,9 +67,9 @@ std::vector<Tile> cut_batch(int64_t batch) {
   return tiles;
 }
 
-at::Tensor empty_tiles(const std::vector<Tile>& tiles, int64_t features, const at::Tensor& like) {
-  const int64_t lanes = tiles.empty() ? 0 : tiles.back().lanes_before + tiles.back().lanes;
-  return at::empty({lanes * features}, like.options());
+// Lanes of all of them.
+int64_t lanes_of(const std::vector<Tile>& tiles) {
+  return tiles.empty() ? 0 : tiles.back().lanes_before + tiles.back().lanes;
 }
 
 // [..., features] as rows whose elements are adjacent.
@@ -75,41 +78,24 @@ at::Tensor adjacent_rows(const at::Tensor& tensor) {
   return flat.size(1) <= 1 || flat.stride(1) == 1 ? flat : flat.contiguous();
 }
 
+// Where `sums` is given, it becomes the features' sums over the samples of each tile, [tiles, features].
 template <typename Element>
-at::Tensor to_tiles(const at::Tensor& rows, const std::vector<Tile>& tiles) {
+void to_tiles(const at::Tensor& rows, const std::vector<Tile>& tiles, Element* to, Element* sums = nullptr) {
   const auto& table = sparse_linear_kernels<Element>();
   const int64_t features = rows.size(1), stride = rows.stride(0);
-  at::Tensor result = empty_tiles(tiles, features, rows);
   const auto* from = rows.const_data_ptr<Element>();
-  auto* to = result.mutable_data_ptr<Element>();
   const int64_t slices = ceiling_divide(features, kFeaturesPerTask);
   at::parallel_for(0, static_cast<int64_t>(tiles.size()) * slices, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const Tile& tile = tiles[task / slices];
+      const int64_t number = task / slices;
+      const Tile& tile = tiles[number];
       const int64_t first = task % slices * kFeaturesPerTask, last = std::min(first + kFeaturesPerTask, features);
       table.to_tile(from + tile.first_sample * stride, stride, tile.samples, first, last,
-                    to + tile.lanes_before * features, tile.lanes);
+                    to + tile.lanes_before * features, tile.lanes,
+                    sums == nullptr ? nullptr : sums + number * features);
     }
   });
-  return result;
 }
-
-// Uninitialized memory on the boundary of a cache line, for what is not read before it is written.
-template <typename Element>
-class Scratch {
- public:
-  explicit Scratch(int64_t elements)
-      : memory_(c10::GetAllocator(c10::kCPU)->allocate(static_cast<size_t>(elements) * sizeof(Element))) {}
-
-  // Where element 0 would be if the memory began at element `first`; only elements from there on may be touched.
-  Element* from(int64_t first) const {
-    return reinterpret_cast<Element*>(reinterpret_cast<uintptr_t>(memory_.get()) -
-                                      static_cast<uintptr_t>(first) * sizeof(Element));
-  }
-
- private:
-  at::DataPtr memory_;
-};
 
 // The input's panels as tiles. With few readers each transposes a panel for itself when its turn comes, so that it
 // never leaves the first-level cache; many share tiles that were made before.
@@ -119,15 +105,18 @@ class InputPanels {
   InputPanels(const at::Tensor& rows, const std::vector<Tile>& tiles, int64_t panels, int64_t readers)
       : rows_(rows), width_(ceiling_divide(rows.size(1), panels)) {
     constexpr int64_t kFewReaders = 2;
-    if (readers > kFewReaders) tiles_ = to_tiles<Element>(rows, tiles);
+    if (readers > kFewReaders) {
+      tiles_.emplace(lanes_of(tiles) * rows.size(1));
+      to_tiles(rows, tiles, tiles_->data());
+    }
   }
 
   // Calls work(panel, input) for panels first to last in turn; feature f lies at input + f * lanes.
   template <typename Work>
   void for_each(const Tile& tile, int64_t first_panel, int64_t last_panel, const Work& work) const {
     const int64_t features = rows_.size(1), stride = rows_.stride(0);
-    if (tiles_.defined()) {
-      const Element* input = tiles_.const_data_ptr<Element>() + tile.lanes_before * features;
+    if (tiles_) {
+      const Element* input = tiles_->data() + tile.lanes_before * features;
       for (int64_t panel = first_panel; panel < last_panel; ++panel) work(panel, input);
       return;
     }
@@ -136,7 +125,7 @@ class InputPanels {
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const int64_t first = panel * width_, last = std::min(first + width_, features);
       Element* made = scratch.from(first * tile.lanes);
-      sparse_linear_kernels<Element>().to_tile(samples, stride, tile.samples, first, last, made, tile.lanes);
+      sparse_linear_kernels<Element>().to_tile(samples, stride, tile.samples, first, last, made, tile.lanes, nullptr);
       work(panel, made);
     }
   }
@@ -144,18 +133,20 @@ class InputPanels {
  private:
   const at::Tensor& rows_;
   int64_t width_;
-  at::Tensor tiles_;
+  std::optional<Scratch<Element>> tiles_;
 };
 
-// The lines of the matrix cut into tasks of whole blocks: as many for every thread, of about `most` lines or less,
-// whose sizes differ by one block only.
+// The lines of the matrix cut into slices of whole blocks, of about `most` lines or less, whose sizes differ by one
+// block only: so many that all threads get as many when each slice is worked on `times` times.
 class Slices {
  public:
-  Slices(int64_t lines, int64_t most)
-      : lines_(lines), block_(std::max<int64_t>(lines_per_block(lines), 1)), blocks_(ceiling_divide(lines, block_)) {
-    const int64_t threads = at::get_num_threads(), share = ceiling_divide(lines, threads);
-    const int64_t tasks = threads * std::max<int64_t>(ceiling_divide(share, most), 1);
-    count_ = std::max<int64_t>(std::min(tasks, blocks_), 1);
+  Slices(int64_t lines, int64_t most, int64_t times = 1)
+      : lines_(lines),
+        block_(std::max<int64_t>(lines_per_block(lines), 1)),
+        blocks_(ceiling_divide(lines, block_)),
+        count_(std::max<int64_t>(ceiling_divide(lines, most), 1)) {
+    while (count_ * times % at::get_num_threads() != 0) ++count_;
+    count_ = std::max<int64_t>(std::min(count_, blocks_), 1);
   }
 
   int64_t count() const { return count_; }
@@ -178,10 +169,10 @@ void for_tasks(int64_t tasks, int64_t products, const Work& work) {
 // A panel of one of the two orders of the matrix; `permutation` where the values stand in the other one.
 template <typename Index>
 SparsePanel<Index> panel_of(int64_t panel, const at::Tensor& starts, const at::Tensor& order, const at::Tensor& indices,
-                            const at::Tensor* permutation = nullptr) {
+                            bool leads, const at::Tensor* permutation = nullptr) {
   return {starts.const_data_ptr<int32_t>() + panel * starts.size(1),
           order.const_data_ptr<int32_t>() + panel * order.size(1), indices.const_data_ptr<Index>(),
-          permutation == nullptr ? nullptr : permutation->const_data_ptr<int32_t>(), panel == 0};
+          permutation == nullptr ? nullptr : permutation->const_data_ptr<int32_t>(), leads};
 }
 
 // Calls work(kernel, Index{}) with the one of two kernels that takes the type of `indices`.
@@ -192,6 +183,13 @@ void by_index(const at::Tensor& indices, Short kernel_16, Long kernel_32, const 
   } else {
     work(kernel_32, int32_t{});
   }
+}
+
+// Parts of the panels whose sums are added up for themselves. Two where transposing the input is a good part of the
+// work, so that two threads can each transpose one half of it. The mask's shape alone decides: the sums depend on it.
+int64_t parts_of_panels(int64_t panels, int64_t rows, int64_t columns) {
+  constexpr int64_t kLeastColumns = 2048, kMostRows = 1024;
+  return columns >= kLeastColumns && rows <= kMostRows && panels > 1 ? 2 : 1;
 }
 
 // output = input * transpose(matrix) + bias, with 0 for what is negative where `relu`.
@@ -211,41 +209,72 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& values, const at::
   auto* to = output.mutable_data_ptr<Element>();
 
   const auto tiles = cut_batch<Element>(samples.size(0));
-  const Slices slices(rows, rows_per_task<Element>(tiles.front().lanes));
+  const auto count = static_cast<int64_t>(tiles.size());
+  const int64_t parts = parts_of_panels(panels, rows, samples.size(1));
+  const Slices slices(rows, rows_per_task<Element>(tiles.front().lanes) / parts, count * parts);
   const InputPanels<Element> input_panels(samples, tiles, panels, slices.count());
-  by_index(columns, table.product_16, table.product_32, [&](auto kernel, auto index) {
-    using Index = decltype(index);
-    for_tasks(static_cast<int64_t>(tiles.size()) * slices.count(), (columns.numel() + rows) * samples.size(0),
-              [&](int64_t task) {
-                const Tile& tile = tiles[task / slices.count()];
-                const int64_t slice = task % slices.count(), first = slices.first(slice), last = slices.last(slice);
-                const Scratch<Element> scratch(slices.most() * tile.lanes);
-                Element* sums = scratch.from(first * tile.lanes);
-                input_panels.for_each(tile, 0, panels, [&](int64_t panel, const Element* from) {
-                  kernel(panel_of<Index>(panel, row_starts, row_order, columns), value, start, first, last, from, sums,
-                         tile.lanes);
-                });
-                table.from_tile(sums, tile.lanes, first, last, to + tile.first_sample * rows, rows, tile.samples, relu);
-              });
-  });
+  const int64_t products = (columns.numel() + rows) * samples.size(0);
+
+  // Sums of a part of the panels, of a slice of the rows.
+  const auto add_up = [&](const Tile& tile, int64_t slice, int64_t part, Element* sums) {
+    by_index(columns, table.product_16, table.product_32, [&](auto kernel, auto index) {
+      const int64_t first_panel = part * panels / parts, last_panel = (part + 1) * panels / parts;
+      input_panels.for_each(tile, first_panel, last_panel, [&](int64_t panel, const Element* from) {
+        kernel(panel_of<decltype(index)>(panel, row_starts, row_order, columns, panel == first_panel), value,
+               part == 0 ? start : nullptr, slices.first(slice), slices.last(slice), from, sums, tile.lanes);
+      });
+    });
+  };
+  const auto write = [&](const Tile& tile, int64_t slice, const Element* sums, const Element* second) {
+    table.from_tile(sums, parts == 2 ? second : nullptr, tile.lanes, slices.first(slice), slices.last(slice),
+                    to + tile.first_sample * rows, rows, tile.samples, relu);
+  };
+  if (parts == 1 || count * slices.count() % at::get_num_threads() == 0) {
+    for_tasks(count * slices.count(), products, [&](int64_t task) {
+      const Tile& tile = tiles[task / slices.count()];
+      const int64_t slice = task % slices.count(), size = slices.most() * tile.lanes;
+      const Scratch<Element> scratch(size * parts);
+      Element *sums = scratch.from(slices.first(slice) * tile.lanes), *second = sums + size;
+      add_up(tile, slice, 0, sums);
+      if (parts == 2) add_up(tile, slice, 1, second);
+      write(tile, slice, sums, second);
+    });
+  } else {  // threads share the panels, too
+    const int64_t size = lanes_of(tiles) * rows;
+    const Scratch<Element> scratch(size * parts);
+    const auto sums_of = [&](const Tile& tile, int64_t part) {
+      return scratch.data() + part * size + tile.lanes_before * rows;
+    };
+    for_tasks(count * slices.count() * parts, products, [&](int64_t task) {
+      const Tile& tile = tiles[task / parts / slices.count()];
+      add_up(tile, task / parts % slices.count(), task % parts, sums_of(tile, task % parts));
+    });
+    for_tasks(count * slices.count(), rows * samples.size(0), [&](int64_t task) {
+      const Tile& tile = tiles[task / slices.count()];
+      write(tile, task % slices.count(), sums_of(tile, 0), sums_of(tile, 1));
+    });
+  }
   return output;
 }
 
-// The gradient of the output, as rows and as tiles: all other gradients are made of it.
+// The gradient of the output, as rows and as tiles: all other gradients are made of it. Its features' sums over each
+// tile, [tiles, features], come with the tiles where they are wanted.
 template <typename Element>
 struct GradOutput {
-  explicit GradOutput(const at::Tensor& gradient)
+  GradOutput(const at::Tensor& gradient, bool sums_wanted)
       : rows(adjacent_rows(gradient)),
         tiles(cut_batch<Element>(rows.size(0))),
-        as_tiles(to_tiles<Element>(rows, tiles)) {}
-
-  const Element* operator[](const Tile& tile) const {
-    return as_tiles.template const_data_ptr<Element>() + tile.lanes_before * rows.size(1);
+        as_tiles(lanes_of(tiles) * rows.size(1)) {
+    if (sums_wanted) sums = at::empty({static_cast<int64_t>(tiles.size()), rows.size(1)}, rows.options());
+    to_tiles(rows, tiles, as_tiles.data(), sums_wanted ? sums.mutable_data_ptr<Element>() : nullptr);
   }
+
+  const Element* operator[](const Tile& tile) const { return as_tiles.data() + tile.lanes_before * rows.size(1); }
 
   at::Tensor rows;
   std::vector<Tile> tiles;
-  at::Tensor as_tiles;
+  Scratch<Element> as_tiles;
+  at::Tensor sums;
 };
 
 // The values of some columns in column order, panel of rows after panel of rows.
@@ -308,12 +337,12 @@ at::Tensor input_grad(const GradOutput<Element>& grad_output, at::IntArrayRef sh
       for (const Tile& tile : tiles) {
         Element* sums = scratch.from(first * tile.lanes);
         for (int64_t panel = 0; panel < panels; ++panel) {
-          kernel(panel_of<Index>(panel, column_starts, column_order, rows, in_order ? nullptr : &permutation),
-                 in_order ? in_order->of_panel(panel) : value, nullptr, first, last, grad_output[tile], sums,
-                 tile.lanes);
+          kernel(
+              panel_of<Index>(panel, column_starts, column_order, rows, panel == 0, in_order ? nullptr : &permutation),
+              in_order ? in_order->of_panel(panel) : value, nullptr, first, last, grad_output[tile], sums, tile.lanes);
         }
-        table.from_tile(sums, tile.lanes, first, last, to + tile.first_sample * in_features, in_features, tile.samples,
-                        false);
+        table.from_tile(sums, nullptr, tile.lanes, first, last, to + tile.first_sample * in_features, in_features,
+                        tile.samples, false);
       }
     });
   });
@@ -346,8 +375,8 @@ at::Tensor values_grad(const GradOutput<Element>& grad_output, const at::Tensor&
                     last_panel = by_panels ? (task + 1) * panels / tasks : panels;
       for (const Tile& tile : tiles) {
         input_panels.for_each(tile, first_panel, last_panel, [&](int64_t panel, const Element* from) {
-          kernel(panel_of<Index>(panel, row_starts, row_order, columns), first, last, grad_output[tile], from, to,
-                 tile.first_sample > 0, tile.lanes);
+          kernel(panel_of<Index>(panel, row_starts, row_order, columns, panel == 0), first, last, grad_output[tile],
+                 from, to, tile.first_sample > 0, tile.lanes);
         });
       }
     });
@@ -357,12 +386,15 @@ at::Tensor values_grad(const GradOutput<Element>& grad_output, const at::Tensor&
 
 // grad_bias = the sums of grad_output over the samples.
 template <typename Element>
-at::Tensor bias_grad(const at::Tensor& rows) {
-  at::Tensor result = at::empty({rows.size(1)}, rows.options());
-  const auto* from = rows.const_data_ptr<Element>();
+at::Tensor bias_grad(const GradOutput<Element>& grad_output) {
+  const at::Tensor& sums = grad_output.sums;
+  const int64_t tiles = sums.size(0), features = sums.size(1);
+  if (tiles == 1) return sums.view({features});
+  at::Tensor result = at::empty({features}, sums.options());
+  const auto* from = sums.const_data_ptr<Element>();
   auto* to = result.mutable_data_ptr<Element>();
-  at::parallel_for(0, rows.size(1), kProductsPerThread / rows.size(0) + 1, [&](int64_t first, int64_t last) {
-    sparse_linear_kernels<Element>().feature_sums(from, rows.stride(0), rows.size(0), first, last, to);
+  at::parallel_for(0, features, kProductsPerThread / tiles + 1, [&](int64_t first, int64_t last) {
+    sparse_linear_kernels<Element>().feature_sums(from, features, tiles, first, last, to);
   });
   return result;
 }
@@ -373,7 +405,10 @@ at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
                          const at::Tensor& row_starts, const at::Tensor& row_order, const at::Tensor& columns,
                          const at::Tensor& column_starts, const at::Tensor& column_order, const at::Tensor& rows,
                          const at::Tensor& permutation, bool relu) {
-  (void)column_starts, (void)column_order, (void)rows, (void)permutation;  // for the backward
+  if (past_autograd(input)) {
+    check_sparse_linear(input, values, bias, row_starts, row_order, columns, column_starts, column_order, rows,
+                        permutation);
+  }
   const at::Tensor* added = bias.has_value() ? &*bias : nullptr;
   return input.scalar_type() == at::kFloat
              ? forward<float>(input, values, added, row_starts, row_order, columns, relu)
@@ -387,8 +422,8 @@ at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Ten
   shape.back() = column_order.size(1);
   if (grad_output.numel() == 0) return at::zeros(shape, values.options());
   const auto compute = [&](auto element) {
-    return input_grad<decltype(element)>(GradOutput<decltype(element)>(grad_output), shape, values, column_starts,
-                                         column_order, rows, permutation);
+    return input_grad<decltype(element)>(GradOutput<decltype(element)>(grad_output, false), shape, values,
+                                         column_starts, column_order, rows, permutation);
   };
   return values.scalar_type() == at::kFloat ? compute(float{}) : compute(double{});
 }
@@ -398,8 +433,8 @@ at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Te
                                      const at::Tensor& columns) {
   if (input.numel() == 0 || grad_output.numel() == 0) return at::zeros(columns.sizes(), input.options());
   const auto compute = [&](auto element) {
-    return values_grad<decltype(element)>(GradOutput<decltype(element)>(grad_output), input, row_starts, row_order,
-                                          columns);
+    return values_grad<decltype(element)>(GradOutput<decltype(element)>(grad_output, false), input, row_starts,
+                                          row_order, columns);
   };
   return input.scalar_type() == at::kFloat ? compute(float{}) : compute(double{});
 }
@@ -417,11 +452,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_linear_backward(
   }
   const auto compute = [&](auto element) -> std::tuple<at::Tensor, at::Tensor, at::Tensor> {
     using Element = decltype(element);
-    const GradOutput<Element> gradient(grad_output);
+    const GradOutput<Element> gradient(grad_output, bias_wanted);
     return {input_wanted ? input_grad(gradient, input.sizes(), values, column_starts, column_order, rows, permutation)
                          : none(),
             values_wanted ? values_grad(gradient, input, row_starts, row_order, columns) : none(),
-            bias_wanted ? bias_grad<Element>(gradient.rows) : none()};
+            bias_wanted ? bias_grad(gradient) : none()};
   };
   return values.scalar_type() == at::kFloat ? compute(float{}) : compute(double{});
 }

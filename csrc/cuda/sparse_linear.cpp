@@ -4,7 +4,9 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include "ops/below_autograd.h"
 #include "ops/rows.h"
+#include "ops/sparse_linear.h"
 
 namespace lth_fast {
 namespace {
@@ -54,7 +56,10 @@ at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
                          const at::Tensor& row_starts, const at::Tensor& row_order, const at::Tensor& columns,
                          const at::Tensor& column_starts, const at::Tensor& column_order, const at::Tensor& rows,
                          const at::Tensor& permutation, bool relu) {
-  (void)column_starts, (void)column_order, (void)rows, (void)permutation;  // for the backward
+  if (past_autograd(input)) {
+    check_sparse_linear(input, values, bias, row_starts, row_order, columns, column_starts, column_order, rows,
+                        permutation);
+  }
   const c10::cuda::CUDAGuard guard(input.device());
   const at::Tensor from = features_first(input), kept = values.contiguous();
   const at::Tensor added = bias.has_value() ? bias->contiguous() : at::Tensor();

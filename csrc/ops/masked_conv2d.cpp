@@ -39,8 +39,7 @@ void check_masked_conv2d(const at::Tensor& input, const at::Tensor& weight, cons
 
 at::Tensor compute(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                    const at::Tensor& mask_bits, Pair stride, Pair padding, Pair dilation, c10::SymInt groups) {
-  // Inference mode does not pass where the derivative is set up, and checked.
-  if (c10::InferenceMode::is_enabled()) check_masked_conv2d(input, weight, bias, mask_bits, groups);
+  if (past_autograd(input)) check_masked_conv2d(input, weight, bias, mask_bits, groups);
   // The mask is not needed: the weight is zero where it is pruned.
   return at::conv2d_symint(input, weight, bias, stride, padding, dilation, std::move(groups));
 }

@@ -42,8 +42,7 @@ void check_masked_linear(const at::Tensor& input, const at::Tensor& weight, cons
 
 at::Tensor compute(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                    const OptionalTensor& mask_bits) {
-  // Inference mode does not pass where the derivative is set up, and checked.
-  if (c10::InferenceMode::is_enabled()) check_masked_linear(input, weight, bias, mask_bits);
+  if (past_autograd(input)) check_masked_linear(input, weight, bias, mask_bits);
   // The mask is not needed: the weight is zero where it is pruned.
   const at::Tensor output = onednn_linear(input, weight, bias);
   return output.defined() ? output : at::linear(input, weight, bias);

@@ -2,6 +2,8 @@
 //
 // The pattern of the survivors arrives as the seven tensors of sparse_pattern. The forward and the gradient of the
 // values walk them in row order; the gradient of the input is the same product over the transposed order.
+#include "ops/sparse_linear.h"
+
 #include "ops/below_autograd.h"
 #include "ops/checks.h"
 #include "ops/rows.h"
@@ -81,7 +83,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> one_by_one(const at::Tensor& grad
           wanted[2] ? as_rows(grad_output).sum(0) : none()};
 }
 
-// ---- checks: shapes and types. That the numbers inside are those of one mask is sparse_pattern's part. ----
+// ---- checks ----
 
 void check_lines(const at::Tensor& starts, const char* starts_name, const at::Tensor& order, const char* order_name,
                  const char* panels, const char* lines) {
@@ -105,10 +107,12 @@ void check_per_survivor(const at::Tensor& indices, const char* name, const at::T
               indices.sym_sizes());
 }
 
-void check_arguments(const at::Tensor& input, const at::Tensor& values, const OptionalTensor& bias,
-                     const at::Tensor& row_starts, const at::Tensor& row_order, const at::Tensor& columns,
-                     const at::Tensor& column_starts, const at::Tensor& column_order, const at::Tensor& rows,
-                     const at::Tensor& permutation) {
+}  // namespace
+
+void check_sparse_linear(const at::Tensor& input, const at::Tensor& values, const OptionalTensor& bias,
+                         const at::Tensor& row_starts, const at::Tensor& row_order, const at::Tensor& columns,
+                         const at::Tensor& column_starts, const at::Tensor& column_order, const at::Tensor& rows,
+                         const at::Tensor& permutation) {
   TORCH_CHECK(values.dim() == 1, "sparse_linear: values must have 1 dimension [survivors], got ", values.sym_sizes());
   TORCH_CHECK(values.scalar_type() == at::kFloat || values.scalar_type() == at::kDouble,
               "sparse_linear: values must be float32 or float64, got ", values.scalar_type());
@@ -134,6 +138,8 @@ void check_arguments(const at::Tensor& input, const at::Tensor& values, const Op
   }
 }
 
+namespace {
+
 // ---- derivative ----
 
 // Row and column of every survivor, for the dense arithmetic of second derivatives.
@@ -150,8 +156,8 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
                             const at::Tensor& row_order, const at::Tensor& columns, const at::Tensor& column_starts,
                             const at::Tensor& column_order, const at::Tensor& rows, const at::Tensor& permutation,
                             bool relu) {
-    check_arguments(input, values, bias, row_starts, row_order, columns, column_starts, column_order, rows,
-                    permutation);
+    check_sparse_linear(input, values, bias, row_starts, row_order, columns, column_starts, column_order, rows,
+                        permutation);
     const at::Tensor output = [&] {
       at::AutoDispatchBelowADInplaceOrView guard;
       return sparse_linear(input, values, bias, row_starts, row_order, columns, column_starts, column_order, rows,
@@ -207,6 +213,13 @@ at::Tensor sparse_linear_autograd(const at::Tensor& input, const at::Tensor& val
                                   const at::Tensor& row_starts, const at::Tensor& row_order, const at::Tensor& columns,
                                   const at::Tensor& column_starts, const at::Tensor& column_order,
                                   const at::Tensor& rows, const at::Tensor& permutation, bool relu) {
+  if (!differentiated(input) && !differentiated(values) && !(bias.has_value() && differentiated(*bias))) {
+    check_sparse_linear(input, values, bias, row_starts, row_order, columns, column_starts, column_order, rows,
+                        permutation);
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return sparse_linear(input, values, bias, row_starts, row_order, columns, column_starts, column_order, rows,
+                         permutation, relu);
+  }
   return SparseLinear::apply(input, values, bias, row_starts, row_order, columns, column_starts, column_order, rows,
                              permutation, relu);
 }

@@ -11,6 +11,8 @@ from lth_fast.nn.sparse import SparseLayer
 from lth_fast.ops import SparsePattern, sparse_pattern
 from lth_fast.ops.sparse_linear import from_dense, to_dense
 
+_compute = torch.ops.lth_fast.sparse_linear.default
+
 
 class SparseLinear(SparseLayer):
     """``nn.Linear`` under a fixed mask, with time and memory in proportion to the survivors.
@@ -71,6 +73,4 @@ class SparseLinear(SparseLayer):
         # The op itself, and the buffers where they are held: a small layer computes no longer than a few calls take.
         held = self._buffers
         pattern = [held[name] for name in self.pattern_fields]
-        return torch.ops.lth_fast.sparse_linear.default(
-            input, parameter(self, "values"), parameter(self, "bias"), *pattern, False
-        )
+        return _compute(input, parameter(self, "values"), parameter(self, "bias"), *pattern, False)

@@ -6,10 +6,12 @@ import contextlib
 import math
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from lth_fast import _C
 
@@ -64,6 +66,34 @@ def library(request: pytest.FixtureRequest) -> Iterator[None]:
     _C.force_onednn(request.param)
     yield
     _C.force_onednn(previous)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.is_floating_point())
+
+
+def _inference_tensor(tensor: Tensor) -> Tensor:
+    with torch.inference_mode():
+        same_order = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+        return same_order.copy_(tensor)
+
+
+@pytest.fixture(params=["with a derivative", "without", "in inference mode", "on inference tensors"])
+def call(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """``call(op, *arguments, **named)`` on each of the ways that lead to the kernels: past autograd and not."""
+    prepare, mode = {
+        "with a derivative": (_leaf, contextlib.nullcontext()),
+        "without": (_leaf, torch.no_grad()),
+        "in inference mode": (torch.detach, torch.inference_mode()),
+        "on inference tensors": (_inference_tensor, contextlib.nullcontext()),
+    }[request.param]
+
+    def prepared(op: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        arguments, named = tree_map_only(Tensor, prepare, (arguments, named))
+        with mode:
+            return op(*arguments, **named)
+
+    return prepared
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lth_fast.ops import SparsePattern, sparse_linear, sparse_pattern
@@ -289,11 +290,15 @@ def test_denormals_are_flushed_and_the_callers_setting_is_left_as_it_was() -> No
 
 
 @pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("features", [(1500, 700), (2500, 300)], ids=str)
+@pytest.mark.parametrize("batch", [60, 100])
 def test_the_bits_do_not_depend_on_the_number_of_threads(
-    on_threads: Callable[[int, Callable[[], Tensor]], Tensor],
+    features: tuple[int, int], batch: int, on_threads: Callable[[int, Callable[[], Tensor]], Tensor]
 ) -> None:
-    values, bias, pattern = random_layer(1500, 700, 0.1)
-    inputs, gradient = torch.randn(100, 1500), torch.randn(100, 700)
+    """Threads share the rows, the samples and, of a wide layer, the panels."""
+    in_features, out_features = features
+    values, bias, pattern = random_layer(*features, 0.1)
+    inputs, gradient = torch.randn(batch, in_features), torch.randn(batch, out_features)
 
     def everything() -> Tensor:
         leaves = as_leaves(inputs, values, bias)
@@ -301,7 +306,9 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(
         out.backward(gradient)
         return torch.cat([out.flatten(), *(leaf.grad.flatten() for leaf in leaves if leaf.grad is not None)])
 
-    assert torch.equal(on_threads(1, everything), on_threads(2, everything))
+    alone = on_threads(1, everything)
+    for threads in (2, 3, 4):
+        assert torch.equal(alone, on_threads(threads, everything))
 
 
 @pytest.mark.usefixtures("kernels")
@@ -450,10 +457,25 @@ WRONG: dict[str, tuple[tuple[Tensor | None, ...], SparsePattern, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_arguments_are_named_with_what_was_expected_and_given(case: str) -> None:
+def test_wrong_arguments_are_named_with_what_was_expected_and_given(case: str, call: Callable[..., Tensor]) -> None:
     arguments, pattern, message = WRONG[case]
     with pytest.raises(RuntimeError, match=message):
-        sparse_linear(*arguments, pattern)  # type: ignore[arg-type]
+        call(sparse_linear, *arguments, pattern)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_whether_a_derivative_is_asked_for_does_not_change_the_output(call: Callable[..., Tensor]) -> None:
+    values, bias, pattern = random_layer(33, 20)
+    inputs = torch.randn(5, 33)
+    assert torch.equal(call(sparse_linear, inputs, values, bias, pattern), sparse_linear(inputs, values, bias, pattern))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's own use of it
+def test_a_derivative_in_forward_mode_is_refused_and_not_taken_for_zero() -> None:
+    values, bias, pattern = random_layer(33, 20)
+    inputs = torch.randn(5, 33)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp is not implemented"):
+        sparse_linear(forward_ad.make_dual(inputs, torch.ones_like(inputs)), values, bias, pattern)
 
 
 @pytest.mark.usefixtures("kernels")

@@ -60,9 +60,18 @@ size_t for_each_square(size_t first, size_t last, size_t lanes, size_t features_
   return end;
 }
 
-template <typename Square, typename Element>
+template <size_t kCount, typename Vector>
+inline Vector sum_of(const Vector* vectors) {
+  if constexpr (kCount == 1) {
+    return vectors[0];
+  } else {
+    return sum_of<kCount / 2>(vectors) + sum_of<kCount / 2>(vectors + kCount / 2);
+  }
+}
+
+template <typename Square, bool kSums, typename Element>
 size_t squares_to_tile(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* tile,
-                       size_t lanes) {
+                       size_t lanes, Element* sums) {
   using Vector = typename Square::Vector;
   return for_each_square<Square>(first, last, lanes, kFeaturesPerPass, [&](size_t feature, size_t lane) {
     Vector square[Square::kSide];
@@ -70,35 +79,56 @@ size_t squares_to_tile(const Element* input, size_t stride, size_t samples, size
       const Element* from = input + (lane + i) * stride + feature;
       square[i] = lane + i < samples ? *reinterpret_cast<const Vector*>(from) : Vector{};
     }
+    if constexpr (kSums) {
+      auto* sum = reinterpret_cast<Vector*>(sums + feature);
+      const Vector here = sum_of<Square::kSide>(square);
+      *sum = lane == 0 ? here : *sum + here;
+    }
     Square::transpose(square);
     for (size_t i = 0; i < Square::kSide; ++i)
       *reinterpret_cast<Vector*>(tile + (feature + i) * lanes + lane) = square[i];
   });
 }
 
-template <typename Element>
-void to_tile(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* tile,
-             size_t lanes) {
+template <typename Element, bool kSums>
+void to_tile_and_sums(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* tile,
+                      size_t lanes, Element* sums) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(Element) == 4) {
-    first = squares_to_tile<SixteenBySixteen>(input, stride, samples, first, last, tile, lanes);
+    first = squares_to_tile<SixteenBySixteen, kSums>(input, stride, samples, first, last, tile, lanes, sums);
   }
 #endif
-  first = squares_to_tile<EightByEight<Element>>(input, stride, samples, first, last, tile, lanes);
-  for (size_t lane = 0; lane < lanes; ++lane) {
-    for (size_t feature = first; feature < last; ++feature)
-      tile[feature * lanes + lane] = lane < samples ? input[lane * stride + feature] : 0;
+  first = squares_to_tile<EightByEight<Element>, kSums>(input, stride, samples, first, last, tile, lanes, sums);
+  for (; first < last; ++first) {
+    Element sum = 0;
+    for (size_t lane = 0; lane < lanes; ++lane) {
+      const Element element = lane < samples ? input[lane * stride + first] : 0;
+      tile[first * lanes + lane] = element;
+      sum += element;
+    }
+    if constexpr (kSums) sums[first] = sum;
   }
 }
 
-template <typename Square, typename Element>
-size_t squares_from_tile(const Element* tile, size_t lanes, size_t first, size_t last, Element* output, size_t stride,
-                         size_t samples, bool relu, size_t features_per_pass) {
+template <typename Element>
+void to_tile(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* tile,
+             size_t lanes, Element* sums) {
+  if (sums == nullptr) return to_tile_and_sums<Element, false>(input, stride, samples, first, last, tile, lanes, sums);
+  const FlushDenormals flush;
+  to_tile_and_sums<Element, true>(input, stride, samples, first, last, tile, lanes, sums);
+}
+
+template <typename Square, bool kTwo, typename Element>
+size_t squares_from_tile(const Element* tile, const Element* second, size_t lanes, size_t first, size_t last,
+                         Element* output, size_t stride, size_t samples, bool relu, size_t features_per_pass) {
   using Vector = typename Square::Vector;
   return for_each_square<Square>(first, last, samples, features_per_pass, [&](size_t feature, size_t lane) {
     Vector square[Square::kSide];
-    for (size_t i = 0; i < Square::kSide; ++i)
-      square[i] = *reinterpret_cast<const Vector*>(tile + (feature + i) * lanes + lane);
+    for (size_t i = 0; i < Square::kSide; ++i) {
+      const size_t at = (feature + i) * lanes + lane;
+      square[i] = *reinterpret_cast<const Vector*>(tile + at);
+      if constexpr (kTwo) square[i] += *reinterpret_cast<const Vector*>(second + at);
+    }
     Square::transpose(square);
     if (relu) Square::positive_part(square);
     for (size_t i = 0; i < Square::kSide; ++i) {
@@ -110,28 +140,39 @@ size_t squares_from_tile(const Element* tile, size_t lanes, size_t first, size_t
 // Samples so many bytes apart share one set of the first-level cache, which has room for a dozen of their lines.
 constexpr size_t kBytesOfWay = 4096;
 
-template <typename Element>
-void from_tile(const Element* tile, size_t lanes, size_t first, size_t last, Element* output, size_t stride,
-               size_t samples, bool relu) {
+template <typename Element, bool kTwo>
+void from_tiles(const Element* tile, const Element* second, size_t lanes, size_t first, size_t last, Element* output,
+                size_t stride, size_t samples, bool relu) {
   size_t features_per_pass = kFeaturesPerPass;
 #if defined(__AVX512F__)
   if constexpr (sizeof(Element) == 4) {
     if (stride * sizeof(Element) % kBytesOfWay != 0) {
-      first = squares_from_tile<SixteenBySixteen>(tile, lanes, first, last, output, stride, samples, relu,
-                                                  features_per_pass);
+      first = squares_from_tile<SixteenBySixteen, kTwo>(tile, second, lanes, first, last, output, stride, samples, relu,
+                                                        features_per_pass);
     } else {
       features_per_pass = 128;  // halves of lines
     }
   }
 #endif
-  first = squares_from_tile<EightByEight<Element>>(tile, lanes, first, last, output, stride, samples, relu,
-                                                   features_per_pass);
+  first = squares_from_tile<EightByEight<Element>, kTwo>(tile, second, lanes, first, last, output, stride, samples,
+                                                         relu, features_per_pass);
   for (size_t lane = 0; lane < samples; ++lane) {
     for (size_t feature = first; feature < last; ++feature) {
-      const Element element = tile[feature * lanes + lane];
+      const size_t at = feature * lanes + lane;
+      const Element element = kTwo ? tile[at] + second[at] : tile[at];
       output[lane * stride + feature] = relu && element < 0 ? 0 : element;
     }
   }
+}
+
+template <typename Element>
+void from_tile(const Element* tile, const Element* second, size_t lanes, size_t first, size_t last, Element* output,
+               size_t stride, size_t samples, bool relu) {
+  if (second == nullptr) {
+    return from_tiles<Element, false>(tile, second, lanes, first, last, output, stride, samples, relu);
+  }
+  const FlushDenormals flush;
+  from_tiles<Element, true>(tile, second, lanes, first, last, output, stride, samples, relu);
 }
 
 // ---- the product ----
@@ -343,7 +384,7 @@ template <typename Element>
 inline Eight<Element> first_lanes(Eight<Element> eight, int32_t count) {
   using Bits = typename EightByEight<Element>::LaneNumbers;
   const Bits lane = {0, 1, 2, 3, 4, 5, 6, 7};
-  return reinterpret_cast<Eight<Element>>(reinterpret_cast<Bits>(eight) & (lane < count));
+  return reinterpret_cast<Eight<Element> >(reinterpret_cast<Bits>(eight) & (lane < count));
 }
 
 // So many dot products wait, eight lanes each, to be added up eight at a time: a loop for the products and one for the

@@ -26,12 +26,13 @@ struct SparseLinearKernels {
   // Lanes of the tile that holds the next of so many samples: a whole tile, or a narrower one for the last few.
   size_t (*tile_lanes)(size_t samples);
 
-  // Features first to last of `samples` rows of `input`, `stride` elements apart, into `tile`; and back, with 0 for
-  // what is negative where `relu`.
+  // Features first to last of `samples` rows of `input`, `stride` elements apart, into `tile`, and their sums over the
+  // samples into `sums` (null: not wanted); and back, the sum of two tiles (null: of the first alone), with 0 for what
+  // is negative where `relu`.
   void (*to_tile)(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* tile,
-                  size_t lanes);
-  void (*from_tile)(const Element* tile, size_t lanes, size_t first, size_t last, Element* output, size_t stride,
-                    size_t samples, bool relu);
+                  size_t lanes, Element* sums);
+  void (*from_tile)(const Element* tile, const Element* second, size_t lanes, size_t first, size_t last,
+                    Element* output, size_t stride, size_t samples, bool relu);
 
   // Lines at places first to last of: output = matrix * input + bias (0 where null), all of them tiles, one panel of
   // the matrix after the other.
