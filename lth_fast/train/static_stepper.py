@@ -69,7 +69,7 @@ class StaticStepper:
         self._batches = batches
         self._record = record
         self._device = next(model.parameters()).device
-        self._base_rates = base_rates(optimizer)
+        self._base_rates = base_rates(optimizer, schedule)
         self._factor: float | None = None
         self._batches_at: int | None = None
         self._called: Counter[int] = Counter()

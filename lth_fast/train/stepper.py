@@ -63,7 +63,7 @@ class EagerStepper:
         self.iteration = iteration
         self.schedule = schedule
         self.precision = precision
-        self._base_rates = base_rates(optimizer)
+        self._base_rates = base_rates(optimizer, schedule)
         first = next(model.parameters())
         self._device = first.device
         # Gradients come straight from the backward, zero where pruned; such an optimizer then leaves pruned weights at
@@ -95,6 +95,13 @@ class EagerStepper:
         return losses
 
 
-def base_rates(optimizer: Optimizer) -> list[float]:
-    """The learning rate of each parameter group before any schedule."""
+def base_rates(optimizer: Optimizer, schedule: Schedule | None) -> list[float]:
+    """The learning rate of each parameter group before ``schedule``.
+
+    A schedule overwrites ``lr``. So the rate is noted in the group, under the name that torch's schedulers give it: it is
+    part of the optimizer's state dict, and whoever goes on from one does not scale a rate that was scaled before.
+    """
+    if schedule is not None:
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", float(group["lr"]))
     return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]

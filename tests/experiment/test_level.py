@@ -19,6 +19,7 @@ from lth_fast.ops import sparse_pattern
 from lth_fast.ops.sparse_linear import to_dense
 from lth_fast.record import COLUMNS
 from lth_fast.train import OptimizerRecipe, ResidentBatches, Seeds, evaluate
+from lth_fast.train.schedule import StepSchedule
 
 OPTIMIZERS = {
     "adam": OptimizerRecipe.named("adam", 0.01),
@@ -181,6 +182,20 @@ def test_another_replicate_has_another_order(make_experiment, new_run):
 def test_the_learning_rate_of_a_rewound_level_is_the_one_of_the_dense_network(make_experiment, record, optimizer_steps):
     run_replicate(make_experiment(rewind=5, optimizer=OPTIMIZERS["sgd"]), record, Monitor())
     assert {rate for step in optimizer_steps for rate in step.rates} == {0.05}
+
+
+@pytest.mark.parametrize("keep_optimizer", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_level_follows_the_schedule_from_the_same_rate(
+    keep_optimizer, optimizer, make_experiment, record, optimizer_steps
+):
+    schedule = StepSchedule(warmup=2, milestones=(4, 8))
+    experiment = make_experiment(keep_optimizer=keep_optimizer, optimizer=OPTIMIZERS[optimizer], schedule=schedule)
+    run_replicate(experiment, record, Monitor())
+    rate = OPTIMIZERS[optimizer].settings["lr"]
+    expected = [rate * schedule(iteration) for iteration in range(12)]
+    for level in steps_by_level(optimizer_steps):
+        assert [step.rates[0] for step in level] == expected
 
 
 def train_losses(record):
