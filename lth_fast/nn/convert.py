@@ -21,8 +21,10 @@ from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.masked_parameter import masked_parameter
 from lth_fast.nn.model import (
+    CHOICES,
     SPARSE,
     TWINS,
+    forget_choices,
     keep_masks_out_of_ddp,
     make_masked,
     make_sparse,
@@ -33,8 +35,6 @@ from lth_fast.nn.model import (
     sparse_layers,
     unmask,
 )
-
-_CHOICES = "_choices"
 
 FORMS = ("auto", "dense", "masked", "sparse")
 
@@ -134,7 +134,8 @@ def convert(
             for each in (name, *shared.get(name, ())):
                 unmask(model, each)
     keep_masks_out_of_ddp(model)
-    model.__dict__[_CHOICES] = decided
+    forget_choices(model)
+    model.__dict__[CHOICES] = decided
     return model
 
 
@@ -145,11 +146,14 @@ def plan(model: nn.Module) -> dict[str, str]:
 
 def choices(model: nn.Module) -> dict[str, Choice]:
     """Form and reason of every layer that :func:`convert` decided on, by parameter name."""
-    return {
+    found = {
         f"{name}.{layer}" if name else layer: choice
         for name, part in model.named_modules()
-        for layer, choice in part.__dict__.get(_CHOICES, {}).items()
+        for layer, choice in part.__dict__.get(CHOICES, {}).items()
     }
+    # A layer whose mask was taken off since is a plain one, whatever was decided.
+    still = {"masked": masked_parameters(model).keys(), "sparse": sparse_layers(model).keys(), "dense": found.keys()}
+    return {name: choice for name, choice in found.items() if name in still[choice.form]}
 
 
 def explain(model: nn.Module) -> str:

@@ -12,6 +12,9 @@ from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.nn.masked import check_mask
 from lth_fast.ops import masked_apply, pack_mask, unpack_mask
 
+# Where a module keeps the names of its parameters in the order they had before the first mask.
+_ORDER = "_order_of_parameters"
+
 
 class MaskedParameter(nn.Module):
     """A parametrization that computes a parameter as its values under a mask.
@@ -85,12 +88,24 @@ def mask_parameter(module: nn.Module, name: str, mask: Tensor) -> None:
             f"masks: the parameters of {type(module).__name__} cannot carry a mask, it reads them around any "
             "parametrization; use its cell (LSTMCell, GRUCell, RNNCell)"
         )
+    module.__dict__.setdefault(_ORDER, tuple(module._parameters))
     parametrize.register_parametrization(module, name, MaskedParameter(module.get_parameter(name), mask))
 
 
 def unmask_parameter(module: nn.Module, name: str) -> None:
-    """Make the parameter plain again, zeros where it was pruned."""
+    """Make the parameter plain again, zeros where it was pruned, in the place it had among the module's parameters."""
     entry = masked_parameter(module, name)
     assert entry is not None
     mask_changes.forget(entry)
+    # A deep copy has the class that parametrize made for the original; it takes the parameter's property out of it.
+    shared = type(module)
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    # The state of an optimizer goes by the order of the parameters.
+    order = module.__dict__.get(_ORDER, ())
+    places = {parameter: place for place, parameter in enumerate(order)}
+    held = sorted(module._parameters.items(), key=lambda item: places.get(item[0], len(order)))
+    module._parameters.clear()
+    module._parameters.update(held)
+    if not parametrize.is_parametrized(module):
+        module.__dict__.pop(_ORDER, None)

@@ -194,9 +194,19 @@ def restore(model: nn.Module) -> nn.Module:
             unmask_parameter(*_owner(model, name))
     for layer in list(masked_layers(model).values()):
         unmask_layer(layer)
-    model.__dict__.pop("_choices", None)
+    forget_choices(model)
     keep_masks_out_of_ddp(model)
     return model
+
+
+CHOICES = "_choices"
+"""Where a model keeps what :func:`lth_fast.nn.convert` decided for it."""
+
+
+def forget_choices(model: nn.Module) -> None:
+    """Forget what was decided for ``model`` and, by itself, for any part of it."""
+    for part in model.modules():
+        part.__dict__.pop(CHOICES, None)
 
 
 def unmask(model: nn.Module, name: str) -> None:
@@ -256,11 +266,14 @@ def _become(layer: nn.Module, other: nn.Module) -> None:
     """Give ``layer`` class, parameters and buffers of ``other``; hooks and whatever a user has put on it stay."""
     own = {"mask_bits", *getattr(layer, "pattern_fields", ())}
     users = {name: buffer for name, buffer in layer._buffers.items() if name not in own}
+    users_parameters = {
+        name: parameter for name, parameter in layer._parameters.items() if name not in ("weight", "values", "bias")
+    }
     transient = layer._non_persistent_buffers_set - own
     for name in ("_seen_masked", "_survivors", "masks_gradient", "read_directly"):
         layer.__dict__.pop(name, None)
     layer.__class__ = other.__class__
-    layer._parameters = other._parameters
+    layer._parameters = {**other._parameters, **users_parameters}
     layer._buffers = {**users, **other._buffers}
     layer._non_persistent_buffers_set = transient | other._non_persistent_buffers_set
 

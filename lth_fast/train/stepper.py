@@ -98,8 +98,8 @@ class EagerStepper:
 def base_rates(optimizer: Optimizer, schedule: Schedule | None) -> list[float]:
     """The learning rate of each parameter group before ``schedule``.
 
-    A schedule overwrites ``lr``. So the rate is noted in the group, under the name that torch's schedulers give it: it is
-    part of the optimizer's state dict, and whoever goes on from one does not scale a rate that was scaled before.
+    A schedule overwrites ``lr``. So the rate is noted in the group, under the name that torch's schedulers give it: it
+    is part of the optimizer's state dict, and whoever goes on from one does not scale a rate that was scaled before.
     """
     if schedule is not None:
         for group in optimizer.param_groups:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lth_fast import _C, optim
+from lth_fast import _C, optim, prune
 from lth_fast.nn import (
     MaskedLinear,
     SparseLinear,
@@ -92,6 +92,35 @@ def test_each_form_has_its_classes_and_restore_undoes_them_all():
         assert choices(model) == {}
         assert list(model.state_dict()) == list(state)
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_what_was_decided_for_a_part_gives_way_to_what_is_decided_for_the_whole():
+    model = nn.Sequential(network(), nn.Linear(5, 2))
+    kept = random_masks(model, 0.3)
+    convert(model[0], {name.removeprefix("0."): mask for name, mask in kept.items() if name.startswith("0.")}, "sparse")
+    assert set(plan(model).values()) == {"sparse"}
+    convert(model, kept, form="masked")
+    assert plan(model) == dict.fromkeys(kept, "masked")
+    assert choices(restore(model)) == {}
+
+
+def test_a_layer_whose_mask_was_removed_is_in_no_plan():
+    model = network()
+    kept = random_masks(model, 0.3)
+    convert(model, kept, form={"3.weight": "sparse"})
+    prune.remove(model[1], "weight")
+    restore(model[3])
+    assert plan(model) == {"5.weight": "masked"}
+
+
+@pytest.mark.parametrize("form", ["masked", "sparse"])
+def test_parameters_that_a_user_put_on_a_layer_stay_on_it(form):
+    model = network()
+    extra = nn.Parameter(torch.ones(3))
+    model[1].register_parameter("extra", extra)
+    convert(model, random_masks(model, 0.3), form=form)
+    assert dict(model.named_parameters())["1.extra"] is extra
+    assert dict(restore(model).named_parameters())["1.extra"] is extra
 
 
 def test_a_model_goes_from_form_to_form_with_its_masks_and_gradients():

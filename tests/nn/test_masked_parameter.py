@@ -104,6 +104,32 @@ def test_restoring_gives_the_plain_network_back_with_the_same_parameters():
     assert (model[3].weight[~PRUNED["3.weight"]] == 0).all()
 
 
+@pytest.mark.parametrize("order", [("weight", "bias"), ("bias", "weight")])
+@pytest.mark.parametrize("back", [("weight", "bias"), ("bias", "weight")])
+def test_restoring_gives_the_parameters_back_in_their_order(order, back):
+    """An optimizer's state goes by it."""
+    model = nn.Sequential(Special(5, 3), nn.LayerNorm(3))
+    expected = [name for name, _ in model.named_parameters()]
+    for name in order:
+        set_masks(model, {f"0.{name}": torch.rand(model[0].get_parameter(name).shape) < 0.5})
+    for name in back:
+        prune.remove(model[0], name)
+    assert [name for name, _ in model.named_parameters()] == expected
+
+
+def test_restoring_a_copy_leaves_the_original_masked():
+    model = set_masks(network(), PRUNED)
+    inputs = torch.randn(8, 6)
+    expected = model(inputs)
+    copied = restore(copy.deepcopy(model))
+    model.load_state_dict(model.state_dict())
+    assert set(masks(model)) == set(PRUNED)
+    assert torch.equal(model(inputs), expected)
+    assert copied[3].weight is not model[3].weight
+    restore(model)
+    assert [type(module) for module in model] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, Special]
+
+
 def test_removing_the_mask_of_one_parameter_leaves_the_others():
     model = set_masks(network(), PRUNED)
     prune.remove(model[0], "bias")

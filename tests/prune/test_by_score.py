@@ -54,6 +54,25 @@ def test_layerwise_the_lowest_of_every_layer_go_level_after_level(score: str) ->
 
 
 @pytest.mark.parametrize("score", SCORES)
+def test_weights_and_biases_under_a_parametrization_are_pruned_level_after_level(score: str) -> None:
+    """Gradients are those of a plain copy, and making it plain leaves the masks of the model alone."""
+
+    class Special(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Flatten(), Special(36, 20), nn.Tanh(), nn.Linear(20, 4))
+    names = ["1.weight", "1.bias", "3.weight", "3.bias"]
+    initial = {name: torch.randn_like(model.get_parameter(name)) for name in names}
+    expected = {name: model.get_parameter(name).numel() for name in names}
+    for _ in range(3):
+        given = evidence(model) | {"initial": initial}
+        prune_by_score(model, dict.fromkeys(names, 0.2), score, **given)
+        expected = {name: count - round(0.2 * count) for name, count in expected.items()}
+        assert survivors(model) == expected
+        assert model(torch.randn(2, 1, 6, 6)).isfinite().all()
+
+
+@pytest.mark.parametrize("score", SCORES)
 def test_globally_the_lowest_of_all_layers_go_exactly_as_many_as_asked(score: str) -> None:
     model = network()
     scores = torch.cat([s.reshape(-1) for s in scores_of(score, model).values()])
