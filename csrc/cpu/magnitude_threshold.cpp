@@ -1,7 +1,9 @@
 // The k-th smallest magnitude of a list of tensors, and the masks that prune k weights.
 //
 // A sample places a narrow window around the k-th magnitude; one pass over the weights counts those below the window
-// and collects the one or two per cent inside; the k-th is then found among these, in cache. Should the sample mislead
+// and collects the one or two per cent inside; the k-th is then found among these, in cache. The same pass writes the
+// masks as if the middle of the window were the k-th: few of the collected weights lie between the two, and only their
+// places are written once more. Should the sample mislead
 // (by bad luck, or by ties in their millions), histograms of ever narrower ranges of magnitudes find the k-th in a
 // number of passes that depends on the format alone. Every route is exact, so neither the sample nor the number of
 // threads shows in the result. Memory: the collected keys, and some 60 bytes per 16,384 weights.
@@ -46,6 +48,7 @@ struct Buffers {
   Key weights[kMagnitudeChunk];
   uint8_t mask[kMagnitudeChunk];
   Key inside[kMagnitudeChunk + kMagnitudeSlack];
+  int32_t places[kMagnitudeChunk + kMagnitudeSlack];
 };
 
 // Runs of neighbouring weights: a run costs one wait for the memory, as a single weight would.
@@ -289,31 +292,34 @@ Wanted<Key> narrow(const Weights<Key>& weights, const Wanted<Key>& wanted) {
 
 // Up to this many weights are all collected, without a sample.
 constexpr int64_t kFewWeights = 1 << 13;
-constexpr int64_t kLargestSample = 1 << 15;
+constexpr int64_t kLargestSample = 1 << 16;
 // The window's reach to either side of the k-th, in standard deviations of its rank in the sample. The k-th lies
 // outside in one call of 16,000, which then takes about three times as long; a wider window would make every call pay.
 constexpr double kDeviations = 4;
-// Bounds of the memory for collected keys.
-constexpr int64_t kMemoryShare = 38;   // one key per so many weights, 2.6 %, ...
-constexpr int64_t kFewKeys = 1 << 17;  // ... but room for this many in any case
+// Bounds of the memory for collected keys and their places.
+constexpr double kMemoryShare = 0.026;  // of the weights' memory, ...
+constexpr int64_t kFewKeys = 1 << 17;   // ... but room for this many in any case
 
 template <typename Key>
 struct Guess {
   MagnitudeWindow<Key> window;
-  int64_t capacity;  // enough for the keys inside, unless the sample misleads
+  int64_t capacity;              // enough for the keys inside, unless the sample misleads
+  std::optional<Key> threshold;  // the likeliest one, in the window; none without a sample
 };
 
+// `bytes` are taken by what is collected of a weight.
 template <typename Key>
-Guess<Key> guess_window(const Weights<Key>& weights, const MagnitudeKernels<Key>& kernels, int64_t k, Key infinity) {
+Guess<Key> guess_window(const Weights<Key>& weights, const MagnitudeKernels<Key>& kernels, int64_t k, Key infinity,
+                        size_t bytes) {
   // Zeros need no collecting, be they in their millions: below a window that begins at 1 there is nothing else.
   const MagnitudeWindow<Key> finite{1, static_cast<Key>(infinity - 1)};
   const int64_t total = weights.total();
-  if (total <= kFewWeights) return {finite, total};
+  if (total <= kFewWeights) return {finite, total, std::nullopt};
   // A sample of s leaves about total / sqrt(s) keys in the window; both numbers are the same at total^(2/3).
   const auto balanced = static_cast<int64_t>(std::pow(static_cast<double>(total), 2.0 / 3.0));
   const Sample<Key> sample = weights.sample(std::min(balanced, kLargestSample));
   const int64_t seen = sample.survivors;
-  if (seen == 0) return {finite, std::min(total, kFewKeys)};
+  if (seen == 0) return {finite, std::min(total, kFewKeys), std::nullopt};
 
   const MagnitudeWindow<Key> everything{0, infinity};
   Histogram<Key> histogram(everything);
@@ -334,7 +340,8 @@ Guess<Key> guess_window(const Weights<Key>& weights, const MagnitudeKernels<Key>
 
   const auto [inside, deviation] = sample.count(window);
   const auto expected = static_cast<int64_t>((inside + kDeviations * (deviation + 1)) * scale);
-  return {window, std::min(expected, std::max(total / kMemoryShare, std::min(total, kFewKeys)))};
+  const double most = kMemoryShare * static_cast<double>(total) * sizeof(Key) / static_cast<double>(bytes);
+  return {window, std::min(expected, std::max(static_cast<int64_t>(most), std::min(total, kFewKeys))), near};
 }
 
 // ---- the k-th smallest ----
@@ -346,17 +353,81 @@ struct Threshold {
   int64_t survivors;
 };
 
+// Masks for weights of the same shapes, and where those of a chunk go.
+class Masks {
+ public:
+  explicit Masks(at::TensorList weights) {
+    for (const at::Tensor& weight : weights) {
+      bytes_ += weight.numel();
+      masks_.push_back(at::empty(weight.sizes(), weight.options().dtype(at::kBool)));
+      data_.push_back(reinterpret_cast<uint8_t*>(masks_.back().mutable_data_ptr<bool>()));
+      populate(data_.back(), masks_.back().nbytes());
+    }
+  }
+
+  uint8_t* of(const Chunk& chunk) const { return data_[chunk.tensor] + chunk.first; }
+  // Whether the first have left the caches before the last are written.
+  bool more_than_cached() const { return bytes_ > kMoreThanCached; }
+  const std::vector<at::Tensor>& tensors() const { return masks_; }
+
+ private:
+  static constexpr int64_t kMoreThanCached = 1 << 23;
+
+  // Asks for the pages of new memory at once: one by one, as they are written, they cost more than the pass that writes
+  // them. The kernel may refuse; then they come one by one. A small mask is mostly given memory that was in use before.
+  static void populate(void* memory, size_t bytes) {
+#if defined(__linux__) && defined(MADV_POPULATE_WRITE)
+    constexpr size_t kNewMemory = 1 << 19;
+    static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
+    const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + bytes) / page * page;
+    if (bytes >= kNewMemory) madvise(reinterpret_cast<void*>(first), last - first, MADV_POPULATE_WRITE);
+#else
+    (void)memory, (void)bytes;
+#endif
+  }
+
+  std::vector<at::Tensor> masks_;
+  std::vector<uint8_t*> data_;
+  int64_t bytes_ = 0;
+};
+
+// What a scan that wrote masks left behind: the collected keys of chunk i stand from first[i] to last[i].
+template <typename Key>
+struct GuessedMasks {
+  using Place = uint16_t;
+  static_assert(kMagnitudeChunk <= size_t{1} << 16);
+  // A second pass over weights in cache is fast, and places of keys as small would double the memory.
+  static bool worth_it(const Masks& masks) { return masks.more_than_cached() && sizeof(Key) > sizeof(Place); }
+
+  Key guess;
+  std::unique_ptr<Key[]> keys;
+  std::unique_ptr<Place[]> places;  // in their chunks
+  std::vector<int64_t> first, last;
+};
+
 template <typename Key>
 class Search {
  public:
   Search(const char* function, const Weights<Key>& weights, const MagnitudeKernels<Key>& kernels, Key infinity)
       : function_(function), weights_(weights), kernels_(kernels), infinity_(infinity) {}
 
-  Threshold<Key> find(int64_t k) {
-    const auto [window, capacity] = guess_window(weights_, kernels_, k, infinity_);
+  // Writes `masks`, unless null, in passing if it can: guessed() says so.
+  Threshold<Key> find(int64_t k, const Masks* masks) {
+    if (masks != nullptr && !GuessedMasks<Key>::worth_it(*masks)) masks = nullptr;
+    const size_t bytes = sizeof(Key) + (masks == nullptr ? 0 : sizeof(typename GuessedMasks<Key>::Place));
+    const auto [window, capacity, guess] = guess_window(weights_, kernels_, k, infinity_, bytes);
     capacity_ = capacity;
     collected_.reset(new Key[static_cast<size_t>(capacity)]);
-    const MagnitudeCounts<Key> counts = scan(window);
+    std::optional<GuessedMasks<Key>> guessed;
+    if (masks != nullptr && guess.has_value()) {
+      const size_t chunks = weights_.chunks().size();
+      guessed.emplace();
+      guessed->guess = *guess;
+      guessed->places.reset(new typename GuessedMasks<Key>::Place[static_cast<size_t>(capacity)]);
+      guessed->first.resize(chunks), guessed->last.resize(chunks);
+    }
+    const MagnitudeCounts<Key> counts = scan(window, masks, guessed ? &*guessed : nullptr);
     TORCH_CHECK_VALUE(0 <= k && k <= counts.survivors, function_, ": k must be between 0 and the ", counts.survivors,
                       " survivors, got ", k);
     if (k == 0) return {0, 0, counts.survivors};
@@ -372,30 +443,49 @@ class Search {
                 counts.survivors - up_to_window};
     }
     bool collected = rank >= counts.below && rank < up_to_window && counts.inside <= capacity_;
+    if (!collected) guessed.reset();
     while (!collected && !wanted.found()) {
       if (wanted.count <= capacity_) {
-        scan(wanted.window);
+        scan(wanted.window, nullptr, nullptr);
         collected = true;
       } else {
         wanted = narrow(weights_, wanted);
       }
     }
     if (collected) wanted = select_by_place(kernels_, collected_.get(), wanted);
+    if (guessed) {
+      guessed->keys = std::move(collected_);
+      guessed_ = std::move(guessed);
+    }
     return {wanted.window.low, wanted.rank + 1, counts.survivors};
   }
 
+  const std::optional<GuessedMasks<Key>>& guessed() const { return guessed_; }
+
  private:
   // Counts, and collects the keys inside the window unless they are more than the capacity.
-  MagnitudeCounts<Key> scan(MagnitudeWindow<Key> window) {
+  MagnitudeCounts<Key> scan(MagnitudeWindow<Key> window, const Masks* masks, GuessedMasks<Key>* guessed) {
     const std::vector<Chunk>& chunks = weights_.chunks();
     std::vector<MagnitudeCounts<Key>> parts(chunks.size());
     std::atomic<int64_t> reserved{0};
     weights_.for_each(chunks, [&](size_t index, const Key* weights, const uint8_t* mask, Buffers<Key>& buffers) {
       const auto count = static_cast<size_t>(chunks[index].count);
-      const MagnitudeCounts<Key> part = parts[index] = kernels_.scan(weights, mask, count, window, buffers.inside);
+      MagnitudeCounts<Key>& part = parts[index];
+      if (guessed == nullptr) {
+        part = kernels_.scan(weights, mask, count, window, buffers.inside);
+      } else {
+        part = kernels_.scan_and_prune(weights, mask, count, window, buffers.inside, guessed->guess, buffers.places,
+                                       masks->of(chunks[index]), masks->more_than_cached());
+      }
       const int64_t place = reserved.fetch_add(part.inside, std::memory_order_relaxed);
       if (place + part.inside > capacity_) return;
-      std::memcpy(collected_.get() + place, buffers.inside, static_cast<size_t>(part.inside) * sizeof(Key));
+      const auto inside = static_cast<size_t>(part.inside);
+      std::memcpy(collected_.get() + place, buffers.inside, inside * sizeof(Key));
+      if (guessed != nullptr) {
+        std::copy(buffers.places, buffers.places + inside, guessed->places.get() + place);
+        guessed->first[index] = place;
+        guessed->last[index] = place + part.inside;
+      }
     });
     MagnitudeCounts<Key> counts{};
     for (size_t index = 0; index < chunks.size(); ++index) {
@@ -414,49 +504,51 @@ class Search {
   Key infinity_;
   std::unique_ptr<Key[]> collected_;
   int64_t capacity_ = 0;
+  std::optional<GuessedMasks<Key>> guessed_;
 };
 
 // ---- the masks ----
 
-// Asks for the pages of new memory at once: one by one, as they are written, they cost more than the pass that writes
-// them. The kernel may refuse; then they come one by one. A small mask is mostly given memory that was in use before.
-constexpr size_t kNewMemory = 1 << 19;
-
-void populate(void* memory, size_t bytes) {
-#if defined(__linux__) && defined(MADV_POPULATE_WRITE)
-  static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + bytes) / page * page;
-  if (bytes >= kNewMemory) madvise(reinterpret_cast<void*>(first), last - first, MADV_POPULATE_WRITE);
-#else
-  (void)memory, (void)bytes;
-#endif
-}
-
+// Prunes what is not above the threshold, and returns how many of the survivors of each chunk have its key.
 template <typename Key>
-std::vector<at::Tensor> prune(const Weights<Key>& weights, const MagnitudeKernels<Key>& kernels,
-                              const Threshold<Key>& threshold, at::TensorList like) {
-  // Bytes of masks beyond which the first have left the caches before the last are written.
-  constexpr int64_t kMoreThanCached = 1 << 23;
-  std::vector<at::Tensor> masks;
-  std::vector<uint8_t*> data;
-  int64_t bytes = 0;
-  for (const at::Tensor& weight : like) {
-    bytes += weight.numel();
-    masks.push_back(at::empty(weight.sizes(), weight.options().dtype(at::kBool)));
-    data.push_back(reinterpret_cast<uint8_t*>(masks.back().mutable_data_ptr<bool>()));
-    populate(data.back(), masks.back().nbytes());
-  }
-  const auto mask_of = [&](const Chunk& chunk) { return data[chunk.tensor] + chunk.first; };
-
+std::vector<int64_t> prune_with_ties(const Weights<Key>& weights, const MagnitudeKernels<Key>& kernels, Key threshold,
+                                     const Masks& masks) {
   const std::vector<Chunk>& chunks = weights.chunks();
   std::vector<int64_t> ties(chunks.size());
   weights.for_each(chunks, [&](size_t index, const Key* chunk, const uint8_t* mask, Buffers<Key>&) {
-    ties[index] = static_cast<int64_t>(kernels.prune(chunk, mask, static_cast<size_t>(chunks[index].count),
-                                                     threshold.key, mask_of(chunks[index]), bytes > kMoreThanCached));
+    ties[index] = static_cast<int64_t>(kernels.prune(chunk, mask, static_cast<size_t>(chunks[index].count), threshold,
+                                                     masks.of(chunks[index]), masks.more_than_cached()));
   });
+  return ties;
+}
 
-  // That pruned every tie; those behind the budget survive. Mostly there are a handful in all.
+// The same for masks that were written with a guess instead of the threshold.
+template <typename Key>
+std::vector<int64_t> correct_with_ties(const Weights<Key>& weights, const GuessedMasks<Key>& guessed, Key threshold,
+                                       const Masks& masks) {
+  const std::vector<Chunk>& chunks = weights.chunks();
+  std::vector<int64_t> ties(chunks.size());
+  const int64_t grain = kWeightsPerTask / kMagnitudeChunk;
+  at::parallel_for(0, static_cast<int64_t>(chunks.size()), grain, [&](int64_t begin, int64_t end) {
+    for (auto index = static_cast<size_t>(begin); index < static_cast<size_t>(end); ++index) {
+      uint8_t* new_mask = masks.of(chunks[index]);
+      int64_t found = 0;
+      for (int64_t i = guessed.first[index]; i < guessed.last[index]; ++i) {
+        const Key key = guessed.keys[i];
+        found += key == threshold;
+        if ((key > threshold) != (key > guessed.guess)) new_mask[guessed.places[i]] = key > threshold;
+      }
+      ties[index] = found;
+    }
+  });
+  return ties;
+}
+
+// With every tie pruned, lets those behind the budget survive. Mostly there are a handful in all.
+template <typename Key>
+void let_ties_survive(const Weights<Key>& weights, const Threshold<Key>& threshold, const std::vector<int64_t>& ties,
+                      const Masks& masks) {
+  const std::vector<Chunk>& chunks = weights.chunks();
   std::vector<Chunk> overdrawn;
   std::vector<int64_t> budgets;
   int64_t budget = threshold.tie_budget;
@@ -468,14 +560,13 @@ std::vector<at::Tensor> prune(const Weights<Key>& weights, const MagnitudeKernel
     budget -= std::min(budget, ties[index]);
   }
   weights.for_each(overdrawn, [&](size_t index, const Key* chunk, const uint8_t* mask, Buffers<Key>&) {
-    uint8_t* new_mask = mask_of(overdrawn[index]);
+    uint8_t* new_mask = masks.of(overdrawn[index]);
     int64_t left = budgets[index];
     for (int64_t i = 0; i < overdrawn[index].count; ++i) {
       const bool is_tie = (chunk[i] & std::numeric_limits<Key>::max()) == threshold.key && (mask == nullptr || mask[i]);
       if (is_tie && left-- <= 0) new_mask[i] = 1;
     }
   });
-  return masks;
 }
 
 // ---- the ops ----
@@ -503,7 +594,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> magnitude_threshold(at::TensorLis
   return by_format(weights[0].scalar_type(), [&](const auto& kernels, auto infinity) {
     using Key = decltype(infinity);
     const Weights<Key> sequence(weights, masks);
-    const Threshold<Key> threshold = Search<Key>(function, sequence, kernels, infinity).find(k);
+    const Threshold<Key> threshold = Search<Key>(function, sequence, kernels, infinity).find(k, nullptr);
     at::Tensor value = at::empty({}, weights[0].options());
     std::memcpy(value.mutable_data_ptr(), &threshold.key, sizeof(Key));
     const auto counts = weights[0].options().dtype(at::kLong);
@@ -518,8 +609,14 @@ std::vector<at::Tensor> prune_by_magnitude(at::TensorList weights, int64_t k, co
   return by_format(weights[0].scalar_type(), [&](const auto& kernels, auto infinity) {
     using Key = decltype(infinity);
     const Weights<Key> sequence(weights, masks);
-    const Threshold<Key> threshold = Search<Key>(function, sequence, kernels, infinity).find(k);
-    return prune(sequence, kernels, threshold, weights);
+    const Masks new_masks(weights);
+    Search<Key> search(function, sequence, kernels, infinity);
+    const Threshold<Key> threshold = search.find(k, &new_masks);
+    const auto& guessed = search.guessed();
+    const auto ties = guessed.has_value() ? correct_with_ties(sequence, *guessed, threshold.key, new_masks)
+                                          : prune_with_ties(sequence, kernels, threshold.key, new_masks);
+    let_ties_survive(sequence, threshold, ties, new_masks);
+    return new_masks.tensors();
   });
 }
 

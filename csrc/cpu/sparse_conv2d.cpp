@@ -100,10 +100,15 @@ struct Layout {
   int64_t row, channel, elements;
 
   // `rows` rows of `width` pixels of all channels.
-  Layout(int64_t rows, int64_t channels, int64_t width, int64_t lanes)
-      : row(channels * width * lanes), channel(width * lanes), elements(rows * row) {
-    TORCH_CHECK(elements <= std::numeric_limits<int32_t>::max(), "sparse_conv2d: ", lanes, " samples of ", rows,
+  Layout(int64_t rows, int64_t channels, int64_t width, int64_t lanes) {
+    // Not in integers, which a huge stride or padding overflows.
+    const double wanted = static_cast<double>(rows) * static_cast<double>(channels) * static_cast<double>(width) *
+                          static_cast<double>(lanes);
+    TORCH_CHECK(wanted <= std::numeric_limits<int32_t>::max(), "sparse_conv2d: ", lanes, " samples of ", rows,
                 " rows by ", width, " pixels by ", channels, " channels are more than 2**31 - 1 elements");
+    channel = width * lanes;
+    row = channels * channel;
+    elements = rows * row;
   }
 
   template <typename Row, typename Column>
@@ -262,6 +267,18 @@ Order by_input(const Geometry& shape, const at::Tensor& input_starts, const at::
           shape.in_channels,
           shape.out_channels,
           shape.groups};
+}
+
+// A pattern of a larger kernel, or of fewer groups, would lead out of the tiles. The taps of a channel are in ascending
+// order.
+void check_taps(const Order& order, int64_t taps) {
+  const int64_t end = order.sources / order.groups * taps;
+  for (int64_t row = 0; row < order.rows; ++row) {
+    const int32_t last = order.starts[row + 1];
+    TORCH_CHECK(last == order.starts[row] || order.taps[last - 1] < end,
+                "sparse_conv2d: pattern must be one of kernel_size and groups, whose channels have ", end,
+                " taps, got tap ", order.taps[last - 1]);
+  }
 }
 
 constexpr int32_t kAbsent = -1;
@@ -668,6 +685,7 @@ at::Tensor sparse_conv2d(const at::Tensor& input, const at::Tensor& values, cons
   }
   const Geometry shape = geometry(input.sizes(), output_starts.size(0) - 1, convolution);
   const Order order = by_output(shape, output_starts, input_taps);
+  check_taps(order, shape.taps());
   return input.scalar_type() == at::kFloat ? forward<float>(shape, order, input, values, bias, relu)
                                            : forward<double>(shape, order, input, values, bias, relu);
 }
@@ -687,6 +705,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_conv2d_backward(
   const Geometry shape = geometry(input.sizes(), out_channels, {kernel_size, stride, padding, dilation, groups});
   const Order by_source = by_input(shape, input_starts, output_taps, permutation);
   const Order by_target = by_output(shape, output_starts, input_taps);
+  check_taps(by_source, shape.taps());
+  check_taps(by_target, shape.taps());
   return values.scalar_type() == at::kFloat
              ? backward<float>(shape, grad_output, input, values, by_source, by_target, wanted)
              : backward<double>(shape, grad_output, input, values, by_source, by_target, wanted);

@@ -83,6 +83,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> sparse_co
   TORCH_CHECK(groups >= 1 && mask.size(0) % groups == 0,
               "sparse_conv2d_pattern: groups must be positive and divide the ", mask.size(0), " output channels, got ",
               groups);
+  TORCH_CHECK(groups <= kLargest / std::max<int64_t>(mask.size(1), 1), "sparse_conv2d_pattern: groups must be at most ",
+              kLargest / std::max<int64_t>(mask.size(1), 1), " for a mask of shape ", mask.sizes(), ", got ", groups);
   TORCH_CHECK(mask.numel() <= kLargest, "sparse_conv2d_pattern: mask must have at most ", kLargest,
               " elements, got shape ", mask.sizes());
   const at::Tensor dense = mask.contiguous();

@@ -4,6 +4,9 @@
 // that are wanted, for they read the same gradient of the output.
 #include "ops/sparse_conv2d.h"
 
+#include <algorithm>
+#include <limits>
+
 #include "ops/below_autograd.h"
 #include "ops/checks.h"
 
@@ -71,8 +74,10 @@ void check_per_survivor(const at::Tensor& indices, const char* name, const at::T
 }
 
 void check_pair(Pair pair, const char* name, int64_t least) {
-  TORCH_CHECK(pair.size() == 2 && pair[0] >= least && pair[1] >= least, "sparse_conv2d: ", name,
-              " must be two integers of at least ", least, ", got ", pair);
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();  // their products are 64-bit numbers
+  TORCH_CHECK(pair.size() == 2 && std::min(pair[0], pair[1]) >= least && std::max(pair[0], pair[1]) <= most,
+              "sparse_conv2d: ", name, " must be two integers of at least ", least, " and at most ", most, ", got ",
+              pair);
 }
 
 }  // namespace

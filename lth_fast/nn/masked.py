@@ -84,6 +84,8 @@ class MaskedLayer(nn.Module):
         if torch.compiler.is_compiling():
             # A graph cannot look at version counters: it always applies the mask, as a differentiable copy.
             return masked_apply(weight, self.mask_bits)
+        if type(weight) is not nn.Parameter:  # computed, or a caller's own: to be read, not written
+            return masked_apply(weight, self.mask_bits)
         if self._seen_masked is None or self._seen_masked != _identity(weight):
             self.apply_mask()
         return weight

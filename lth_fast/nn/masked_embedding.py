@@ -38,5 +38,5 @@ class MaskedEmbedding(MaskedLayer, nn.Embedding):
 
     def _kept(self, input: Tensor) -> Tensor:
         """The mask's rows ``input``, without unpacking the others."""
-        places = input.unsqueeze(-1) * self.embedding_dim + torch.arange(self.embedding_dim, device=input.device)
+        places = input.long().unsqueeze(-1) * self.embedding_dim + torch.arange(self.embedding_dim, device=input.device)
         return (self.mask_bits[places >> 3] >> (places & 7).to(torch.uint8)) & 1 != 0

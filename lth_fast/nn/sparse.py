@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from lth_fast.nn.attributes import buffer
 from lth_fast.nn.dynamic_sizes import compile_for_any_number_of_survivors
 from lth_fast.nn.masked import MaskedLayer, check_mask
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
+
+# Where a layer on the meta device keeps the pattern that it had before.
+_PATTERN_ASIDE = "_pattern_aside"
 
 
 class SparseLayer(nn.Module):
@@ -125,6 +130,23 @@ class SparseLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.plain_class.extra_repr(self)}, density={self.density:.4g}"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        compile_for_any_number_of_survivors(self.pattern_fields)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # fn may convert (type()), or hand out memory without values (to_empty, to("meta")); the pattern only moves. One
+        # that went to the meta device comes back with the layer.
+        held = {name: buffer(self, name) for name in self.pattern_fields}
+        real = self.__dict__.pop(_PATTERN_ASIDE, held)
+        super()._apply(fn, recurse)
+        device = self.values.device
+        for name, part in real.items():
+            self._buffers[name] = part.to(device)
+        if device.type == "meta":
+            self.__dict__[_PATTERN_ASIDE] = real
+        return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         values = self.values if keep_vars else self.values.detach()

@@ -68,7 +68,7 @@ class SparseLinear(SparseLayer):
         return SparsePattern(*[buffer(self, name) for name in self.pattern_fields])
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(input.device.type):  # half precision is dense arithmetic's
+        if not input.is_meta and torch.is_autocast_enabled(input.device.type):  # half precision is dense arithmetic's
             return F.linear(input, self.weight, self.bias)
         # The op itself, and the buffers where they are held: a small layer computes no longer than a few calls take.
         held = self._buffers

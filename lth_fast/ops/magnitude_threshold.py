@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lth_fast.ops.library import serve_cuda
+from lth_fast.ops.library import refuse_meta_among_others, serve_cuda
 
 MAGNITUDE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -145,10 +145,12 @@ serve_cuda("prune_by_magnitude", reference_prune_by_magnitude)
 
 @torch.library.register_fake("lth_fast::magnitude_threshold")
 def _(weights: Sequence[Tensor], k: int, masks: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+    refuse_meta_among_others("magnitude_threshold", weights, masks)
     first = weights[0]
     return first.new_empty(()), first.new_empty((), dtype=torch.int64), first.new_empty((), dtype=torch.int64)
 
 
 @torch.library.register_fake("lth_fast::prune_by_magnitude")
 def _(weights: Sequence[Tensor], k: int, masks: Sequence[Tensor | None]) -> list[Tensor]:
+    refuse_meta_among_others("prune_by_magnitude", weights, masks)
     return [weight.new_empty(weight.shape, dtype=torch.bool) for weight in weights]

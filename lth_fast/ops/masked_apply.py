@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lth_fast.ops.library import serve_cuda
+from lth_fast.ops.library import refuse_meta_among_others, serve_cuda
 from lth_fast.ops.mask_packing import reference_unpack_mask
 
 
@@ -73,14 +73,15 @@ serve_cuda("masked_apply_each_", _reference_of_each)
 
 @torch.library.register_fake("lth_fast::masked_apply")
 def _(input: Tensor, mask_bits: Tensor) -> Tensor:
+    refuse_meta_among_others("masked_apply", input, mask_bits)
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("lth_fast::masked_apply_")
 def _(tensor: Tensor, mask_bits: Tensor) -> None:
-    return None
+    refuse_meta_among_others("masked_apply_", tensor, mask_bits)
 
 
 @torch.library.register_fake("lth_fast::masked_apply_each_")
 def _(tensors: Sequence[Tensor], mask_bits: Sequence[Tensor]) -> None:
-    return None
+    refuse_meta_among_others("masked_apply_each_", tensors, mask_bits)

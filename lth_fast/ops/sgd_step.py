@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lth_fast.ops.library import serve_cuda
+from lth_fast.ops.library import refuse_meta_among_others, serve_cuda
 from lth_fast.ops.mask_packing import reference_unpack_mask
 
 
@@ -106,4 +106,4 @@ serve_cuda("sgd_step_", reference)
 
 @torch.library.register_fake("lth_fast::sgd_step_")
 def _(*tensors: Sequence[Tensor | None], **settings: float | bool | Tensor | None) -> None:
-    return None
+    refuse_meta_among_others("sgd_step_", tensors, settings)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lth_fast.nn import MaskedConv2d, MaskedLinear
 
@@ -250,3 +251,41 @@ def test_a_layer_without_values_takes_no_mask_but_says_what_it_is(kind: Any) -> 
     with pytest.raises(ValueError, match="mask: expected a weight with values, got one on the meta device"):
         layer.mask = kind.mask()
     assert layer(kind.inputs().to("meta")).shape == kind.dense()(kind.inputs()).shape
+
+
+class Shifted(nn.Module):
+    """A parametrization that puts something where the mask prunes."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + 1
+
+
+def test_a_weight_that_a_parametrization_computes_is_masked(kind: Any) -> None:
+    layer, mask = kind.masked(*kind.arguments), kind.mask()
+    layer.mask = mask
+    inputs = kind.inputs()
+    parametrize.register_parametrization(layer, "weight", Shifted())
+    plain = kind.plain(*kind.arguments)
+    with torch.no_grad():
+        plain.weight.copy_(layer.weight * mask)
+        plain.bias.copy_(layer.bias)
+    out = layer(inputs)
+    torch.testing.assert_close(out, plain(inputs))
+    out.square().sum().backward()
+    assert (layer.parametrizations.weight.original.grad[~mask] == 0).all()
+
+
+def test_a_functional_call_reads_the_weight_it_is_given_and_leaves_it_alone(kind: Any) -> None:
+    layer, mask, inputs = kind.masked(*kind.arguments), kind.mask(), kind.inputs()
+    layer.mask = mask
+    given = torch.randn(layer.weight.shape, requires_grad=True)
+    computed = given.tanh()
+    before = computed.detach().clone()
+    out = torch.func.functional_call(layer, {"weight": computed}, (inputs,))
+    out.square().sum().backward()
+    assert torch.equal(computed, before)
+    assert (given.grad[~mask] == 0).all()
+    assert (given.grad[mask] != 0).any()
+    with torch.no_grad():
+        layer.weight.copy_(before)
+    torch.testing.assert_close(out, layer(inputs))

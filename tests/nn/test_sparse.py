@@ -286,3 +286,25 @@ def test_a_mask_of_another_shape_is_refused(kind: Kind) -> None:
 def test_only_layers_of_its_kind_can_become_sparse(kind: Kind) -> None:
     with pytest.raises(TypeError, match=f"layer must be an nn.{kind.plain.__name__}, got ReLU"):
         kind.sparse.from_dense(nn.ReLU())
+
+
+def test_the_pattern_stays_what_it_is_through_the_meta_device_and_memory_without_values(kind: Kind) -> None:
+    sparse, dense = kind.pair()
+    state, mask = dense.state_dict(), sparse.mask
+    on_meta = copy.deepcopy(copy.deepcopy(sparse).to("meta"))
+    for layer in (sparse.to_empty(device="cpu"), on_meta.to_empty(device="cpu")):
+        layer.load_state_dict(state)
+        assert torch.equal(layer.mask, mask)
+        kind.assert_same_function(layer, dense)
+
+
+def test_on_the_meta_device_a_layer_gives_shapes(kind: Kind) -> None:
+    sparse, dense = kind.pair()
+    inputs = kind.inputs().to("meta")
+    assert sparse.to("meta")(inputs).shape == dense.to("meta")(inputs).shape
+
+
+def test_another_type_is_that_of_the_values_not_of_the_pattern(kind: Kind) -> None:
+    sparse, dense = kind.pair()
+    inputs = kind.inputs(torch.float64)
+    torch.testing.assert_close(sparse.type(torch.float64)(inputs), dense.type(torch.float64)(inputs))

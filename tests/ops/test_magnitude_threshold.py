@@ -247,21 +247,42 @@ def test_a_bool_of_any_byte_but_zero_is_a_survivor() -> None:
         assert set(out.view(torch.uint8).tolist()) == {0, 1}
 
 
+def _normal() -> Tensor:
+    return torch.randn(8_500_003)
+
+
+def _misleading() -> Tensor:
+    weight = torch.rand(8_500_003) + 1
+    weight[sampled_places(weight.numel())] *= 100
+    return weight
+
+
+MORE_THAN_CACHED: dict[str, Callable[[], Tensor]] = {
+    "normal": _normal,
+    "thousands of ties": lambda: (_normal() * 1000).round(),
+    "ties in their millions": lambda: _normal().round(),
+    "a misleading sample": _misleading,
+}
+
+
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("masked", [False, True])
-def test_masks_larger_than_the_caches_are_those_of_the_definition(masked: bool) -> None:
-    weights = [torch.randn(2_999_999), torch.randn(3, 1_000_003), torch.randn(2_500_001)]
-    kept = random_masks(weights, 0.5) if masked else None
-    k = 4_000_001
-    threshold = magnitude_threshold(weights, k, kept).threshold
-    found = prune_by_magnitude(weights, k, kept)
-    expected = [weight.abs() > threshold for weight in weights]
-    if kept is not None:
-        expected = [mask & survives for mask, survives in zip(kept, expected, strict=True)]
-    differing = [(mask != other) for mask, other in zip(found, expected, strict=True)]
-    # A tie that is not pruned is all that may differ.
-    assert all(torch.all(weight[where].abs() == threshold) for weight, where in zip(weights, differing, strict=True))
-    assert count_survivors(weights, found) == count_survivors(weights, kept or [None] * 3) - k
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", MORE_THAN_CACHED)
+def test_masks_larger_than_the_caches_are_those_of_the_definition(case: str, dtype: torch.dtype, masked: bool) -> None:
+    """The pass that finds the threshold writes them, too, with a guess of it, and puts right where that was wrong."""
+    weight = MORE_THAN_CACHED[case]().to(dtype)
+    weights = [weight[:2_999_999], weight[3_000_000:6_000_000].view(3, -1).t(), weight[6_000_000:]]
+    masks: Masks = random_masks(weights, 0.5) if masked else [None] * 3
+    k = count_survivors(weights, masks) // 3
+    found = torch.cat([mask.flatten() for mask in prune_by_magnitude(weights, k, masks)])
+
+    threshold, tie_budget, survivors = magnitude_threshold(weights, k, masks)
+    magnitudes = torch.cat([weight.flatten() for weight in weights]).abs()
+    kept = torch.cat([mask.flatten() for mask in masks if mask is not None]) if masked else magnitudes >= 0
+    ties = kept & (magnitudes == threshold)
+    assert torch.equal(found, kept & ((magnitudes > threshold) | (ties & (ties.cumsum(0) > tie_budget))))
+    assert found.sum() == survivors - k
 
 
 @pytest.mark.usefixtures("kernels")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lth_fast.ops import masked_apply, masked_apply_, masked_apply_each_, pack_mask
+from lth_fast.ops import masked_apply, masked_apply_, masked_apply_each_, pack_mask, prune_by_magnitude
 from lth_fast.ops.masked_apply import _reference_in_place, _reference_of_each, reference
 
 SIZES = [*range(71), 4_099, 131_073, 300_007]
@@ -236,3 +236,15 @@ def test_elements_of_other_sizes_are_refused(
         RuntimeError, match=f"{op.__name__}: {argument} must have elements of 2, 4 or 8 .*, got {given}"
     ):
         op(torch.zeros(3, dtype=dtype), pack_mask(random_mask(3)))
+
+
+def test_a_call_on_the_meta_device_and_another_one_is_refused_not_taken_for_one_without_values() -> None:
+    bits, there = pack_mask(torch.ones(4, dtype=torch.bool)), "expected all tensors on one device, got cpu and meta"
+    with pytest.raises(RuntimeError, match=f"masked_apply: {there}"):
+        masked_apply(torch.ones(4), bits.to("meta"))
+    with pytest.raises(RuntimeError, match=f"masked_apply_: {there}"):
+        masked_apply_(torch.ones(4), bits.to("meta"))
+    with pytest.raises(RuntimeError, match=f"masked_apply_each_: {there}"):
+        masked_apply_each_([torch.ones(4), torch.ones(4)], [bits, bits.to("meta")])
+    with pytest.raises(RuntimeError, match=f"prune_by_magnitude: {there}"):
+        prune_by_magnitude([torch.ones(4)], 1, [torch.ones(4, dtype=torch.bool, device="meta")])

@@ -487,6 +487,18 @@ def test_a_compiled_graph_gives_the_same_output_and_gradients(relu: bool) -> Non
         assert torch.equal(one.grad, other.grad)
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("size", [(7, 9), (300, 300)], ids=str)
+def test_the_gradient_of_a_bias_stays_exact_over_many_pixels(size: tuple[int, int], distance: Distance) -> None:
+    mask = torch.rand(3, 2, 1, 1) < 0.5
+    values, bias = torch.randn(int(mask.sum())), torch.zeros(3, requires_grad=True)
+    out = sparse_conv2d(torch.randn(1, 2, *size), values, bias, sparse_conv2d_pattern(mask), (1, 1))
+    gradient = torch.full_like(out, 0.1) + 0.001 * torch.rand_like(out)
+    out.backward(gradient)
+    assert bias.grad is not None
+    assert distance(bias.grad, gradient.double().sum((0, 2, 3))) <= 1e-6
+
+
 # ---- errors ----
 
 INPUT, BIAS, MASK = torch.randn(2, 4, 5, 5), torch.randn(6), torch.ones(6, 4, 3, 3, dtype=torch.bool)
@@ -516,10 +528,31 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "bias of another shape": ({"bias": BIAS[:3]}, r"bias must have shape \[6\], got \[3\]"),
     "bias of another dtype": ({"bias": BIAS.double()}, "bias must have the dtype of values"),
     "groups": ({"groups": 3}, "groups must be positive and divide the 4 input and 6 output channels, got 3"),
-    "stride": ({"stride": (0, 1)}, r"stride must be two integers of at least 1, got \[0, 1\]"),
-    "padding": ({"padding": (0, -1)}, r"padding must be two integers of at least 0, got \[0, -1\]"),
-    "dilation": ({"dilation": (0, 1)}, r"dilation must be two integers of at least 1, got \[0, 1\]"),
-    "kernel": ({"kernel_size": (0, 1)}, r"kernel_size must be two integers of at least 1, got \[0, 1\]"),
+    "stride": ({"stride": (0, 1)}, r"stride must be two integers of at least 1 and at most 2147483647, got \[0, 1\]"),
+    "padding": (
+        {"padding": (0, -1)},
+        r"padding must be two integers of at least 0 and at most 2147483647, got \[0, -1\]",
+    ),
+    "dilation": (
+        {"dilation": (0, 1)},
+        r"dilation must be two integers of at least 1 and at most 2147483647, got \[0, 1\]",
+    ),
+    "kernel": (
+        {"kernel_size": (0, 1)},
+        r"kernel_size must be two integers of at least 1 and at most 2147483647, got \[0, 1\]",
+    ),
+    "a stride beyond 32 bits": ({"stride": (2**31, 1)}, r"stride must be two integers .* got \[2147483648, 1\]"),
+    "a dilation beyond 32 bits": ({"dilation": (1, 2**62)}, "dilation must be two integers .* at most 2147483647"),
+    "padding of billions of pixels": ({"padding": (2**31 - 1, 2**31 - 1)}, "Storage size calculation overflowed"),
+    "a stride of billions of pixels": ({"stride": (2**31 - 1, 2**31 - 1)}, r"are more than 2\*\*31 - 1 elements"),
+    "a kernel smaller than the pattern's": (
+        {"kernel_size": (2, 3)},
+        "pattern must be one of kernel_size and groups, whose channels have 24 taps, got tap 35",
+    ),
+    "more groups than the pattern's": (
+        {"groups": 2},
+        "pattern must be one of kernel_size and groups, whose channels have 18 taps, got tap 35",
+    ),
     "starts of another dtype": (
         {"pattern": PATTERN._replace(output_starts=PATTERN.output_starts.long())},
         r"output_starts must be int32 of shape \[out_channels \+ 1\], got Long of shape \[7\]",

@@ -75,6 +75,8 @@ def test_wrong_arguments_are_named_with_what_was_expected_and_given() -> None:
             RuntimeError, match=f"groups must be positive and divide the 3 output channels, got {groups}"
         ):
             sparse_conv2d_pattern(torch.ones(3, 4, 3, 3, dtype=torch.bool), groups)
+    with pytest.raises(RuntimeError, match=r"groups must be at most 536870911 for a mask of shape \[0, 4, 3, 3\], got"):
+        sparse_conv2d_pattern(torch.ones(0, 4, 3, 3, dtype=torch.bool), 2**62)
 
 
 def test_opcheck_accepts_the_operator() -> None:

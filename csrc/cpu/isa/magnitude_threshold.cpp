@@ -1,5 +1,5 @@
 // One pass over weights: count the magnitudes below a window and collect those inside it, or write the mask of the
-// magnitudes above a threshold.
+// magnitudes above a threshold, or both.
 //
 // The key of a magnitude is its bit pattern without the sign, compared as an integer: among the finite numbers of one
 // format that is the order of |w|, in float16, bfloat16, float32 and float64 alike, denormals and -0 included.
@@ -111,6 +111,18 @@ inline size_t for_each_block(size_t count, const Work& work) {
   return kReaders * part;
 }
 
+// Where a scan puts the mask of the magnitudes above a guess, and the places of the keys that it collects.
+template <typename Key>
+struct GuessedMask {
+  Key guess;
+  const Key* inside;
+  int32_t* places;  // of inside[i]: places[i]
+  uint8_t* new_mask;
+  bool streams;
+
+  int32_t* places_at(const Key* end) const { return places + (end - inside); }
+};
+
 // What a scan has counted. Pruned weights, whose keys are negative, are below the window too.
 template <typename Key>
 struct Totals {
@@ -124,15 +136,24 @@ class Counter {
  public:
   explicit Counter(MagnitudeWindow<Key> window) : low_(window.low), above_(static_cast<Key>(window.high + 1)) {}
 
-  // kBlock weights; returns the new end of the keys inside the window.
-  inline Key* count(const Key* weights, const uint8_t* mask, Key* end) {
-    for (size_t i = 0; i < kBlock; i += 8) {
+  // kBlock weights from `first` on; returns the new end of the keys inside the window. `guessed` may be null if not
+  // kGuessed.
+  template <bool kGuessed>
+  inline Key* count(const Key* weights, const uint8_t* mask, size_t first, Key* end, const GuessedMask<Key>* guessed) {
+    for (size_t i = first; i < first + kBlock; i += 8) {
       const Keys<Key> keys = load_eight_keys<Key, masked>(weights, mask, i);
       const Keys<Key> is_below = keys < low_;
       below_ -= is_below;
       largest_ = keys > largest_ ? keys : largest_;
       if constexpr (masked) pruned_ -= keys < 0;
-      end = append<Key>(keys, ~is_below & (keys < above_), end);
+      const Keys<Key> inside = ~is_below & (keys < above_);
+      if constexpr (kGuessed) {
+        const Keys<int32_t> places = static_cast<int32_t>(i) + Keys<int32_t>{0, 1, 2, 3, 4, 5, 6, 7};
+        append<int32_t>(places, __builtin_convertvector(inside, Keys<int32_t>), guessed->places_at(end));
+        const auto survives = __builtin_convertvector(keys > guessed->guess, Lanes<uint8_t>::Vector) & uint8_t{1};
+        *reinterpret_cast<Lanes<uint8_t>::Vector*>(guessed->new_mask + i) = survives;
+      }
+      end = append<Key>(keys, inside, end);
     }
     return end;
   }
@@ -192,15 +213,36 @@ inline __mmask16 survivors_of_sixteen(const uint8_t* mask) {
   return 0xffff;
 }
 
+// Writes the chosen lanes to `to`. Through a register: written straight to memory, compressed lanes cost Zen a hundred
+// cycles. Mostly none or one is chosen, and a narrow store crosses fewer cache lines.
+inline void append(__m512i lanes, __mmask16 chosen, int number, int32_t* to) {
+  const __m512i packed = _mm512_maskz_compress_epi32(chosen, lanes);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_castsi512_si128(packed));
+  if (__builtin_expect(number > 4, 0)) _mm512_storeu_si512(to, packed);
+}
+
+// A bool for each bit. Where it is written past the caches, `mask` begins a cache line.
+inline void write_mask(uint64_t bits, uint8_t* mask, bool past_caches) {
+  const __m512i bytes = _mm512_maskz_set1_epi8(bits, 1);
+  if (past_caches) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(mask), bytes);
+  } else {
+    _mm512_storeu_si512(mask, bytes);
+  }
+}
+
 template <bool masked>
 class Counter<int32_t, masked> {
  public:
   explicit Counter(MagnitudeWindow<int32_t> window)
       : low_(_mm512_set1_epi32(window.low)), high_(_mm512_set1_epi32(window.high)) {}
 
-  inline int32_t* count(const int32_t* weights, const uint8_t* mask, int32_t* end) {
+  template <bool kGuessed>
+  inline int32_t* count(const int32_t* weights, const uint8_t* mask, size_t first, int32_t* end,
+                        const GuessedMask<int32_t>* guessed) {
     const __m512i one = _mm512_set1_epi32(1);
-    for (size_t i = 0; i < kBlock; i += 16) {
+    uint64_t above_guess = 0;
+    for (size_t i = first; i < first + kBlock; i += 16) {
       const __m512i keys = sixteen_keys(weights + i);
       const __mmask16 survives = survivors_of_sixteen<masked>(mask + i);
       const __mmask16 from_low = _mm512_mask_cmp_epi32_mask(survives, keys, low_, _MM_CMPINT_NLT);
@@ -208,14 +250,19 @@ class Counter<int32_t, masked> {
       not_below_ = _mm512_mask_add_epi32(not_below_, from_low, not_below_, one);
       if constexpr (masked) survivors_ = _mm512_mask_add_epi32(survivors_, survives, survivors_, one);
       largest_ = _mm512_mask_max_epi32(largest_, survives, largest_, keys);
-      // Through a register: written straight to memory, compressed lanes cost Zen a hundred cycles. Mostly none or one
-      // is inside, and a narrow store crosses fewer cache lines.
-      const __m512i collected = _mm512_maskz_compress_epi32(inside, keys);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(end), _mm512_castsi512_si128(collected));
       const int number = __builtin_popcount(inside);
-      if (__builtin_expect(number > 4, 0)) _mm512_storeu_si512(end, collected);
+      if constexpr (kGuessed) {
+        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        append(_mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(i))), inside, number,
+               guessed->places_at(end));
+        const __mmask16 above =
+            _mm512_mask_cmp_epi32_mask(survives, keys, _mm512_set1_epi32(guessed->guess), _MM_CMPINT_NLE);
+        above_guess |= static_cast<uint64_t>(above) << (i - first);
+      }
+      append(keys, inside, number, end);
       end += number;
     }
+    if constexpr (kGuessed) write_mask(above_guess, guessed->new_mask + first, guessed->streams);
     counted_ += kBlock;
     return end;
   }
@@ -233,7 +280,6 @@ class Counter<int32_t, masked> {
 
 template <bool masked>
 struct PruneBlock<int32_t, masked> {
-  // Where it is written past the caches, `new_mask` begins a cache line.
   static inline int32_t of(const int32_t* weights, const uint8_t* mask, int32_t threshold, uint8_t* new_mask,
                            bool past_caches) {
     const __m512i limit = _mm512_set1_epi32(threshold);
@@ -246,31 +292,39 @@ struct PruneBlock<int32_t, masked> {
       survives |= static_cast<uint64_t>(_mm512_mask_cmp_epi32_mask(before, keys, limit, _MM_CMPINT_NLE)) << i;
       ties += __builtin_popcount(_mm512_cmp_epi32_mask(keys, limit, _MM_CMPINT_EQ));
     }
-    const __m512i bytes = _mm512_maskz_set1_epi8(survives, 1);
-    if (past_caches) {
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(new_mask), bytes);
-    } else {
-      _mm512_storeu_si512(new_mask, bytes);
-    }
+    write_mask(survives, new_mask, past_caches);
     return ties;
   }
 };
 #endif
 
-template <typename Key, bool masked>
+// Else another thread might read what was there before the mask was written past the caches.
+inline void make_visible(bool streams) {
+#if defined(__AVX512F__)
+  if (streams) _mm_sfence();
+#else
+  (void)streams;
+#endif
+}
+
+template <typename Key, bool masked, bool kGuessed>
 MagnitudeCounts<Key> scan(const Key* weights, const uint8_t* mask, size_t count, MagnitudeWindow<Key> window,
-                          Key* inside) {
+                          Key* inside, const GuessedMask<Key>* guessed) {
   Counter<Key, masked> counter(window);
   Key* end = inside;
   size_t i = for_each_block(
-      count, [&](size_t first) { end = counter.count(weights + first, masked ? mask + first : nullptr, end); });
+      count, [&](size_t first) { end = counter.template count<kGuessed>(weights, mask, first, end, guessed); });
   auto [below, pruned, largest] = counter.totals();
   for (; i < count; ++i) {
     const Key key = load_key<Key, masked>(weights, mask, i);
     below += key < window.low;
     largest = key > largest ? key : largest;
     pruned += key < 0;
-    if (key >= window.low && key <= window.high) *end++ = key;
+    if constexpr (kGuessed) guessed->new_mask[i] = key > guessed->guess;
+    if (key >= window.low && key <= window.high) {
+      if constexpr (kGuessed) *guessed->places_at(end) = static_cast<int32_t>(i);
+      *end++ = key;
+    }
   }
   return {static_cast<int64_t>(count) - pruned, below - pruned, end - inside, largest};
 }
@@ -288,9 +342,7 @@ size_t prune(const Key* weights, const uint8_t* mask, size_t count, Key threshol
   });
   const Key more = prune_some<Key, masked>(weights + rest, old_mask(rest), count - rest, threshold, new_mask + rest);
   ties = static_cast<Key>(ties + more);
-#if defined(__AVX512F__)
-  if (streams) _mm_sfence();  // else another thread might read what was there before
-#endif
+  make_visible(streams);
   // Mostly there is none in a chunk: it is faster to look again, where there are, than at the mask of every weight.
   if (masked && ties != 0) {
     ties = 0;
@@ -304,8 +356,18 @@ size_t prune(const Key* weights, const uint8_t* mask, size_t count, Key threshol
 template <typename Key>
 MagnitudeCounts<Key> scan_magnitudes(const Key* weights, const uint8_t* mask, size_t count, MagnitudeWindow<Key> window,
                                      Key* inside) {
-  return mask == nullptr ? scan<Key, false>(weights, mask, count, window, inside)
-                         : scan<Key, true>(weights, mask, count, window, inside);
+  return mask == nullptr ? scan<Key, false, false>(weights, mask, count, window, inside, nullptr)
+                         : scan<Key, true, false>(weights, mask, count, window, inside, nullptr);
+}
+
+template <typename Key>
+MagnitudeCounts<Key> scan_and_prune(const Key* weights, const uint8_t* mask, size_t count, MagnitudeWindow<Key> window,
+                                    Key* inside, Key guess, int32_t* places, uint8_t* new_mask, bool past_caches) {
+  const GuessedMask<Key> guessed{guess, inside, places, new_mask, past_caches && begins_cache_line(new_mask)};
+  const auto counts = mask == nullptr ? scan<Key, false, true>(weights, mask, count, window, inside, &guessed)
+                                      : scan<Key, true, true>(weights, mask, count, window, inside, &guessed);
+  make_visible(guessed.streams);
+  return counts;
 }
 
 template <typename Key>
@@ -318,9 +380,9 @@ size_t prune_magnitudes(const Key* weights, const uint8_t* mask, size_t count, K
 }  // namespace
 
 void register_magnitude_threshold(KernelTable& table) {
-  table.magnitudes_16 = {scan_magnitudes<int16_t>, prune_magnitudes<int16_t>};
-  table.magnitudes_32 = {scan_magnitudes<int32_t>, prune_magnitudes<int32_t>};
-  table.magnitudes_64 = {scan_magnitudes<int64_t>, prune_magnitudes<int64_t>};
+  table.magnitudes_16 = {scan_magnitudes<int16_t>, scan_and_prune<int16_t>, prune_magnitudes<int16_t>};
+  table.magnitudes_32 = {scan_magnitudes<int32_t>, scan_and_prune<int32_t>, prune_magnitudes<int32_t>};
+  table.magnitudes_64 = {scan_magnitudes<int64_t>, scan_and_prune<int64_t>, prune_magnitudes<int64_t>};
 }
 
 }  // namespace lth_fast::LTH_FAST_ISA

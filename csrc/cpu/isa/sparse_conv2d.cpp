@@ -89,25 +89,36 @@ void from_tile(const Element* tile, const int32_t* places, size_t pixels, Elemen
 
 // ---- the gradient of the bias ----
 
-// Plane by plane and in several chains: rounding errors grow with the numbers of each, not with their product.
+// In several chains.
+template <typename Element>
+Element sum_of_few(const Element* pixels, size_t count) {
+  using Vector = typename Register<Element>::Vector;
+  constexpr size_t width = Register<Element>::kWidth, chains = 4;
+  Vector sums[chains] = {};
+  size_t pixel = 0;
+  for (; pixel + chains * width <= count; pixel += chains * width) {
+    const auto* from = reinterpret_cast<const Vector*>(pixels + pixel);
+    for (size_t chain = 0; chain < chains; ++chain) sums[chain] += from[chain];
+  }
+  const Vector of_chains = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  Element sum = 0;
+  for (size_t lane = 0; lane < width; ++lane) sum += of_chains[lane];
+  for (; pixel < count; ++pixel) sum += pixels[pixel];
+  return sum;
+}
+
+// Plane by plane, and a plane by parts: rounding errors grow with the numbers of each, not with their product.
 template <typename Element>
 Element sum(const Element* input, size_t stride, size_t samples, size_t pixels) {
   const FlushDenormals flush;
-  using Vector = typename Register<Element>::Vector;
-  constexpr size_t width = Register<Element>::kWidth, chains = 4;
+  constexpr size_t few = 4096;
   Element total = 0;
   for (size_t sample = 0; sample < samples; ++sample) {
     const Element* plane = input + sample * stride;
-    Vector sums[chains] = {};
-    size_t pixel = 0;
-    for (; pixel + chains * width <= pixels; pixel += chains * width) {
-      const auto* from = reinterpret_cast<const Vector*>(plane + pixel);
-      for (size_t chain = 0; chain < chains; ++chain) sums[chain] += from[chain];
-    }
-    const Vector of_chains = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     Element of_plane = 0;
-    for (size_t lane = 0; lane < width; ++lane) of_plane += of_chains[lane];
-    for (; pixel < pixels; ++pixel) of_plane += plane[pixel];
+    for (size_t pixel = 0; pixel < pixels; pixel += few) {
+      of_plane += sum_of_few(plane + pixel, pixels - pixel < few ? pixels - pixel : few);
+    }
     total += of_plane;
   }
   return total;

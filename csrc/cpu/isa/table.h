@@ -122,8 +122,13 @@ struct MagnitudeKernels {
   // written to `inside`, in any order; it has room for count + kMagnitudeSlack.
   MagnitudeCounts<Key> (*scan)(const Key* weights, const uint8_t* mask, size_t count, MagnitudeWindow<Key> window,
                                Key* inside);
-  // new_mask = survives and key > threshold; it may be written past the caches where nobody reads it soon. Returns how
-  // many survivors have the key `threshold`.
+  // The same, and new_mask = survives and key > guess. Of the keys inside the window, `places` receives the numbers of
+  // their weights; it has as much room.
+  MagnitudeCounts<Key> (*scan_and_prune)(const Key* weights, const uint8_t* mask, size_t count,
+                                         MagnitudeWindow<Key> window, Key* inside, Key guess, int32_t* places,
+                                         uint8_t* new_mask, bool past_caches);
+  // new_mask = survives and key > threshold. Returns how many survivors have the key `threshold`. Both may write the
+  // mask past the caches, where nobody reads it soon.
   size_t (*prune)(const Key* weights, const uint8_t* mask, size_t count, Key threshold, uint8_t* new_mask,
                   bool past_caches);
 };
