@@ -292,7 +292,7 @@ Wanted<Key> narrow(const Weights<Key>& weights, const Wanted<Key>& wanted) {
 
 // Up to this many weights are all collected, without a sample.
 constexpr int64_t kFewWeights = 1 << 13;
-constexpr int64_t kLargestSample = 1 << 16;
+constexpr int64_t kLargestSample = 1 << 15;
 // The window's reach to either side of the k-th, in standard deviations of its rank in the sample. The k-th lies
 // outside in one call of 16,000, which then takes about three times as long; a wider window would make every call pay.
 constexpr double kDeviations = 4;
@@ -317,7 +317,9 @@ Guess<Key> guess_window(const Weights<Key>& weights, const MagnitudeKernels<Key>
   if (total <= kFewWeights) return {finite, total, std::nullopt};
   // A sample of s leaves about total / sqrt(s) keys in the window; both numbers are the same at total^(2/3).
   const auto balanced = static_cast<int64_t>(std::pow(static_cast<double>(total), 2.0 / 3.0));
-  const Sample<Key> sample = weights.sample(std::min(balanced, kLargestSample));
+  // Where more is kept of a weight, fewer are to be kept.
+  const int64_t largest = bytes > sizeof(Key) ? 2 * kLargestSample : kLargestSample;
+  const Sample<Key> sample = weights.sample(std::min(balanced, largest));
   const int64_t seen = sample.survivors;
   if (seen == 0) return {finite, std::min(total, kFewKeys), std::nullopt};
 
