@@ -356,7 +356,6 @@ at::Tensor values_grad(const GradOutput<Element>& grad_output, const at::Tensor&
   const auto& table = sparse_linear_kernels<Element>();
   at::Tensor result = at::empty(columns.sizes(), input.options());
   const at::Tensor samples = adjacent_rows(input);
-  auto* to = result.mutable_data_ptr<Element>();
 
   const auto& tiles = grad_output.tiles;
   const int64_t rows = row_order.size(1), panels = row_order.size(0);
@@ -367,20 +366,31 @@ at::Tensor values_grad(const GradOutput<Element>& grad_output, const at::Tensor&
   const Slices slices(rows, most_rows);
   const int64_t tasks = by_panels ? threads : slices.count();
   const InputPanels<Element> input_panels(samples, tiles, panels, by_panels ? 1 : tasks);
-  by_index(columns, table.values_grad_16, table.values_grad_32, [&](auto kernel, auto index) {
-    using Index = decltype(index);
-    for_tasks(tasks, columns.numel() * samples.size(0), [&](int64_t task) {
-      const int64_t first = by_panels ? 0 : slices.first(task), last = by_panels ? rows : slices.last(task);
-      const int64_t first_panel = by_panels ? task * panels / tasks : 0,
-                    last_panel = by_panels ? (task + 1) * panels / tasks : panels;
-      for (const Tile& tile : tiles) {
-        input_panels.for_each(tile, first_panel, last_panel, [&](int64_t panel, const Element* from) {
-          kernel(panel_of<Index>(panel, row_starts, row_order, columns, panel == 0), first, last, grad_output[tile],
-                 from, to, tile.first_sample > 0, tile.lanes);
-        });
-      }
+  const auto add_up = [&](size_t first_tile, size_t last_tile, Element* to) {
+    by_index(columns, table.values_grad_16, table.values_grad_32, [&](auto kernel, auto index) {
+      for_tasks(tasks, columns.numel() * samples.size(0), [&](int64_t task) {
+        const int64_t first = by_panels ? 0 : slices.first(task), last = by_panels ? rows : slices.last(task);
+        const int64_t first_panel = by_panels ? task * panels / tasks : 0,
+                      last_panel = by_panels ? (task + 1) * panels / tasks : panels;
+        for (size_t number = first_tile; number < last_tile; ++number) {
+          const Tile& tile = tiles[number];
+          input_panels.for_each(tile, first_panel, last_panel, [&](int64_t panel, const Element* from) {
+            kernel(panel_of<decltype(index)>(panel, row_starts, row_order, columns, panel == 0), first, last,
+                   grad_output[tile], from, to, number > first_tile, tile.lanes);
+          });
+        }
+      });
     });
-  });
+  };
+  // Tiles that are added up one after the other before their sum joins the others: rounding errors grow with the
+  // numbers of both, not with their product.
+  constexpr size_t kTilesInARow = 64;
+  add_up(0, std::min(kTilesInARow, tiles.size()), result.mutable_data_ptr<Element>());
+  for (size_t first = kTilesInARow; first < tiles.size(); first += kTilesInARow) {
+    const at::Tensor sum = at::empty_like(result);
+    add_up(first, std::min(first + kTilesInARow, tiles.size()), sum.mutable_data_ptr<Element>());
+    result.add_(sum);
+  }
   return result;
 }
 

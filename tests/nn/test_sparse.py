@@ -308,3 +308,12 @@ def test_another_type_is_that_of_the_values_not_of_the_pattern(kind: Kind) -> No
     sparse, dense = kind.pair()
     inputs = kind.inputs(torch.float64)
     torch.testing.assert_close(sparse.type(torch.float64)(inputs), dense.type(torch.float64)(inputs))
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler.config, "dynamic_sources"), reason="this torch has one graph per size")
+def test_an_unpickled_layer_too_is_compiled_for_any_number_of_survivors(kind: Kind) -> None:
+    pickled = pickle.dumps(kind.pair()[0])
+    with torch.compiler.config.patch(dynamic_sources=""):  # as in a process that has made no layer
+        sparse = pickle.loads(pickled)
+        for name in ("values", *sparse.pattern_fields):
+            assert f"'{name}'" in torch.compiler.config.dynamic_sources

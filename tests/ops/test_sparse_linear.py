@@ -179,6 +179,18 @@ def test_gradients_computed_together_are_those_computed_alone(
         assert grad_bias.numel() == 0
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("features", [(3, 5), (40, 17)], ids=str)
+def test_the_gradient_of_the_values_stays_exact_over_many_samples(
+    features: tuple[int, int], distance: Distance
+) -> None:
+    values, _, pattern = random_layer(*features, 0.5)
+    gradient, inputs = torch.rand(100_003, features[1]), torch.rand(100_003, features[0])
+    found = torch.ops.lth_fast.sparse_linear_values_grad(gradient, inputs, *by_row(pattern))
+    assert distance(found, from_dense(gradient.double().t() @ inputs.double(), pattern)) <= 3e-7
+    assert found.shape == values.shape
+
+
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("features", [1, 15, 64, 100])
 def test_the_gradient_of_a_bias_stays_exact_over_many_samples(features: int, distance: Distance) -> None:
