@@ -87,14 +87,17 @@ def as_it_is(step):
     return step
 
 
-def make(kind, optimizer="adam", model=None, iteration=0, data=None, **options):
+def make(kind, optimizer="adam", model=None, iteration=0, data=None, state=None, **options):
     model = network() if model is None else model
     if kind is GraphStepper and next(model.parameters()).device.type == "cpu":
         options.setdefault("record", as_it_is)
     data = loader(next(model.parameters()).device) if data is None else data
+    optimizer = optimizer_of(model, optimizer)
+    if state is not None:  # before the stepper sees it, as the loop does it
+        optimizer.load_state_dict(state)
     return kind(
         model,
-        optimizer_of(model, optimizer),
+        optimizer,
         nn.CrossEntropyLoss(),
         batches_of(data, iteration),
         iteration=iteration,
@@ -153,17 +156,17 @@ def test_each_batch_size_is_recorded_once_after_its_first_steps():
 
 
 @pytest.mark.parametrize("stop", [2, 5, 11])
-def test_training_goes_on_from_a_checkpoint_to_the_same_bits(stop):
-    reference = make(GraphStepper, schedule=SCHEDULE)
+@pytest.mark.parametrize("kind", [EagerStepper, GraphStepper])
+def test_training_goes_on_from_a_checkpoint_to_the_same_bits(kind, stop):
+    reference = make(kind, schedule=SCHEDULE)
     expected = reference.advance(20)[stop:]
 
-    first = make(GraphStepper, schedule=SCHEDULE)
+    first = make(kind, schedule=SCHEDULE)
     first.advance(stop)
     weights, state = copy.deepcopy(first.model.state_dict()), copy.deepcopy(first.optimizer.state_dict())
-    second = make(GraphStepper, schedule=SCHEDULE)
-    second.model.load_state_dict(weights)
-    second.optimizer.load_state_dict(state)
-    second.iteration = stop
+    model = network()
+    model.load_state_dict(weights)
+    second = make(kind, model=model, iteration=stop, state=state, schedule=SCHEDULE)
     assert torch.equal(second.advance(20 - stop), expected)
 
 
