@@ -488,12 +488,12 @@ def test_a_compiled_graph_gives_the_same_output_and_gradients(relu: bool) -> Non
 
 
 @pytest.mark.usefixtures("isa")
-@pytest.mark.parametrize("size", [(7, 9), (300, 300)], ids=str)
+@pytest.mark.parametrize("size", [(7, 9), (500, 500)], ids=str)
 def test_the_gradient_of_a_bias_stays_exact_over_many_pixels(size: tuple[int, int], distance: Distance) -> None:
     mask = torch.rand(3, 2, 1, 1) < 0.5
-    values, bias = torch.randn(int(mask.sum())), torch.zeros(3, requires_grad=True)
+    values, bias = as_leaves(torch.randn(int(mask.sum())), torch.zeros(3))
     out = sparse_conv2d(torch.randn(1, 2, *size), values, bias, sparse_conv2d_pattern(mask), (1, 1))
-    gradient = torch.full_like(out, 0.1) + 0.001 * torch.rand_like(out)
+    gradient = torch.full_like(out, 0.1)  # whose rounding errors all have one sign
     out.backward(gradient)
     assert bias.grad is not None
     assert distance(bias.grad, gradient.double().sum((0, 2, 3))) <= 1e-6
