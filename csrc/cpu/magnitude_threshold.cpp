@@ -3,10 +3,10 @@
 // A sample places a narrow window around the k-th magnitude; one pass over the weights counts those below the window
 // and collects the one or two per cent inside; the k-th is then found among these, in cache. The same pass writes the
 // masks as if the middle of the window were the k-th: few of the collected weights lie between the two, and only their
-// places are written once more. Should the sample mislead
-// (by bad luck, or by ties in their millions), histograms of ever narrower ranges of magnitudes find the k-th in a
-// number of passes that depends on the format alone. Every route is exact, so neither the sample nor the number of
-// threads shows in the result. Memory: the collected keys, and some 60 bytes per 16,384 weights.
+// places are written once more. Should the sample mislead (by bad luck, or by ties in their millions), histograms of
+// ever narrower ranges of magnitudes find the k-th in a number of passes that depends on the format alone. Every route
+// is exact, so neither the sample nor the number of threads shows in the result. Memory: the collected keys and their
+// places, and some 60 bytes per 16,384 weights.
 #include "ops/magnitude_threshold.h"
 
 #if defined(__linux__)

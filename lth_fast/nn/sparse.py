@@ -139,13 +139,15 @@ class SparseLayer(nn.Module):
         # fn may convert (type()), or hand out memory without values (to_empty, to("meta")); the pattern only moves. One
         # that went to the meta device comes back with the layer.
         held = {name: buffer(self, name) for name in self.pattern_fields}
-        real = self.__dict__.pop(_PATTERN_ASIDE, held)
-        super()._apply(fn, recurse)
+        real = self.__dict__.get(_PATTERN_ASIDE, held)
+        super()._apply(fn, recurse)  # which fails where values are asked for that a layer on the meta device lacks
         device = self.values.device
         for name, part in real.items():
             self._buffers[name] = part.to(device)
         if device.type == "meta":
             self.__dict__[_PATTERN_ASIDE] = real
+        else:
+            self.__dict__.pop(_PATTERN_ASIDE, None)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
