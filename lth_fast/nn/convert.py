@@ -26,8 +26,8 @@ from lth_fast.nn.model import (
     TWINS,
     forget_choices,
     keep_masks_out_of_ddp,
-    make_masked,
     make_sparse,
+    masked_for_a_while,
     masked_parameters,
     parameter_names,
     set_masks,
@@ -111,21 +111,23 @@ def convert(
     unknown = sorted(asked.keys() - _weights(model).keys() - sparse_layers(model).keys())
     if unknown:
         raise ValueError(f"form: expected names of weights of Linear or Conv2d, got {', '.join(map(repr, unknown))}")
-    make_masked(model)
-    if masks is not None:
-        set_masks(model, masks)
-    share_masks(model)
-    broadcast_masks(model)
-    layers = _weights(model)
-    shared = _shared(model, layers)
-    _ask_for_all_that_share(asked, shared)
-    observed = _observe(model, shared, example_input)
-    decided = from_first(
-        {name: _choose(name, layer, asked.get(name, general), observed) for name, layer in layers.items()}
-    )
-    for name, choice in decided.items():
-        if choice.form != "sparse" and asked.get(name) == "sparse":
-            raise ValueError(f"form[{name!r}]: expected a form that the layer can have, got 'sparse': {choice.reason}")
+    with masked_for_a_while(model):
+        if masks is not None:
+            set_masks(model, masks)
+        share_masks(model)
+        broadcast_masks(model)
+        layers = _weights(model)
+        shared = _shared(model, layers)
+        _ask_for_all_that_share(asked, shared)
+        observed = _observe(model, shared, example_input)
+        decided = from_first(
+            {name: _choose(name, layer, asked.get(name, general), observed) for name, layer in layers.items()}
+        )
+        for name, choice in decided.items():
+            if choice.form != "sparse" and asked.get(name) == "sparse":
+                raise ValueError(
+                    f"form[{name!r}]: expected a form that the layer can have, got 'sparse': {choice.reason}"
+                )
     for name, choice in decided.items():
         layer = layers[name]
         if isinstance(layer, MaskedLayer) and choice.form == "sparse":

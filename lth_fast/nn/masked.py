@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 
 from lth_fast.nn import shared_mask
 from lth_fast.nn.attributes import parameter
@@ -87,6 +88,8 @@ class MaskedLayer(nn.Module):
         if type(weight) is not nn.Parameter:  # computed, or a caller's own: to be read, not written
             return masked_apply(weight, self.mask_bits)
         if self._seen_masked is None or self._seen_masked != _identity(weight):
+            if detect_fake_mode() is not None:  # only shapes are wanted: nothing would be written
+                return masked_apply(weight, self.mask_bits)
             self.apply_mask()
         return weight
 
@@ -206,5 +209,10 @@ def _forget_mask(layer: Any) -> None:
     mask_changes.forget(layer)
     layer._buffers.pop("mask_bits", None)
     layer._non_persistent_buffers_set.discard("mask_bits")
+    forget_state(layer)
+
+
+def forget_state(layer: nn.Module) -> None:
+    """Drop what a masked layer knows besides its tensors."""
     for name in ("_seen_masked", "_survivors", "masks_gradient", "read_directly"):
         layer.__dict__.pop(name, None)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lth_fast.nn.mask_changes import mask_changes
-from lth_fast.nn.masked import MaskedLayer, check_mask, mask_layer, unmask_layer
+from lth_fast.nn.masked import MaskedLayer, check_mask, forget_state, mask_layer, unmask_layer
 from lth_fast.nn.masked_conv2d import MaskedConv2d
 from lth_fast.nn.masked_embedding import MaskedEmbedding
 from lth_fast.nn.masked_linear import MaskedLinear
@@ -252,14 +253,49 @@ def make_sparse(layer: MaskedLayer) -> None:
 
 
 def make_masked(model: nn.Module) -> None:
-    """Turn every sparse layer of ``model`` into its masked form in place. The gradient goes along."""
-    for layer in sparse_layers(model).values():
+    """Turn every sparse layer of ``model`` into its masked form in place. The gradient goes along.
+
+    Raises:
+        TypeError: The values of a sparse layer are computed instead of being a parameter; nothing has changed then.
+    """
+    layers = sparse_layers(model)
+    for name, layer in layers.items():
+        if "values" not in layer._parameters:
+            values = f"{name.removesuffix('weight')}values"
+            raise TypeError(
+                f"model: expected sparse layers whose values are parameters, got {values!r} computed by a "
+                "parametrization or by torch.nn.utils.prune; remove it first"
+            )
+    for layer in layers.values():
         mask, gradient = layer.mask, layer.values.grad
         plain = layer.to_dense()
         if gradient is not None:
             plain.weight.grad = layer.spread(gradient)
         _become(layer, plain)
         mask_layer(layer, mask, TWINS[type(plain)])
+
+
+@contextmanager
+def masked_for_a_while(model: nn.Module) -> Iterator[None]:
+    """Masked forms instead of sparse ones, as :func:`make_masked` makes them, which stay unless the body raises.
+
+    Then the sparse layers are back, with the Parameters that an optimizer may hold.
+    """
+    sparse = [
+        (layer, type(layer), dict(layer._parameters), dict(layer._buffers), set(layer._non_persistent_buffers_set))
+        for layer in sparse_layers(model).values()
+    ]
+    make_masked(model)
+    try:
+        yield
+    except BaseException:
+        for layer, kind, parameters, buffers, transient in sparse:
+            mask_changes.forget(layer)  # type: ignore[arg-type]
+            forget_state(layer)
+            layer.__class__ = kind
+            layer._parameters, layer._buffers, layer._non_persistent_buffers_set = parameters, buffers, transient
+        keep_masks_out_of_ddp(model)
+        raise
 
 
 def _become(layer: nn.Module, other: nn.Module) -> None:
@@ -270,8 +306,7 @@ def _become(layer: nn.Module, other: nn.Module) -> None:
         name: parameter for name, parameter in layer._parameters.items() if name not in ("weight", "values", "bias")
     }
     transient = layer._non_persistent_buffers_set - own
-    for name in ("_seen_masked", "_survivors", "masks_gradient", "read_directly"):
-        layer.__dict__.pop(name, None)
+    forget_state(layer)
     layer.__class__ = other.__class__
     layer._parameters = {**other._parameters, **users_parameters}
     layer._buffers = {**users, **other._buffers}

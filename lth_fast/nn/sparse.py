@@ -151,6 +151,9 @@ class SparseLayer(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if "values" not in self._parameters:  # computed, by a parametrization: what it computes with has its own keys
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            return
         values = self.values if keep_vars else self.values.detach()
         destination[f"{prefix}weight"] = self.spread(values)
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -166,6 +169,11 @@ class SparseLayer(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        if "values" not in self._parameters:
+            super()._load_from_state_dict(
+                state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            )
+            return
         # Torch's own loading, on a copy in which the dense weight has become the values.
         weight_key, values_key = f"{prefix}weight", f"{prefix}values"
         translated = dict(state_dict)

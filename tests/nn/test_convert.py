@@ -137,6 +137,22 @@ def test_a_model_goes_from_form_to_form_with_its_masks_and_gradients():
         assert torch.equal(layer.values.grad, layer.collect(gradient))
 
 
+def test_sparse_layers_and_their_parameters_stay_where_convert_fails():
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+    convert(model, {"0.weight": torch.rand(6, 8) < 0.5}, form="sparse")
+    before, state = dict(model.named_parameters()), copy.deepcopy(model.state_dict())
+    ignored = model._ddp_params_and_buffers_to_ignore
+    model(torch.randn(2, 8)).sum().backward()
+    with pytest.raises(RuntimeError, match="shape"):
+        convert(model, example_input=torch.randn(2, 7))
+    assert isinstance(model[0], SparseLinear)
+    assert all(parameter is before[name] for name, parameter in model.named_parameters())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert model._ddp_params_and_buffers_to_ignore == ignored
+    assert plan(model) == {"0.weight": "sparse", "2.weight": "dense"}
+    assert model[0].extra_repr() == SparseLinear.from_dense(model[0].to_dense(), model[0].mask).extra_repr()
+
+
 def test_the_order_of_parameters_stays_so_that_optimizers_mean_the_same():
     model = convert(network(), random_masks(network(), 0.3), form="sparse")
     assert [name for name, _ in model.named_parameters()] == [

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize
 
 from lth_fast.nn import MaskedConv2d, MaskedLinear
@@ -289,3 +290,12 @@ def test_a_functional_call_reads_the_weight_it_is_given_and_leaves_it_alone(kind
     with torch.no_grad():
         layer.weight.copy_(before)
     torch.testing.assert_close(out, layer(inputs))
+
+
+def test_a_forward_that_computes_nothing_hides_no_write_from_the_mask(kind: Any) -> None:
+    layer = kind.layer()
+    nn.init.ones_(layer.weight)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        layer(fake.from_tensor(kind.inputs()))
+    layer(kind.inputs())
+    assert not layer.weight[~layer.mask].any()

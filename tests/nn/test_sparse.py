@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
-from lth_fast.nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLayer, SparseLinear
+from lth_fast.nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLayer, SparseLinear, convert
 
 
 @dataclass(frozen=True)
@@ -318,3 +319,21 @@ def test_an_unpickled_layer_too_is_compiled_for_any_number_of_survivors(kind: Ki
         sparse = pickle.loads(pickled)
         for name in ("values", *sparse.pattern_fields):
             assert f"'{name}'" in torch.compiler.config.dynamic_sources
+
+
+def test_values_that_torch_prunes_are_computed_with_and_go_into_files(kind: Kind) -> None:
+    sparse, _ = kind.pair()
+    prune.l1_unstructured(sparse, "values", 0.5)
+    inputs = kind.inputs()
+    output = sparse(inputs)
+    state = {name: value.clone() for name, value in sparse.state_dict().items()}
+    nn.init.zeros_(sparse.values_orig)
+    assert not torch.equal(sparse(inputs), output)
+    sparse.load_state_dict(state)
+    assert torch.equal(sparse(inputs), output)
+    with pytest.raises(TypeError, match=r"got 'values' computed by .*torch.nn.utils.prune; remove it first"):
+        convert(sparse)
+    assert torch.equal(sparse(inputs), output)
+    prune.remove(sparse, "values")
+    assert torch.equal(sparse(inputs), output)
+    assert sparse.state_dict().keys() == kind.dense().state_dict().keys()
