@@ -30,6 +30,14 @@ void adam_step_(at::TensorList parameters, at::TensorList gradients, at::TensorL
                 const OptionalTensors& mask_bits, double lr, const std::optional<at::Tensor>& lr_tensor, double beta1,
                 double beta2, double eps, double weight_decay, bool decoupled_weight_decay, bool maximize) {
   check_adam_step(parameters, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, mask_bits, lr_tensor);
+  if (share_memory(parameters)) {
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      adam_step_(entry(parameters, i), entry(gradients, i), entry(exp_avgs, i), entry(exp_avg_sqs, i),
+                 entry(max_exp_avg_sqs, i), entry(steps, i), entry(mask_bits, i), lr, lr_tensor, beta1, beta2, eps,
+                 weight_decay, decoupled_weight_decay, maximize);
+    }
+    return;
+  }
   step_in_working_type(parameters, [&](auto type) {
     using Element = decltype(type);
     const double rate = learning_rate(lr, lr_tensor);

@@ -60,7 +60,6 @@ struct Sample {
 
   std::vector<Key> keys;  // of all runs
   int64_t places = 0;     // drawn, those of pruned weights included
-  int64_t survivors = 0;
 
   struct Count {
     double count;
@@ -146,7 +145,6 @@ class Weights {
       for (int64_t j = 0; j < count; ++j) {
         const bool is_survivor = survives == nullptr || survives[j];
         keys[j] = is_survivor ? from[j] & std::numeric_limits<Key>::max() : Sample<Key>::kNone;
-        sample.survivors += is_survivor;
       }
       sample.places += count;
     }
@@ -199,8 +197,10 @@ class Histogram {
   // The same key, wanted within its bin.
   Wanted<Key> narrow(Wanted<Key> wanted) const {
     size_t bin = 0;
-    // Bounded, for weights that another thread changes between two passes.
-    for (; wanted.rank >= bins_[bin] && bin < kBins - 1; ++bin) wanted.rank -= bins_[bin];
+    // Within the window, also where another thread changes weights between two passes: select() ends in any case.
+    const auto last_bin =
+        static_cast<size_t>((static_cast<Unsigned>(window_.high) - static_cast<Unsigned>(window_.low)) >> shift_);
+    for (; wanted.rank >= bins_[bin] && bin < last_bin; ++bin) wanted.rank -= bins_[bin];
     const auto low = static_cast<Key>(window_.low + static_cast<Key>(static_cast<Unsigned>(bin) << shift_));
     const auto last = static_cast<Key>((Unsigned{1} << shift_) - 1);
     // Compared as differences: low + last may pass the largest key.
@@ -320,7 +320,8 @@ Guess<Key> guess_window(const Weights<Key>& weights, const MagnitudeKernels<Key>
   // Where more is kept of a weight, fewer are to be kept.
   const int64_t largest = bytes > sizeof(Key) ? 2 * kLargestSample : kLargestSample;
   const Sample<Key> sample = weights.sample(std::min(balanced, largest));
-  const int64_t seen = sample.survivors;
+  // Without NaN, which no window holds: looked for among others it would never be found.
+  const int64_t seen = std::count_if(sample.keys.begin(), sample.keys.end(), [&](Key key) { return key <= infinity; });
   if (seen == 0) return {finite, std::min(total, kFewKeys), std::nullopt};
 
   const MagnitudeWindow<Key> everything{0, infinity};

@@ -18,6 +18,13 @@ void sgd_step_(at::TensorList parameters, at::TensorList gradients, at::TensorLi
                const OptionalTensors& mask_bits, double lr, const std::optional<at::Tensor>& lr_tensor, double momentum,
                double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step) {
   check_sgd_step(parameters, gradients, momentum_buffers, mask_bits, lr_tensor);
+  if (share_memory(parameters)) {
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      sgd_step_(entry(parameters, i), entry(gradients, i), entry(momentum_buffers, i), entry(mask_bits, i), lr,
+                lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step);
+    }
+    return;
+  }
   step_in_working_type(parameters, [&](auto type) {
     using Element = decltype(type);
     const SgdFactors<Element> factors{static_cast<Element>(maximize ? -1.0 : 1.0),

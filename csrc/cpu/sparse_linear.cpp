@@ -457,7 +457,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_linear_backward(
   const auto none = [&] { return at::empty({0}, values.options()); };
   if (grad_output.numel() == 0 || input.numel() == 0) {  // no samples, or a layer without inputs or outputs
     return {input_wanted ? at::zeros(input.sizes(), values.options()) : none(),
-            values_wanted ? at::zeros(values.sizes(), values.options()) : none(),
+            values_wanted ? at::zeros(columns.sizes(), values.options()) : none(),
             bias_wanted ? as_rows(grad_output).sum(0) : none()};
   }
   const auto compute = [&](auto element) -> std::tuple<at::Tensor, at::Tensor, at::Tensor> {

@@ -93,7 +93,9 @@ struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& mask_bits) {
     check_masked_linear(input, weight, bias, mask_bits);
-    context->save_for_backward({input, weight, mask_bits.value_or(at::Tensor())});
+    // Like nn.Linear: a frozen layer keeps no input, a first layer no weight.
+    context->save_for_backward({weight.requires_grad() ? input : at::Tensor(),
+                                input.requires_grad() ? weight : at::Tensor(), mask_bits.value_or(at::Tensor())});
     at::AutoDispatchBelowADInplaceOrView guard;
     return masked_linear(input, weight, bias, mask_bits);
   }

@@ -18,7 +18,8 @@ TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
   library.def(
       "sparse_linear_values_grad(Tensor grad_output, Tensor input, Tensor row_starts, Tensor row_order, "
       "Tensor columns) -> Tensor");
-  // Gradients of input, values and bias; those that are not wanted are empty.
+  // Gradients of input, values and bias; those that are not wanted are empty. `values` are read for the gradient of the
+  // input alone, the numbers of `input` for that of the values; else they give type and shape.
   library.def(
       "sparse_linear_backward(Tensor grad_output, Tensor input, Tensor values, Tensor row_starts, Tensor row_order, "
       "Tensor columns, Tensor column_starts, Tensor column_order, Tensor rows, Tensor permutation, bool[3] wanted) "
@@ -163,8 +164,10 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
       return sparse_linear(input, values, bias, row_starts, row_order, columns, column_starts, column_order, rows,
                            permutation, relu);
     }();
-    context->save_for_backward({input, values, row_starts, row_order, columns, column_starts, column_order, rows,
-                                permutation, relu ? output : at::Tensor()});
+    // Like nn.Linear: frozen values keep no input, a first layer not its values.
+    context->save_for_backward({values.requires_grad() ? input : at::Tensor(),
+                                input.requires_grad() ? values : at::Tensor(), row_starts, row_order, columns,
+                                column_starts, column_order, rows, permutation, relu ? output : at::Tensor()});
     return output;
   }
 
@@ -183,9 +186,16 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
                bias_wanted = context->needs_input_grad(2);
     at::Tensor grad_input, grad_values, grad_bias;
     if (!differentiable && (input_wanted || values_wanted)) {
-      const auto gradients =
-          sparse_linear_backward(grad_output, input, values, row_starts, row_order, columns, column_starts,
-                                 column_order, rows, permutation, {input_wanted, values_wanted, bias_wanted});
+      // What was not kept is not read: the gradient of the input takes the input's shape alone.
+      const auto input_or_shape = [&] {
+        if (values_wanted) return input;
+        auto shape = grad_output.sym_sizes().vec();
+        shape.back() = in_features;
+        return grad_output.new_empty({1}).expand_symint(shape);
+      };
+      const auto gradients = sparse_linear_backward(grad_output, input_or_shape(), input_wanted ? values : grad_output,
+                                                    row_starts, row_order, columns, column_starts, column_order, rows,
+                                                    permutation, {input_wanted, values_wanted, bias_wanted});
       if (input_wanted) grad_input = std::get<0>(gradients);
       if (values_wanted) grad_values = std::get<1>(gradients);
       if (bias_wanted) grad_bias = std::get<2>(gradients);

@@ -103,7 +103,7 @@ def reference(
         gradient = gradients[i].to(working) * (-1 if maximize else 1)
         if decoupled_weight_decay:
             weight = weight * (1 - rate * weight_decay)
-        else:
+        elif weight_decay:  # an infinite weight has no zero share
             gradient = gradient + weight_decay * weight
         step = steps[i].add_(1).double().reshape(())
         first = first.lerp(gradient, 1 - beta1)

@@ -87,7 +87,9 @@ def reference(
     for i, parameter in enumerate(parameters):
         working = torch.promote_types(parameter.dtype, torch.float32)
         weight = parameter.to(working)
-        direction = gradients[i].to(working) * (-1 if maximize else 1) + weight_decay * weight
+        direction = gradients[i].to(working) * (-1 if maximize else 1)
+        if weight_decay:  # an infinite weight has no zero share
+            direction = direction + weight_decay * weight
         results = []
         if momentum_buffers:
             moving = direction

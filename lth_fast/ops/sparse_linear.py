@@ -130,5 +130,5 @@ def _(
     permutation: Tensor,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    shapes = (input.shape, values.shape, row_order.shape[1:])
+    shapes = (input.shape, columns.shape, row_order.shape[1:])
     return tuple(values.new_empty(shape if given else (0,)) for shape, given in zip(shapes, wanted, strict=True))

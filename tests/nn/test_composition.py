@@ -119,3 +119,27 @@ def test_set_masks_keeps_masks_out_of_the_sync_and_a_users_list_stays():
     assert model._ddp_params_and_buffers_to_ignore == ["0.mask_bits", "2.mask_bits", "4.bias", "4.mask_bits"]
     restore(model)
     assert model._ddp_params_and_buffers_to_ignore == ["4.bias"]
+
+
+@pytest.mark.parametrize("form", ["masked", "sparse"])
+def test_a_frozen_linear_layer_keeps_no_input_for_the_backward_and_a_first_one_no_weight(form):
+    model = nn.Sequential(nn.Linear(40, 30))
+    convert(model, {"0.weight": torch.rand(30, 40) < 0.5}, form=form)
+    weight = next(model.parameters())
+
+    def kept(inputs: torch.Tensor) -> list[torch.Tensor]:
+        saved: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda it: it):
+            model(inputs).square().sum().backward()
+        return saved
+
+    inputs = torch.randn(7, 40)
+    assert not any(tensor is weight for tensor in kept(inputs))
+    expected = (2 * model(inputs).detach()).t() @ inputs
+    mask = model[0].mask
+    dense = weight.grad if form == "masked" else model[0].spread(weight.grad)
+    torch.testing.assert_close(dense, expected * mask)
+    weight.requires_grad_(False)
+    inputs.requires_grad_()
+    assert inputs.shape not in [tensor.shape for tensor in kept(inputs)]
+    torch.testing.assert_close(inputs.grad, (2 * model(inputs).detach()) @ model[0].weight)

@@ -427,6 +427,21 @@ def test_nan_and_infinity_are_refused_with_the_index_of_their_tensor(
 
 @pytest.mark.usefixtures("kernels")
 @NATIVE_AND_REFERENCE
+@pytest.mark.parametrize("dtype", MAGNITUDE_DTYPES, ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
+def test_a_large_tensor_is_refused_that_is_nan_or_infinity_for_the_most_part(
+    name: str, function: Callable[..., object], dtype: torch.dtype, value: float, share: float
+) -> None:
+    for size in (8_193, 60_000):  # sampled
+        weights = [torch.randn(size).to(dtype)]
+        weights[0][torch.rand(size) < share] = value
+        with pytest.raises(ValueError, match=rf"{name}: weights\[0\] holds NaN or infinity among its survivors"):
+            function(weights, size // 5, [None])
+
+
+@pytest.mark.usefixtures("kernels")
+@NATIVE_AND_REFERENCE
 def test_nan_where_a_mask_has_pruned_is_no_ones_business(name: str, function: Callable[..., object]) -> None:
     weight = torch.randn(100)
     mask = torch.rand(100) > 0.5

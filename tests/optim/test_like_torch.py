@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lth_fast import optim
+from lth_fast.ops import adam_step, sgd_step
 
 TWINS: dict[type[Optimizer], type[Optimizer]] = {
     optim.Adam: torch.optim.Adam,
@@ -290,3 +291,44 @@ def test_hooks_run_around_a_step(kind: type[Optimizer]) -> None:
     optimizer.register_step_post_hook(lambda *_: seen.append("after"))
     optimizer.step()
     assert seen == ["before", "after"]
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "reference"])
+@pytest.mark.parametrize(("kind", "settings"), SETTINGS)
+def test_an_infinite_weight_stays_infinite_where_nothing_decays(
+    kind: type[Optimizer], settings: dict[str, Any], native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr("lth_fast.optim.adam.adam_step_", adam_step.reference)
+        monkeypatch.setattr("lth_fast.optim.sgd.sgd_step_", sgd_step.reference)
+    settings = {**settings, "weight_decay": 0}
+    pairs = []
+    for one in (kind, TWINS[kind]):
+        weight = nn.Parameter(torch.tensor([-torch.inf, 1.0, 2.0, torch.inf]))
+        pairs.append((weight, one([weight], **{"lr": 0.1, **settings})))
+    for _ in range(3):
+        for weight, optimizer in pairs:
+            weight.grad = torch.tensor([0.0, 1.0, -1.0, 0.0])
+            optimizer.step()
+    assert pairs[0][0][[0, 3]].tolist() == [-torch.inf, torch.inf]
+    torch.testing.assert_close(pairs[0][0], pairs[1][0])
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_parameters_that_are_views_of_one_memory_take_their_steps_one_after_the_other(kind: type[Optimizer]) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        start, gradients = torch.randn(300, 400), [torch.randn(300, 400), torch.randn(400, 300)]
+        results = []
+        for one in (kind, TWINS[kind]):
+            encoder = nn.Parameter(start.clone())
+            decoder = nn.Parameter(encoder.detach().t())
+            optimizer = one([encoder, decoder], lr=0.1)
+            for _ in range(20):
+                encoder.grad, decoder.grad = gradients
+                optimizer.step()
+            results.append(encoder.detach().double())
+    finally:
+        torch.set_num_threads(threads)
+    assert (results[0] - results[1]).norm() <= 1e-6 * results[1].norm()

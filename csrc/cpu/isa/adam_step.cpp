@@ -16,7 +16,8 @@ inline void step_eight(const AdamTensors<Element>& tensors, const AdamFactors<El
   using Vector = Eight<Element>;
   const uint8_t bits = kMasked ? tensors.mask[at / 8] : 0xff;
   Vector parameter = load(tensors.parameter + at, count);
-  const Vector gradient = load(tensors.gradient + at, count) * factors.gradient_sign + parameter * factors.weight_decay;
+  Vector gradient = load(tensors.gradient + at, count) * factors.gradient_sign;
+  if (factors.weight_decay != 0) gradient += parameter * factors.weight_decay;  // an infinite weight has no zero share
   parameter *= factors.kept;
 
   // Towards the gradient from the nearer end: exact where the gradient is all of the moment.

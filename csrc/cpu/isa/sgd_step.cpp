@@ -29,7 +29,8 @@ inline void step_eight(const SgdTensors<Element>& tensors, const SgdFactors<Elem
     if (kMomentum) __builtin_prefetch(tensors.momentum + at + kAhead);
   }
   Vector parameter = load(tensors.parameter + at, count);
-  Vector direction = load(tensors.gradient + at, count) * factors.gradient_sign + parameter * factors.weight_decay;
+  Vector direction = load(tensors.gradient + at, count) * factors.gradient_sign;
+  if (factors.weight_decay != 0) direction += parameter * factors.weight_decay;  // an infinite weight has no zero share
   if (kMomentum) {
     Vector momentum = load(tensors.momentum + at, count);
     momentum = momentum * factors.momentum + direction * factors.gradient_share;
