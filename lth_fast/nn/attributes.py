@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -21,3 +22,11 @@ def buffer(module: nn.Module, name: str) -> Any:
     """``module.name``: the module's own buffer."""
     held = module._buffers
     return held[name] if name in held else getattr(module, name)
+
+
+def under_functorch() -> bool:
+    """Whether a transform of ``torch.func`` (``grad``, ``vmap``, ``jvp``) is at work.
+
+    Our operators cannot follow one: the layers compute by torch's own then.
+    """
+    return torch._C._are_functorch_transforms_active()

@@ -75,7 +75,14 @@ def measured_times(layer: nn.Module, density: float, work: Work, forms: Forms) -
         of_this_machine = known.setdefault(machine_name(weight.device), {})  # type: ignore[arg-type]
         entry = of_this_machine.get(key)
         if entry is None:
-            entry = of_this_machine[key] = asdict(_measure(layer, 2.0 ** (bucket / 4), work, forms))
+            # Whatever modes the caller is in, the times are those of training.
+            with (
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                torch.autocast(weight.device.type, enabled=False),  # type: ignore[arg-type]
+                torch.device("cpu"),
+            ):
+                entry = of_this_machine[key] = asdict(_measure(layer, 2.0 ** (bucket / 4), work, forms))
             _write(file, known)
     return Times(**entry)
 
@@ -83,8 +90,9 @@ def measured_times(layer: nn.Module, density: float, work: Work, forms: Forms) -
 def cache_file() -> Path:
     """Where the times are kept: in the folder ``LTH_FAST_CACHE``, else in ``lth_fast`` of the user's cache folder."""
     folder = os.environ.get("LTH_FAST_CACHE")
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(folder) if folder else Path(caches) / "lth_fast") / "calibration.json"
+    if folder:
+        return Path(folder) / "calibration.json"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lth_fast" / "calibration.json"
 
 
 def _measure(layer: nn.Module, density: float, work: Work, forms: Forms) -> Times:
@@ -94,18 +102,17 @@ def _measure(layer: nn.Module, density: float, work: Work, forms: Forms) -> Time
     mask = torch.rand(weight.shape, generator=draw) < density
     inputs = torch.randn(work.input_shape, generator=draw, dtype=torch.float32).to(weight)
     steps = [_step(form, inputs, work.input_grad) for form in forms(plain, mask.to(weight.device))]
-    with torch.enable_grad():
-        repeats = [max(1, math.ceil(_LEAST_SECONDS / _seconds(step, 1, weight.device))) for step in steps]
-        samples: tuple[list[float], list[float]] = ([], [])
-        began = time.perf_counter()
-        for alternation in range(1, _MORE_ALTERNATIONS + 1):
-            for times, step, repeat in zip(samples, steps, repeats, strict=True):
-                times.append(_seconds(step, repeat, weight.device))
-            masked, sparse = (min(times) for times in samples)
-            if alternation >= 2 and not 1 / _SETTLED < masked / sparse < _SETTLED:
-                break
-            if alternation >= _ALTERNATIONS and time.perf_counter() - began > _MORE_SECONDS:
-                break
+    repeats = [max(1, math.ceil(_LEAST_SECONDS / _seconds(step, 1, weight.device))) for step in steps]
+    samples: tuple[list[float], list[float]] = ([], [])
+    began = time.perf_counter()
+    for alternation in range(1, _MORE_ALTERNATIONS + 1):
+        for times, step, repeat in zip(samples, steps, repeats, strict=True):
+            times.append(_seconds(step, repeat, weight.device))
+        masked, sparse = (min(times) for times in samples)
+        if alternation >= 2 and not 1 / _SETTLED < masked / sparse < _SETTLED:
+            break
+        if alternation >= _ALTERNATIONS and time.perf_counter() - began > _MORE_SECONDS:
+            break
     return Times(masked, sparse)
 
 
@@ -173,7 +180,14 @@ def _read(file: Path | None) -> dict[str, dict[str, dict[str, float]]]:
         found = json.loads(file.read_bytes()) if file is not None else {}
     except (OSError, ValueError):  # missing, or damaged: what it held can be measured again
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    fields = Times.__dataclass_fields__.keys()
+    return {
+        machine: {key: entry for key, entry in times.items() if isinstance(entry, dict) and entry.keys() == fields}
+        for machine, times in found.items()
+        if isinstance(times, dict)
+    }
 
 
 def _write(file: Path | None, known: dict[str, dict[str, dict[str, float]]]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import set_stance
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -79,7 +81,8 @@ def convert(
     computes densely and keeps its mask. A *sparse* layer (:class:`~lth_fast.nn.SparseLinear`,
     :class:`~lth_fast.nn.SparseConv2d`) holds and computes its
     survivors only; its Parameter is the one-dimensional ``values`` instead of ``weight``, so make the optimizer
-    afterwards. ``state_dict`` has the plain model's keys and shapes in every form.
+    afterwards; a step of an older one warns. ``state_dict`` has the plain model's keys and shapes in every form. For
+    ``DistributedDataParallel``, convert the very module that it will wrap, before it does.
 
     Only the weights of ``nn.Linear`` and ``nn.Conv2d`` themselves become sparse. A subclass, a weight that is shared,
     parametrized, or read by anything but its layer's forward, and a layer whose forward does not run, keep their
@@ -103,7 +106,8 @@ def convert(
         ``model``.
 
     Raises:
-        ValueError: ``form`` is none of these, or a layer named there cannot have the form.
+        ValueError: ``form`` is none of these, or a layer named there cannot have the form, or layers would become sparse
+            in a model that ``DistributedDataParallel`` wraps.
         KeyError, TypeError, ValueError: ``masks`` are not as :func:`~lth_fast.nn.set_masks` takes them.
     """
     asked = {name: _form(value, f"form[{name!r}]") for name, value in form.items()} if isinstance(form, Mapping) else {}
@@ -123,6 +127,13 @@ def convert(
         decided = from_first(
             {name: _choose(name, layer, asked.get(name, general), observed) for name, layer in layers.items()}
         )
+        if any(isinstance(part, DistributedDataParallel) for part in model.modules()) and any(
+            choice.form == "sparse" for choice in decided.values()
+        ):
+            raise ValueError(
+                "model: expected a model before DistributedDataParallel wraps it, which would go on with the "
+                "Parameters that sparse layers replace"
+            )
         for name, choice in decided.items():
             if choice.form != "sparse" and asked.get(name) == "sparse":
                 raise ValueError(
@@ -211,6 +222,8 @@ def _choose(name: str, layer: nn.Module, asked: str, observed: _Observed) -> Cho
     if not isinstance(layer, MaskedLayer):
         return _choice_without_mask(layer)
     density = layer.density
+    if layer.masked_parameter is None:
+        return Choice("masked", density, "its weight is computed, not a parameter")
     if asked in ("dense", "masked"):
         return Choice(asked, density, "asked for")
     obstacle = observed.reasons.get(name) or _obstacle(layer)
@@ -316,7 +329,7 @@ def _observe(model: nn.Module, shared: Mapping[str, Sequence[str]], example_inpu
         )
         hooks.append(holder.register_forward_hook(leaves, always_call=True))
     try:
-        with _without_a_trace(model), reads:
+        with _without_a_trace(model), set_stance("force_eager"), reads:  # compiled code shows no calls of layers
             model(*arguments)
     finally:
         for hook in hooks:
@@ -337,7 +350,7 @@ def _without_a_trace(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, so that no statistics are gathered, with gradients, which show where they are needed."""
     modes = {module: module.training for module in model.modules()}
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+    with torch.random.fork_rng(devices=list(devices)), torch.inference_mode(False), torch.enable_grad():
         model.eval()
         try:
             yield
@@ -358,6 +371,7 @@ class _DirectReads(TorchFunctionMode):
     """
 
     _METADATA = frozenset(("shape", "dtype", "device", "requires_grad", "is_leaf", "layout", "ndim", "grad_fn"))
+    _QUESTIONS = frozenset(("size", "dim", "numel", "stride", "is_contiguous", "is_floating_point", "data_ptr"))
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -369,7 +383,8 @@ class _DirectReads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         attribute = getattr(getattr(func, "__self__", None), "__name__", None)
-        if not (func.__name__ == "__get__" and attribute in self._METADATA):
+        asks_for_type = func.__name__ in self._QUESTIONS or (func.__name__ == "__get__" and attribute in self._METADATA)
+        if not asks_for_type:
             for value in tree_leaves((args, kwargs)):
                 names = self._names.get(id(value), set())
                 if names.isdisjoint(self.running):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Hashable
 from typing import Protocol
 
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 
 class Holder(Hashable, Protocol):
@@ -24,13 +26,20 @@ class Holder(Hashable, Protocol):
 
     @property
     def weight(self) -> Tensor:
-        """The parameter under the mask."""
+        """What is under the mask."""
+
+    @property
+    def masked_parameter(self) -> Tensor | None:
+        """``weight``, where it is a parameter: nothing can be written to one that is computed."""
 
     def hold_mask(self, bits: Tensor) -> None:
         """Keep the packed mask ``bits`` without applying it."""
 
     def apply_mask(self) -> None:
         """Zero the pruned weights now."""
+
+    def mask_what_was_written(self) -> None:
+        """Zero the pruned weights, unless it is known that nothing wrote to them since."""
 
     def trust_weight(self) -> None:
         """Note that the pruned weights are zero as they stand."""
@@ -42,48 +51,80 @@ class MaskChanges:
     Attributes:
         newest: The running number of the latest change, 0 before the first; losing a mask counts as one, too.
         read_directly: The layers whose weight something reads around them, so that its gradient is not all masked.
+
+    Threads may ask and note at any time.
     """
 
     def __init__(self) -> None:
         self.newest = 0
         self.read_directly: weakref.WeakSet[Holder] = weakref.WeakSet()
         self._last_change: weakref.WeakKeyDictionary[Holder, int] = weakref.WeakKeyDictionary()
-        # Of the state that is the change `_found_at`, by the identity of the weight.
-        self._found: dict[int, list[weakref.ref[Holder]]] = {}
-        self._found_at = 0
+        # As of a change, whose number comes first: by the identity of the weight.
+        self._found: tuple[int, dict[int, list[weakref.ref[Holder]]]] = (0, {})
+        self._replaced = WeakIdKeyDictionary()
+        self._lock = threading.RLock()
 
     def note(self, layer: Holder) -> None:
         """The mask of ``layer`` was set."""
-        self.newest += 1
-        self._last_change[layer] = self.newest
-        (self.read_directly.add if layer.read_directly else self.read_directly.discard)(layer)
+        with self._lock:
+            self.newest += 1
+            self._last_change[layer] = self.newest
+            (self.read_directly.add if layer.read_directly else self.read_directly.discard)(layer)
 
     def forget(self, layer: Holder) -> None:
         """``layer`` has no mask any more."""
-        self.read_directly.discard(layer)
-        if self._last_change.pop(layer, None) is not None:
+        with self._lock:
+            self.read_directly.discard(layer)
+            if self._last_change.pop(layer, None) is not None:
+                self.newest += 1
+
+    def note_replaced(self, parameter: Tensor) -> None:
+        """Another Parameter has taken the place of ``parameter`` in its layer, which has changed its form."""
+        with self._lock:
             self.newest += 1
+            self._replaced[parameter] = True
+
+    def note_put_back(self, parameter: Tensor) -> None:
+        """``parameter`` is in its layer again."""
+        with self._lock:
+            self._replaced.pop(parameter, None)
+
+    def was_replaced(self, parameter: Tensor) -> bool:
+        """Whether a layer that changed its form has left ``parameter`` behind."""
+        return parameter in self._replaced
 
     def since(self, number: int) -> list[Holder]:
         """Those whose masks were set after change ``number``; 0: all."""
-        return [layer for layer, change in self._last_change.items() if change > number]
+        with self._lock:
+            return [layer for layer, change in self._last_change.items() if change > number]
+
+    def held_directly(self) -> list[Holder]:
+        """Those in ``read_directly``."""
+        with self._lock:
+            return list(self.read_directly)
 
     def holders_of(self, parameter: Tensor) -> list[Holder]:
         """Those whose weight ``parameter`` is: none or one, more where layers share it.
 
         Looked up anew only after a change, so an optimizer may ask at every step.
         """
-        if self._found_at != self.newest:
-            self._found = {}
-            for layer in self._last_change:
-                self._found.setdefault(id(layer.weight), []).append(weakref.ref(layer))
-            self._found_at = self.newest
-        found = self._found.get(id(parameter))
+        change, by_identity = self._found
+        if change != self.newest:
+            by_identity = self._find()
+        found = by_identity.get(id(parameter))
         if found is None:
             return []
         layers = (layer() for layer in found)
         # The weight may have been replaced since, or another tensor have got its identity.
-        return [layer for layer in layers if layer is not None and layer.weight is parameter]
+        return [layer for layer in layers if layer is not None and layer.masked_parameter is parameter]
+
+    def _find(self) -> dict[int, list[weakref.ref[Holder]]]:
+        with self._lock:
+            by_identity: dict[int, list[weakref.ref[Holder]]] = {}
+            for layer in self._last_change:
+                by_identity.setdefault(id(layer.masked_parameter), []).append(weakref.ref(layer))
+            self._found = (self.newest, by_identity)
+            return by_identity
 
 
 mask_changes = MaskChanges()

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
+from torch.nn.utils import parametrize
 
 from lth_fast.nn import shared_mask
-from lth_fast.nn.attributes import parameter
+from lth_fast.nn.attributes import parameter, under_functorch
 from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.ops import masked_apply, pack_mask, unpack_mask
 
@@ -26,7 +27,8 @@ class MaskedLayer(nn.Module):
 
     Pruned weights are zero. The layer knows when the weight was last seen so and re-applies the mask in the forward if
     anything wrote to it since (``load_state_dict``, an initialiser, an optimizer step). Writes through ``weight.data``
-    leave no trace in torch's version counter; call :meth:`apply_mask` after them.
+    leave no trace in torch's version counter; call :meth:`apply_mask` after them. An average of models
+    (``AveragedModel``) takes over the mask, unless ``use_buffers=True`` has it average the mask's bits as numbers.
     """
 
     plain_class: ClassVar[type[nn.Module]]
@@ -56,7 +58,8 @@ class MaskedLayer(nn.Module):
         with torch.inference_mode(False):
             bits = pack_mask(mask.detach().to(weight.device))
         shared_mask.take_mask(self, bits)
-        self._survivors = survivors
+        if survivors is not None:
+            self._counted = (bits, bits._version, survivors)
 
     def hold_mask(self, bits: Tensor) -> None:
         """Keep the packed mask ``bits`` without applying it."""
@@ -64,11 +67,16 @@ class MaskedLayer(nn.Module):
             self.mask_bits = bits
         else:
             self.register_buffer("mask_bits", bits, persistent=False)
-        self._survivors = None
 
     def apply_mask(self) -> None:
         """Zero the pruned weights now."""
         shared_mask.apply_mask(self)
+
+    def mask_what_was_written(self) -> None:
+        """Zero the pruned weights, unless it is known that nothing wrote to them since."""
+        weight = self.masked_parameter
+        if weight is not None and not _as_it_was(weight, self._seen_masked):
+            self.apply_mask()
 
     def trust_weight(self) -> None:
         """Note that the pruned weights are zero as they stand.
@@ -77,7 +85,12 @@ class MaskedLayer(nn.Module):
         moments to zero, for instance: the next forward then skips re-applying the mask.
         """
         # Past what a module does on every assignment: this runs for every layer at every optimizer step.
-        self.__dict__["_seen_masked"] = _identity(parameter(self, "weight"))
+        self.__dict__["_seen_masked"] = _as_written(parameter(self, "weight"))
+
+    @property
+    def masked_parameter(self) -> Tensor | None:
+        """The weight, or ``None`` where it is computed instead of being a parameter."""
+        return self._parameters.get("weight")
 
     def masked_weight(self) -> Tensor:
         """The weight, after re-applying the mask if anything wrote to it since it was last known to be masked."""
@@ -85,9 +98,11 @@ class MaskedLayer(nn.Module):
         if torch.compiler.is_compiling():
             # A graph cannot look at version counters: it always applies the mask, as a differentiable copy.
             return masked_apply(weight, self.mask_bits)
+        if under_functorch():
+            return torch.where(self.mask, weight, 0)
         if type(weight) is not nn.Parameter:  # computed, or a caller's own: to be read, not written
             return masked_apply(weight, self.mask_bits)
-        if self._seen_masked is None or self._seen_masked != _identity(weight):
+        if not _as_it_was(weight, self._seen_masked):
             if detect_fake_mode() is not None:  # only shapes are wanted: nothing would be written
                 return masked_apply(weight, self.mask_bits)
             self.apply_mask()
@@ -96,9 +111,12 @@ class MaskedLayer(nn.Module):
     @property
     def survivors(self) -> int:
         """Number of weights the mask keeps."""
-        if self._survivors is None:
-            self._survivors = int(self.mask.sum())
-        return self._survivors
+        bits = self.mask_bits
+        counted = self.__dict__.get("_counted")
+        # An average of models writes the mask of another one into the bits.
+        if counted is None or counted[0] is not bits or counted[1] != bits._version:
+            counted = self._counted = (bits, bits._version, int(self.mask.sum()))
+        return counted[2]
 
     @property
     def density(self) -> float:
@@ -124,6 +142,7 @@ class MaskedLayer(nn.Module):
                 f"layer must be an nn.{cls.plain_class.__name__} (no subclass) whose weight is a parameter, "
                 f"got {type(layer).__name__} with parameters {list(layer._parameters)}"
             )
+        _refuse_computed(layer)
         if mask is None and isinstance(layer, MaskedLayer):
             mask = layer.mask
         twin = _copy_as(cls, layer)
@@ -131,7 +150,12 @@ class MaskedLayer(nn.Module):
         return twin
 
     def to_dense(self) -> nn.Module:
-        """The plain layer with the same parameters (shared), zeros where the mask prunes."""
+        """The plain layer with the same parameters (shared), zeros where the mask prunes.
+
+        Raises:
+            TypeError: A parameter is computed, by a parametrization or the mask of a bias.
+        """
+        _refuse_computed(self)
         self.apply_mask()
         plain = _copy_as(self.plain_class, self)
         _forget_mask(plain)
@@ -140,11 +164,18 @@ class MaskedLayer(nn.Module):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, density={self.density:.4g}"
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        weight = self.masked_parameter
+        if weight is not None and not weight.is_meta:  # now, for whoever reads the weight before the next forward
+            self.apply_mask()
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # The copy's version counter starts anew, so what was noted about the original says nothing about it; and an
         # optimizer may have been copied along.
         self._seen_masked = None
+        self.__dict__.pop("_counted", None)
         self.masks_gradient = True  # the copy's loop is another one
         mask_changes.note(self)
 
@@ -175,10 +206,26 @@ def check_mask(mask: Any, weight: Tensor, name: str) -> None:
         raise ValueError(f"{name}: expected a weight with values, got one on the meta device; move it with to_empty()")
 
 
-def _identity(weight: Tensor) -> tuple[int, int, int] | None:
-    if weight.is_inference():  # counts no writes
+def _as_written(weight: Tensor) -> tuple[Tensor, int, int] | None:
+    """What tells :func:`_as_it_was` later whether ``weight`` was written to or replaced."""
+    if type(weight) is not nn.Parameter or weight.is_inference():  # which counts no writes
         return None
-    return (id(weight), 0 if weight.is_meta else weight.data_ptr(), weight._version)
+    # The weight itself, not its identity: another one may get that, with the memory and as many writes.
+    return (weight, 0 if weight.is_meta else weight.data_ptr(), weight._version)
+
+
+def _as_it_was(weight: Tensor, seen: tuple[Tensor, int, int] | None) -> bool:
+    if seen is None or seen[0] is not weight or weight.is_inference():
+        return False
+    return seen[2] == weight._version and seen[1] == (0 if weight.is_meta else weight.data_ptr())
+
+
+def _refuse_computed(layer: nn.Module) -> None:
+    if parametrize.is_parametrized(layer):
+        names = ", ".join(layer.parametrizations)  # type: ignore[arg-type]
+        raise TypeError(
+            f"layer: expected parameters, got {names} computed by a parametrization or under a mask; remove it first"
+        )
 
 
 def _copy_as(cls: type[nn.Module], layer: nn.Module) -> Any:
@@ -199,9 +246,17 @@ def mask_layer(layer: nn.Module, mask: Tensor, cls: type[MaskedLayer]) -> None:
 
 
 def unmask_layer(layer: MaskedLayer) -> None:
-    """Turn a masked layer back into its plain class in place; pruned weights stay as zeros."""
+    """Turn a masked layer back into its plain class in place; pruned weights stay as zeros.
+
+    Its weight is a parameter: the zeros could not stay in one that is computed.
+    """
     layer.apply_mask()
-    layer.__class__ = layer.plain_class  # type: ignore[assignment]
+    if parametrize.is_parametrized(layer):  # a masked bias, whose class parametrize has made
+        made = type(layer)
+        bases = tuple(layer.plain_class if issubclass(base, MaskedLayer) else base for base in made.__bases__)
+        layer.__class__ = type(made.__name__, bases, dict(vars(made)))
+    else:
+        layer.__class__ = layer.plain_class  # type: ignore[assignment]
     _forget_mask(layer)
 
 
@@ -214,5 +269,5 @@ def _forget_mask(layer: Any) -> None:
 
 def forget_state(layer: nn.Module) -> None:
     """Drop what a masked layer knows besides its tensors."""
-    for name in ("_seen_masked", "_survivors", "masks_gradient", "read_directly"):
+    for name in ("_seen_masked", "_counted", "masks_gradient", "read_directly"):
         layer.__dict__.pop(name, None)

@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lth_fast.nn.attributes import buffer, parameter
+from lth_fast.nn.attributes import buffer, parameter, under_functorch
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.padding import pad
 from lth_fast.ops import masked_conv2d
@@ -32,7 +32,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         batched, padding = pad(self, input.unsqueeze(0) if unbatched else input)
         weight, bias = self.masked_weight(), parameter(self, "bias")
         geometry = (self.stride, padding, self.dilation, self.groups)
-        if self.masks_gradient:
+        if self.masks_gradient and not under_functorch():
             output = masked_conv2d(batched, weight, bias, buffer(self, "mask_bits"), *geometry)
         else:
             output = F.conv2d(batched, weight, bias, *geometry)

@@ -24,6 +24,9 @@ class MaskedEmbedding(MaskedLayer, nn.Embedding):
         self.mask = None
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.max_norm is not None and torch.compiler.is_compiling():  # where the weight below is a masked copy
+            with torch.no_grad():
+                torch.embedding_renorm_(self.weight, input.contiguous(), self.max_norm, self.norm_type)
         rows = nn.functional.embedding(
             input,
             self.masked_weight(),

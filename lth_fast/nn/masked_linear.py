@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lth_fast.nn.attributes import buffer, parameter
+from lth_fast.nn.attributes import buffer, parameter, under_functorch
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.ops import masked_linear
 
@@ -24,5 +25,7 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         self.mask = None
 
     def forward(self, input: Tensor) -> Tensor:
+        if under_functorch():
+            return F.linear(input, self.masked_weight(), parameter(self, "bias"))
         bits = buffer(self, "mask_bits") if self.masks_gradient else None
         return masked_linear(input, self.masked_weight(), parameter(self, "bias"), bits)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lth_fast.nn import shared_mask
+from lth_fast.nn.attributes import under_functorch
 from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.nn.masked import check_mask
 from lth_fast.ops import masked_apply, pack_mask, unpack_mask
@@ -30,15 +33,26 @@ class MaskedParameter(nn.Module):
 
     def __init__(self, parameter: nn.Parameter, mask: Tensor) -> None:
         super().__init__()
-        # In a tuple, so that it is not registered here a second time; copies and pickles keep the two the same object.
-        self._held = (parameter,)
-        self.register_buffer("mask_bits", pack_mask(mask.to(parameter.device)), persistent=False)
+        # In a tuple, so that it is not registered here a second time; copies keep the two the same object.
+        self._held: tuple[nn.Parameter | parametrize.ParametrizationList] = (parameter,)
+        with torch.inference_mode(False):  # or the bits could not be saved for the backward of a later training step
+            self.register_buffer("mask_bits", pack_mask(mask.to(parameter.device)), persistent=False)
         self.mask = mask
+
+    def take_place(self, among: parametrize.ParametrizationList) -> None:
+        """Read the parameter from now on where ``among`` holds it, for it may be replaced there."""
+        self._held = (among,)
 
     @property
     def weight(self) -> Tensor:
         """The parameter under the mask, zero where it is pruned."""
-        return self._held[0]
+        (held,) = self._held
+        return held.original if isinstance(held, parametrize.ParametrizationList) else held
+
+    @property
+    def masked_parameter(self) -> Tensor | None:
+        """The parameter, as ``weight``."""
+        return self.weight
 
     @property
     def mask(self) -> Tensor:
@@ -48,7 +62,9 @@ class MaskedParameter(nn.Module):
     @mask.setter
     def mask(self, mask: Tensor) -> None:
         check_mask(mask, self.weight, "mask")
-        shared_mask.take_mask(self, pack_mask(mask.detach().to(self.weight.device)))
+        with torch.inference_mode(False):
+            bits = pack_mask(mask.detach().to(self.weight.device))
+        shared_mask.take_mask(self, bits)
 
     def hold_mask(self, bits: Tensor) -> None:
         """Keep the packed mask ``bits`` without applying it."""
@@ -58,11 +74,25 @@ class MaskedParameter(nn.Module):
         """Zero the pruned values now."""
         shared_mask.apply_mask(self)
 
+    def mask_what_was_written(self) -> None:
+        """Zero the pruned values: nobody notes who writes to them."""
+        self.apply_mask()
+
     def trust_weight(self) -> None:
         """Nothing: the forward masks whatever is there."""
 
     def forward(self, original: Tensor) -> Tensor:
-        return masked_apply(original, self.mask_bits)
+        return torch.where(self.mask, original, 0) if under_functorch() else masked_apply(original, self.mask_bits)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        bits = self.mask_bits
+        super()._apply(fn, recurse)
+        device = self.mask_bits.device
+        if bits.is_meta and device.type != "meta":  # no values there: every one is kept, as in a masked layer
+            bits = pack_mask(torch.ones(self.weight.shape, dtype=torch.bool, device=device))
+        # fn may convert (type()) or hand out uninitialised memory (to_empty); the mask only moves.
+        self.mask_bits = bits.to(device)
+        return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -89,7 +119,9 @@ def mask_parameter(module: nn.Module, name: str, mask: Tensor) -> None:
             "parametrization; use its cell (LSTMCell, GRUCell, RNNCell)"
         )
     module.__dict__.setdefault(_ORDER, tuple(module._parameters))
-    parametrize.register_parametrization(module, name, MaskedParameter(module.get_parameter(name), mask))
+    entry = MaskedParameter(module.get_parameter(name), mask)
+    parametrize.register_parametrization(module, name, entry)
+    entry.take_place(module.parametrizations[name])  # type: ignore[index, arg-type]
 
 
 def unmask_parameter(module: nn.Module, name: str) -> None:

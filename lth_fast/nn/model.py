@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
 from lth_fast.nn.mask_changes import mask_changes
@@ -188,7 +189,16 @@ def restore(model: nn.Module) -> nn.Module:
     Returns:
         ``model``. Its parameters are the same objects as before, but for those of sparse layers: ``weight`` again
         instead of ``values``.
+
+    Raises:
+        TypeError: A parametrization computes the weight of a masked layer; nothing has changed then.
     """
+    for name, layer in masked_layers(model).items():
+        if layer.masked_parameter is None:
+            raise TypeError(
+                f"model: expected weights that are parameters, got {name!r} computed from others, where the mask's "
+                "zeros cannot stay; remove its parametrization first"
+            )
     make_masked(model)
     for name, holder in masked_parameters(model).items():
         if isinstance(holder, MaskedParameter):
@@ -215,6 +225,8 @@ def unmask(model: nn.Module, name: str) -> None:
     module, attribute = _owner(model, name)
     if masked_parameter(module, attribute) is not None:
         unmask_parameter(module, attribute)
+    elif isinstance(module, MaskedLayer):
+        unmask_layer(module)
     else:
         restore(module)
 
@@ -241,6 +253,10 @@ def keep_masks_out_of_ddp(model: nn.Module) -> None:
     users = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ())) - getattr(model, "_ddp_masks", set())
     model._ddp_masks = names  # type: ignore[assignment]
     model._ddp_params_and_buffers_to_ignore = sorted(users | names)  # type: ignore[assignment]
+    for name, module in model.named_modules():
+        if isinstance(module, DistributedDataParallel):  # which has read that list when it was made
+            prefix = _join(name, "module.")
+            module.parameters_to_ignore |= {each.removeprefix(prefix) for each in names if each.startswith(prefix)}
 
 
 def make_sparse(layer: MaskedLayer) -> None:
@@ -249,6 +265,7 @@ def make_sparse(layer: MaskedLayer) -> None:
     if layer.weight.grad is not None:
         sparse.values.grad = sparse.collect(layer.weight.grad)
     mask_changes.forget(layer)
+    mask_changes.note_replaced(layer.weight)
     _become(layer, sparse)
 
 
@@ -271,6 +288,7 @@ def make_masked(model: nn.Module) -> None:
         plain = layer.to_dense()
         if gradient is not None:
             plain.weight.grad = layer.spread(gradient)
+        mask_changes.note_replaced(layer.values)
         _become(layer, plain)
         mask_layer(layer, mask, TWINS[type(plain)])
 
@@ -294,6 +312,7 @@ def masked_for_a_while(model: nn.Module) -> Iterator[None]:
             forget_state(layer)
             layer.__class__ = kind
             layer._parameters, layer._buffers, layer._non_persistent_buffers_set = parameters, buffers, transient
+            mask_changes.note_put_back(layer.values)
         keep_masks_out_of_ddp(model)
         raise
 

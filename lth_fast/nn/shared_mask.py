@@ -6,6 +6,7 @@ have one module, which then acts alone.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lth_fast.nn.mask_changes import Holder, mask_changes
@@ -18,22 +19,30 @@ def take_mask(holder: Holder, bits: Tensor) -> None:
     for sharer in sharers:  # all of them before it is applied: an old mask must not prune what the new one keeps
         sharer.hold_mask(bits)
     apply_mask(holder)
-    if holder.weight.grad is not None:
-        masked_apply_(holder.weight.grad, bits)
+    parameter = holder.masked_parameter
+    if parameter is not None and parameter.grad is not None:
+        masked_apply_(parameter.grad, bits)
     for sharer in sharers:
         mask_changes.note(sharer)
 
 
 def apply_mask(holder: Holder) -> None:
     """Zero the pruned weights now, and let all that share the weight know."""
+    parameter = holder.masked_parameter
+    if parameter is None:
+        return
     sharers = _sharers(holder)
     # They differ where a user has tied layers that were masked before; then a weight survives where all keep it.
     for bits in {id(sharer.mask_bits): sharer.mask_bits for sharer in sharers}.values():
-        masked_apply_(holder.weight, bits)
+        masked_apply_(parameter, bits)
+    # Which may have cast the weight as it was, and kept the copy.
+    if not parameter.is_meta and torch.is_autocast_enabled(parameter.device.type):
+        torch.clear_autocast_cache()
     # Otherwise the next one's forward would write to a weight that the first one's backward needs as it was.
     for sharer in sharers:
         sharer.trust_weight()
 
 
 def _sharers(holder: Holder) -> list[Holder]:
-    return list(dict.fromkeys((holder, *mask_changes.holders_of(holder.weight))))
+    parameter = holder.masked_parameter
+    return [holder] if parameter is None else list(dict.fromkeys((holder, *mask_changes.holders_of(parameter))))

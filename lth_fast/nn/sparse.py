@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lth_fast.nn.attributes import buffer
+from lth_fast.nn.attributes import buffer, under_functorch
 from lth_fast.nn.dynamic_sizes import compile_for_any_number_of_survivors
 from lth_fast.nn.masked import MaskedLayer, check_mask
 
 if TYPE_CHECKING:
-    from typing import Self  # Python 3.11
+    from typing_extensions import Self  # typing's in Python 3.11
 
 # Where a layer on the meta device keeps the pattern that it had before.
 _PATTERN_ASIDE = "_pattern_aside"
@@ -41,6 +41,40 @@ class SparseLayer(nn.Module):
 
     def _find_pattern(self, mask: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError
+
+    def _computes_densely(self, input: Tensor) -> bool:
+        """Whether torch's dense operators compute: half precision under autocast, and transforms of ``torch.func``."""
+        return (not input.is_meta and torch.is_autocast_enabled(input.device.type)) or under_functorch()
+
+    def _check_pattern(self) -> None:
+        """Raise RuntimeError where the pattern is not as the layer made it: the kernels go where its numbers tell.
+
+        It is looked at again only after something wrote to it, which an average of models does: with the pattern of
+        the same layer (a copy), or with averages of numbers that mean places.
+        """
+        if torch.compiler.is_compiling():
+            return
+        held = self._buffers
+        versions = 0
+        for name in self.pattern_fields:
+            versions += held[name]._version  # type: ignore[union-attr]
+        if versions != self.__dict__.get("_pattern_version"):
+            self._note_pattern()
+
+    def _note_pattern(self) -> None:
+        parts = [buffer(self, name) for name in self.pattern_fields]
+        versions = sum(part._version for part in parts)
+        if not parts[0].is_meta and versions:
+            try:
+                again = self._find_pattern(self.mask)
+            except (RuntimeError, IndexError, ValueError):
+                again = ()
+            if not all(map(torch.equal, parts, again)) or not again:
+                raise RuntimeError(
+                    f"{type(self).__name__}: expected the pattern that its mask has, got one that was written to; "
+                    "AveragedModel(use_buffers=True) averages its numbers, leave it at False"
+                )
+        self.__dict__["_pattern_version"] = versions
 
     @property
     def weight_shape(self) -> torch.Size:
@@ -86,12 +120,13 @@ class SparseLayer(nn.Module):
         for name in self.plain_attributes:
             setattr(self, name, getattr(layer, name))
         compile_for_any_number_of_survivors(self.pattern_fields)
-        for name, part in zip(self.pattern_fields, self._find_pattern(mask), strict=True):
-            self.register_buffer(name, part, persistent=False)
-        values = self.collect(weight.detach())
-        if not bool(values.isfinite().all()):
-            raise ValueError("layer: expected finite weights at the survivors, got NaN or infinity")
-        self.values = nn.Parameter(values, requires_grad=weight.requires_grad)
+        with torch.inference_mode(False):  # what is made in inference mode cannot be trained later
+            for name, part in zip(self.pattern_fields, self._find_pattern(mask), strict=True):
+                self.register_buffer(name, part, persistent=False)
+            values = self.collect(weight.detach())
+            if not bool(values.isfinite().all()):
+                raise ValueError("layer: expected finite weights at the survivors, got NaN or infinity")
+            self.values = nn.Parameter(values, requires_grad=weight.requires_grad)
         self.register_parameter("bias", layer.bias)
 
     def to_dense(self) -> Any:
@@ -100,7 +135,8 @@ class SparseLayer(nn.Module):
         nn.Module.__init__(plain)
         for name in self.plain_attributes:
             setattr(plain, name, getattr(self, name))
-        plain.weight = nn.Parameter(self.spread(self.values.detach()), requires_grad=self.values.requires_grad)
+        with torch.inference_mode(False):
+            plain.weight = nn.Parameter(self.spread(self.values.detach()), requires_grad=self.values.requires_grad)
         plain.register_parameter("bias", self.bias)
         return plain.train(self.training)
 

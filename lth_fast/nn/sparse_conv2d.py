@@ -81,9 +81,10 @@ class SparseConv2d(SparseLayer):
     def forward(self, input: Tensor) -> Tensor:
         unbatched = input.dim() == 3
         batched, padding = pad(self, input.unsqueeze(0) if unbatched else input)
-        if not input.is_meta and torch.is_autocast_enabled(input.device.type):  # half precision is dense arithmetic's
+        if self._computes_densely(input):
             output = F.conv2d(batched, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return output.squeeze(0) if unbatched else output
+        self._check_pattern()
         output = sparse_conv2d(
             batched,
             parameter(self, "values"),

@@ -68,8 +68,9 @@ class SparseLinear(SparseLayer):
         return SparsePattern(*[buffer(self, name) for name in self.pattern_fields])
 
     def forward(self, input: Tensor) -> Tensor:
-        if not input.is_meta and torch.is_autocast_enabled(input.device.type):  # half precision is dense arithmetic's
+        if self._computes_densely(input):
             return F.linear(input, self.weight, self.bias)
+        self._check_pattern()
         # The op itself, and the buffers where they are held: a small layer computes no longer than a few calls take.
         held = self._buffers
         pattern = [held[name] for name in self.pattern_fields]

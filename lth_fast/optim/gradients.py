@@ -23,7 +23,8 @@ from lth_fast.optim.adam import Adam, AdamW
 from lth_fast.optim.sgd import SGD
 
 # A subclass may read gradients in a step of its own.
-_MASK_IN_THE_STEP = (Adam, AdamW, SGD)
+MASK_IN_THE_STEP = (Adam, AdamW, SGD)
+"""The optimizers whose step gives pruned weights and their moments zeros, whatever the gradient."""
 
 
 def mask_gradients(optimizer: Optimizer) -> None:
@@ -51,7 +52,7 @@ def gradients_masked_by(optimizer: Optimizer) -> Iterator[None]:
     Args:
         optimizer: What takes the steps inside, over all parameters that carry a mask.
     """
-    in_the_step = type(optimizer) in _MASK_IN_THE_STEP and not _has_hooks(optimizer)
+    in_the_step = type(optimizer) in MASK_IN_THE_STEP and not _has_hooks(optimizer)
     layers = [layer for layer in _layers(optimizer) if layer.masks_gradient] if in_the_step else []
     for layer in layers:
         layer.masks_gradient = False

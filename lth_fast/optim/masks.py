@@ -3,22 +3,32 @@
 A masked layer hands out zero gradients at pruned places, so an optimizer that starts at zero state stays there. One
 that is already at work when a mask is set carries momentum and moments that would move pruned weights for many steps.
 A hook that torch runs before every optimizer step clears them in the first one after a mask was set; in all others it
-compares two numbers, and masks the gradients of weights that are known to be read around their layers.
+compares two numbers, and masks the gradients of weights that are known to be read around their layers. A second one,
+behind every step, masks what the step wrote: not every optimizer maps zeros to zeros (Muon, LBFGS), and a gradient may
+hold more than the layers gave.
 """
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lth_fast.nn.mask_changes import Holder, mask_changes
 from lth_fast.ops import masked_apply_
+from lth_fast.optim.gradients import MASK_IN_THE_STEP
 
+# Those whose steps leave pruned weights at zero where they are taken.
+_keep_zeros: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+# What is masked behind the steps of each optimizer, as of a change of masks and a number of parameter groups.
+_behind: weakref.WeakKeyDictionary[Optimizer, tuple[tuple[int, int], list[weakref.ref[Holder]]]]
+_behind = weakref.WeakKeyDictionary()
 # The newest change of masks that each optimizer has followed. A copy of an optimizer is not in here: it follows anew.
 _followed: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
 
@@ -36,9 +46,15 @@ def apply_masks(optimizer: Optimizer) -> None:
     _apply(optimizer, mask_changes.since(0))
 
 
+def leave_weights_alone(optimizer: Optimizer) -> None:
+    """Mask no weights behind the steps of ``optimizer``, which keep zeros where they are in its caller's loop."""
+    _keep_zeros.add(optimizer)
+
+
 def _apply(optimizer: Optimizer, layers: Iterable[Holder]) -> None:
     for layer in _held(optimizer, layers):
-        weight = layer.weight
+        weight = layer.masked_parameter
+        assert weight is not None
         layer.apply_mask()
         if weight.grad is not None:
             masked_apply_(weight.grad, layer.mask_bits)
@@ -50,18 +66,69 @@ def _apply(optimizer: Optimizer, layers: Iterable[Holder]) -> None:
 
 def _held(optimizer: Optimizer, layers: Iterable[Holder]) -> Iterator[Holder]:
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    return (layer for layer in layers if id(layer.weight) in held)
+    return (layer for layer in layers if id(layer.masked_parameter) in held)
 
 
-def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
     newest, followed = mask_changes.newest, _followed.get(optimizer, 0)
     if followed != newest:
         _apply(optimizer, mask_changes.since(followed))
+        _warn_of_replaced_parameters(optimizer)
         _followed[optimizer] = newest
-    if mask_changes.read_directly:
-        for layer in _held(optimizer, mask_changes.read_directly):
-            if layer.weight.grad is not None:
-                masked_apply_(layer.weight.grad, layer.mask_bits)
+    if not mask_changes.read_directly:
+        return None
+    _mask_direct_gradients(optimizer)
+    # args[0] is the optimizer itself.
+    if len(args) > 1 and args[1] is not None:
+        return (args[0], _then_masked(optimizer, args[1]), *args[2:]), kwargs
+    if kwargs.get("closure") is not None:
+        return args, {**kwargs, "closure": _then_masked(optimizer, kwargs["closure"])}
+    return None
+
+
+def _mask_direct_gradients(optimizer: Optimizer) -> None:
+    for layer in _held(optimizer, mask_changes.held_directly()):
+        weight = layer.masked_parameter
+        if weight is not None and weight.grad is not None:
+            masked_apply_(weight.grad, layer.mask_bits)
+
+
+def _then_masked(optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def closure_and_masks() -> Any:
+        loss = closure()
+        _mask_direct_gradients(optimizer)
+        return loss
+
+    return closure_and_masks
+
+
+def _warn_of_replaced_parameters(optimizer: Optimizer) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    count = sum(mask_changes.was_replaced(parameter) for parameter in parameters)
+    if count:
+        warnings.warn(
+            f"{type(optimizer).__name__} steps {count} of its {len(parameters)} parameters in vain: layers that have "
+            "changed their form have new ones. Make the optimizer after lth_fast.nn.convert and restore",
+            stacklevel=4,
+        )
+
+
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    # A compiled step has a compiled forward behind it, which masks what it reads.
+    if mask_changes.newest == 0 or torch.compiler.is_compiling() or type(optimizer) in MASK_IN_THE_STEP:
+        return
+    if optimizer in _keep_zeros:
+        return
+    state = (mask_changes.newest, len(optimizer.param_groups))
+    seen, layers = _behind.get(optimizer, (None, []))
+    if seen != state:
+        layers = [weakref.ref(layer) for layer in _held(optimizer, mask_changes.since(0))]
+        _behind[optimizer] = (state, layers)
+    for reference in layers:
+        layer = reference()
+        if layer is not None:
+            layer.mask_what_was_written()
 
 
 register_optimizer_step_pre_hook(_before_step)
+register_optimizer_step_post_hook(_after_step)

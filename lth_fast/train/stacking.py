@@ -78,6 +78,11 @@ class StackedLinear(nn.Module):
             if self.bias is not None:
                 layer.bias.data = self.bias.data[number]
 
+    @property
+    def masked_parameter(self) -> Tensor:
+        """The weights, as ``weight``."""
+        return self.weight
+
     def hold_mask(self, bits: Tensor) -> None:
         """Keep the packed masks ``bits`` without applying them."""
         self.mask_bits = bits
@@ -85,6 +90,9 @@ class StackedLinear(nn.Module):
     def apply_mask(self) -> None:
         """Zero the pruned weights now."""
         masked_apply_(self.weight, self.mask_bits)
+
+    def mask_what_was_written(self) -> None:
+        """Nothing, as in ``trust_weight``."""
 
     def trust_weight(self) -> None:
         """Nothing: the steppers that stack networks take steps which leave zeros where they are."""

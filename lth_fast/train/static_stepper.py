@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lth_fast.nn import masked_layers
 from lth_fast.optim import gradients_masked_by
+from lth_fast.optim.masks import leave_weights_alone
 from lth_fast.train.optimizers import KEEP_ZEROS
 from lth_fast.train.precision import forward_precision
 from lth_fast.train.static_batches import StaticBatches
@@ -77,6 +78,8 @@ class StaticStepper:
         self._losses = torch.zeros(LOG_STEPS, *loss_shape, device=self._device)
         self._logged = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._trusted = type(optimizer) in KEEP_ZEROS
+        if self._trusted:
+            leave_weights_alone(optimizer)
         self._layers = list(masked_layers(model).values())
 
     def advance(self, steps: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lth_fast.nn import masked_layers
 from lth_fast.optim import gradients_masked_by
+from lth_fast.optim.masks import leave_weights_alone
 from lth_fast.train.batches import Batches
 from lth_fast.train.optimizers import KEEP_ZEROS
 from lth_fast.train.precision import forward_precision
@@ -69,6 +70,8 @@ class EagerStepper:
         # Gradients come straight from the backward, zero where pruned; such an optimizer then leaves pruned weights at
         # zero and the layers need not look again.
         self._trusted = list(masked_layers(model).values()) if type(optimizer) in KEEP_ZEROS else []
+        if self._trusted:
+            leave_weights_alone(optimizer)
 
     def advance(self, steps: int) -> Tensor:
         with gradients_masked_by(self.optimizer):

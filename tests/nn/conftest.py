@@ -106,3 +106,9 @@ OUTSIDE_WRITES: dict[str, Callable[[Any], None]] = {
 def write_from_outside(request: pytest.FixtureRequest) -> Callable[[Any], None]:
     """Something that overwrites a layer's weight without asking the mask."""
     return OUTSIDE_WRITES[request.param]
+
+
+@pytest.fixture
+def masked_at_once(write_from_outside: Callable[[Any], None]) -> bool:
+    """Whether the mask is applied behind that, before any forward."""
+    return write_from_outside in (_load, _step_with_stale_momentum, _step_with_noisy_gradient)

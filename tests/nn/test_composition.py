@@ -143,3 +143,47 @@ def test_a_frozen_linear_layer_keeps_no_input_for_the_backward_and_a_first_one_n
     inputs.requires_grad_()
     assert inputs.shape not in [tensor.shape for tensor in kept(inputs)]
     torch.testing.assert_close(inputs.grad, (2 * model(inputs).detach()) @ model[0].weight)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's own use of it, in jvp
+@pytest.mark.parametrize("form", ["masked", "sparse"])
+def test_transforms_of_torch_func_see_the_masked_model(form):
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5))
+    convert(model, {name: torch.rand(model.get_parameter(name).shape) < 0.5 for name in ("0.weight", "3.weight")}, form)
+    set_masks(model, {"3.bias": torch.arange(5) < 3})
+    inputs, labels = torch.randn(4, 2, 6, 6), torch.randint(5, (4,))
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+
+    def loss(parameters, inputs, labels):
+        outputs = torch.func.functional_call(model, parameters, (inputs.unsqueeze(0),))
+        return nn.functional.cross_entropy(outputs, labels.unsqueeze(0))
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, inputs, labels)
+    for sample in range(4):
+        model.zero_grad()
+        nn.functional.cross_entropy(model(inputs[sample : sample + 1]), labels[sample : sample + 1]).backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(each[name][sample], parameter.grad)
+    _, forward_mode = torch.func.jvp(lambda given: model(given), (inputs,), (torch.ones_like(inputs),))
+    step = 1e-3
+    torch.testing.assert_close(
+        forward_mode, (model(inputs + step) - model(inputs - step)) / (2 * step), rtol=0.02, atol=0.02
+    )
+
+
+def _prune_inside(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/inside", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    wrapped = DistributedDataParallel(network())
+    prune_all(wrapped, 0.5)
+    wrapped(torch.randn(3, 20)).sum().backward()
+    names = {f"{layer}.mask_bits" for layer in (0, 2, 4)}
+    assert names <= set(wrapped.parameters_to_ignore)
+    with pytest.raises(ValueError, match="before DistributedDataParallel wraps it"):
+        convert(wrapped, form="sparse")
+    assert not sparse_layers(wrapped)
+    dist.destroy_process_group()
+
+
+def test_a_wrapped_model_may_be_pruned_and_is_not_made_sparse(tmp_path: Path):
+    processes.spawn(_prune_inside, (str(tmp_path),), nprocs=2)

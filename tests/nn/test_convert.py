@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -520,3 +521,89 @@ def test_a_layer_that_turned_sparse_tells_its_density(layer):
     assert model[0].density == pytest.approx(mask.float().mean().item())
     assert f"density={model[0].density:.4g}" in repr(model)
     assert "density" not in repr(convert(restore(model), form="dense"))
+
+
+def test_a_bias_keeps_its_mask_where_the_weight_becomes_dense():
+    bias = torch.arange(8) % 2 == 0
+    for form in ("auto", {"0.weight": "dense"}):
+        model = nn.Sequential(nn.Linear(8, 8))
+        set_masks(model, {"0.weight": torch.ones(8, 8, dtype=torch.bool), "0.bias": bias})
+        convert(model, form=form)
+        assert set(masks(model)) == {"0.bias"}
+        assert torch.equal(masks(model)["0.bias"], bias)
+        assert torch.equal(model(torch.zeros(1, 8))[0] != 0, bias)
+        restore(model)
+        assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)],
+    ids=["no_grad", "inference_mode", "autocast"],
+)
+def test_the_callers_modes_change_neither_the_times_nor_what_can_be_trained_afterwards(mode, calibration_folder):
+    def one_layer():
+        return set_masks(nn.Sequential(nn.Linear(512, 256)), {"0.weight": torch.rand(256, 512) < 0.05})
+
+    model, other = one_layer(), one_layer()
+    with mode():
+        convert(model)
+    (measured,) = choices(model).values()
+    assert measured.sparse_seconds < measured.masked_seconds  # in bfloat16 a sparse layer is a dense one and more
+    convert(other)
+    assert choices(other)["0.weight"].sparse_seconds == measured.sparse_seconds
+    convert(model, form="sparse")
+    with mode():
+        convert(model, form="sparse")
+    model(torch.randn(3, 512)).sum().backward()
+    assert next(model.parameters()).grad is not None
+
+
+def test_a_compiled_model_shows_its_layers_to_the_example_input():
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    compiled = torch.compile(model, backend="eager")
+    set_masks(model, {"0.weight": torch.rand(64, 64) < 0.1})
+    convert(compiled, form="sparse", example_input=torch.randn(4, 64))
+    assert isinstance(model[0], SparseLinear)
+
+
+def test_asking_a_weight_for_its_size_does_not_count_as_reading_it():
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 5)
+
+        def forward(self, inputs):
+            return self.layer(inputs) / (self.layer.weight.size(1) * self.layer.weight.dim())
+
+    model = Asks()
+    convert(model, {"layer.weight": torch.rand(5, 6) < 0.5}, form="sparse", example_input=torch.randn(2, 6))
+    assert plan(model) == {"layer.weight": "sparse"}
+
+
+def test_a_masked_weight_that_was_parametrized_later_stays_masked_in_every_form():
+    for wrap in (nn.utils.parametrizations.weight_norm, nn.utils.weight_norm):
+        model = set_masks(nn.Sequential(nn.Linear(6, 6)), {"0.weight": torch.rand(6, 6) < 0.5})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of nn.utils.weight_norm
+            wrap(model[0])
+        inputs = torch.randn(2, 6)
+        expected = model(inputs)
+        for form in ("auto", "dense", "masked"):
+            convert(model, form=form)
+            assert choices(model)["0.weight"].reason == "its weight is computed, not a parameter"
+            torch.testing.assert_close(model(inputs), expected)
+        with pytest.raises(TypeError, match=r"got '0\.weight' computed from others"):
+            restore(model)
+        torch.testing.assert_close(model(inputs), expected)
+
+
+def test_times_that_are_no_times_are_measured_anew(calibration_folder):
+    convert(set_masks(nn.Sequential(nn.Linear(64, 32)), {"0.weight": torch.rand(32, 64) < 0.5}))
+    file = calibration_folder / "calibration.json"
+    (machine,) = json.loads(file.read_text())
+    for damaged in ({machine: 3}, {machine: {key: {"masked": 1} for key in json.loads(file.read_text())[machine]}}):
+        file.write_text(json.dumps(damaged))
+        model = set_masks(nn.Sequential(nn.Linear(64, 32)), {"0.weight": torch.rand(32, 64) < 0.5})
+        convert(model)
+        assert choices(model)["0.weight"].sparse_seconds > 0

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel
 
-from lth_fast.nn import MaskedConv2d, MaskedLinear
+from lth_fast.nn import MaskedConv2d, MaskedLinear, set_masks
 
 
 def pruned_weights_are_zero(layer: Any) -> bool:
@@ -110,14 +111,14 @@ def test_without_a_mask_again_every_weight_survives_and_starts_from_zero(kind: A
     assert layer.weight.grad[pruned].count_nonzero() == pruned.sum()
 
 
-def test_a_write_from_outside_is_masked_at_the_next_forward(
-    kind: Any, write_from_outside: Callable[[Any], None]
+def test_a_write_from_outside_is_masked_at_once_or_at_the_next_forward(
+    kind: Any, write_from_outside: Callable[[Any], None], masked_at_once: bool
 ) -> None:
     layer, inputs = kind.layer(), kind.inputs()
     mask = layer.mask
     layer(inputs)
     write_from_outside(layer)
-    assert not pruned_weights_are_zero(layer)
+    assert pruned_weights_are_zero(layer) == masked_at_once
     expected = layer.to_dense()
     with torch.no_grad():
         expected.weight = nn.Parameter(layer.weight * mask)
@@ -299,3 +300,47 @@ def test_a_forward_that_computes_nothing_hides_no_write_from_the_mask(kind: Any)
         layer(fake.from_tensor(kind.inputs()))
     layer(kind.inputs())
     assert not layer.weight[~layer.mask].any()
+
+
+def test_a_weight_is_never_taken_for_the_one_whose_place_and_memory_it_has() -> None:
+    for _ in range(100):
+        layer = MaskedLinear(64, 64, bias=False)
+        layer.mask = torch.rand(64, 64) < 0.5
+        layer.weight = nn.Parameter(torch.randn(64, 64))
+        layer(torch.randn(2, 64))  # which writes to it once
+        for _ in range(2):
+            del layer.weight
+            layer.weight = nn.Parameter(torch.randn(64, 64).mul_(0.5))  # written to once
+        layer(torch.randn(2, 64))
+        assert not layer.weight[~layer.mask].any()
+
+
+def test_what_is_loaded_is_masked_before_anything_reads_it() -> None:
+    model: Any = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0).eval()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    set_masks(model, {"linear1.weight": torch.rand(16, 8) < 0.5, "linear2.weight": torch.rand(8, 16) < 0.5})
+    inputs = torch.randn(2, 3, 8)
+    expected = model(inputs)
+    model.load_state_dict(state)
+    with torch.no_grad():  # computes with the weights, not by the layers
+        torch.testing.assert_close(model(inputs), expected)
+    assert pruned_weights_are_zero(model.linear1)
+
+
+def test_a_mask_that_is_set_between_two_forwards_of_one_autocast_region_holds_for_the_second(kind: Any) -> None:
+    layer, inputs = kind.masked(*kind.arguments), kind.inputs()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(inputs)
+        layer.mask = torch.zeros(layer.weight.shape, dtype=torch.bool)
+        zeros = layer(inputs) - (layer.bias if layer.bias.dim() == inputs.dim() - 1 else layer.bias.view(-1, 1, 1))
+    assert zeros.abs().max() <= 0.01
+
+
+def test_the_count_of_survivors_follows_the_mask_that_an_average_of_models_copies(kind: Any) -> None:
+    layer = kind.masked(*kind.arguments)
+    average = AveragedModel(layer)
+    assert average.module.density == 1
+    layer.mask = kind.mask()
+    average.update_parameters(layer)
+    assert average.module.survivors == int(layer.mask.sum())
+    assert torch.equal(average.module.mask, layer.mask)

@@ -150,3 +150,36 @@ def test_recurrent_layers_are_refused_for_they_read_around_any_mask():
     recurrent = nn.LSTM(3, 4)
     with pytest.raises(TypeError, match=r"masks\['weight_ih_l0'\]: a LSTM reads its parameters around any mask"):
         set_masks(recurrent, {"weight_ih_l0": torch.ones(16, 3, dtype=torch.bool)})
+
+
+def test_a_mask_set_in_inference_mode_serves_a_later_training_step():
+    layer = nn.Linear(6, 5)
+    with torch.inference_mode():
+        prune.l1_unstructured(layer, "bias", 2)
+    layer(torch.randn(3, 6)).sum().backward()
+    assert layer.parametrizations.bias.original.grad.count_nonzero() == 3
+
+
+def test_a_parameter_that_is_replaced_stays_under_its_mask():
+    model = network()
+    set_masks(model, PRUNED)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step(model, optimizer)
+    model.load_state_dict({name: torch.ones_like(value) for name, value in model.state_dict().items()}, assign=True)
+    plain = dense_state(model)
+    for name, mask in PRUNED.items():
+        assert torch.equal(plain[name], mask.float())
+
+
+def test_memory_without_values_another_type_and_the_meta_device_leave_the_mask_as_a_masked_layer_has_it():
+    mask = PRUNED["0.bias"]
+    for change, expected in (
+        (lambda layer: layer.to_empty(device="cpu"), mask),
+        (lambda layer: layer.type(torch.float64), mask),
+        (lambda layer: layer.to("meta").to_empty(device="cpu"), torch.ones_like(mask)),
+    ):
+        layer = nn.Linear(6, 5)
+        set_masks(layer, {"bias": mask})
+        change(layer)
+        assert torch.equal(masks(layer)["bias"], expected)
+        layer(torch.randn(2, 6, dtype=layer.weight.dtype))

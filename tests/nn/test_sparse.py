@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lth_fast.nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLayer, SparseLinear, convert
 
@@ -337,3 +338,17 @@ def test_values_that_torch_prunes_are_computed_with_and_go_into_files(kind: Kind
     prune.remove(sparse, "values")
     assert torch.equal(sparse(inputs), output)
     assert sparse.state_dict().keys() == kind.dense().state_dict().keys()
+
+
+def test_an_average_of_models_takes_over_the_pattern_and_is_refused_where_it_averages_the_pattern(kind: Kind) -> None:
+    sparse, _ = kind.pair()
+    inputs = kind.inputs()
+    average = AveragedModel(sparse)
+    for _ in range(2):
+        average.update_parameters(sparse)
+    assert torch.equal(average(inputs), sparse(inputs))
+    wrong = AveragedModel(sparse, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for _ in range(3):
+        wrong.update_parameters(sparse)
+    with pytest.raises(RuntimeError, match=r"expected the pattern that its mask has, .*use_buffers=True"):
+        wrong(inputs)

@@ -312,3 +312,15 @@ def test_a_tied_language_model_compiles_to_one_graph() -> None:
     model, inputs, names = (part() if callable(part) else part for part in CASES["embedding and Linear"])
     set_masks(model, {names[0]: half(model, names[0])})
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(inputs), model(inputs))
+
+
+def test_a_compiled_masked_embedding_limits_the_norm_of_its_rows():
+    eager = nn.Embedding(20, 8, max_norm=1.0)
+    with torch.no_grad():
+        eager.weight.mul_(10)
+    set_masks(eager, {"weight": torch.rand(20, 8) < 0.5})
+    model = copy.deepcopy(eager)
+    rows = torch.arange(10)
+    expected = eager(rows)
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager")(rows), expected)
+    torch.testing.assert_close(model.weight, eager.weight)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import sys
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +18,7 @@ from torch.nn.utils import prune as stock
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from lth_fast import optim
-from lth_fast.nn import masked_layers, masks, restore, set_masks
+from lth_fast.nn import convert, masked_layers, masks, restore, set_masks
 from lth_fast.optim import apply_masks
 
 NAMES = ("0.weight", "3.weight")
@@ -251,7 +254,7 @@ def test_applying_masks_leaves_all_else_alone() -> None:
     torch.testing.assert_close(after, before, rtol=0.0, atol=0.0)
 
 
-def test_a_step_costs_none_of_our_operators_unless_a_mask_was_set(
+def test_a_step_masks_each_weight_once_and_the_forward_need_not(
     own_operators_of: Callable[[Callable[[], Any]], list[str]],
 ) -> None:
     model, plain = network(), network()
@@ -260,11 +263,12 @@ def test_a_step_costs_none_of_our_operators_unless_a_mask_was_set(
     train(model, optimizer)
     train(plain, plain_optimizer)
     assert own_operators_of(plain_optimizer.step) == []
-    assert own_operators_of(optimizer.step) == []
+    assert own_operators_of(optimizer.step) == ["masked_apply_"] * len(NAMES)
+    assert own_operators_of(lambda: model(torch.randn(4, 1, 6, 6))) == ["masked_conv2d", "masked_linear"]
     set_masks(model, random_masks(model))
     assert own_operators_of(plain_optimizer.step) == []
-    assert own_operators_of(optimizer.step) != []
-    assert own_operators_of(optimizer.step) == []
+    assert len(own_operators_of(optimizer.step)) > len(NAMES)
+    assert own_operators_of(optimizer.step) == ["masked_apply_"] * len(NAMES)
 
 
 def test_the_memory_of_an_unmasked_model_is_not_touched() -> None:
@@ -289,3 +293,120 @@ def test_an_optimizer_outlives_the_masks_of_its_model() -> None:
     apply_masks(optimizer)
     for name, mask in chosen.items():
         assert model.get_parameter(name)[~mask].count_nonzero() > 0
+
+
+@pytest.mark.parametrize("kind", ["Muon", "LBFGS", "with noise"])
+def test_of_optimizers_that_do_not_map_zeros_to_zeros(kind: str) -> None:
+    class WithNoise(SGD):
+        def step(self, closure: Any = None) -> Any:
+            loss = super().step(closure)
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for parameter in group["params"]:
+                        parameter.add_(torch.randn_like(parameter), alpha=0.01)
+            return loss
+
+    model = nn.Sequential(nn.Linear(12, 8, bias=False), nn.Tanh(), nn.Linear(8, 6, bias=False))
+    makers = {
+        "Muon": lambda weights: torch.optim.Muon(weights, lr=0.1),
+        "LBFGS": lambda weights: torch.optim.LBFGS(weights, lr=0.1, line_search_fn="strong_wolfe"),
+        "with noise": partial(WithNoise, lr=0.1),
+    }
+    optimizer = makers[kind](list(model.parameters()))
+    inputs = torch.randn(4, 12)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (model(inputs) - 1).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    set_masks(model, {name: torch.rand(weight.shape) < 0.5 for name, weight in model.named_parameters()})
+    for _ in range(4):
+        optimizer.step(closure)
+        for name, weight in model.state_dict().items():
+            assert not weight[~masks(model)[name]].any()
+
+
+def test_of_a_weight_that_the_loss_reads_around_its_layer_in_a_step_with_a_closure() -> None:
+    model: Any = nn.Sequential(nn.Linear(6, 5))
+    start = torch.randn(5, 6)
+    set_masks(model, {"0.weight": torch.rand(5, 6) < 0.5})
+    model[0].read_directly = True
+    model[0].mask = model[0].mask
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.randn(4, 6)).square().sum() + (model[0].weight - start).square().sum()
+        loss.backward()
+        return loss
+
+    for given in ((closure,), ()):
+        for _ in range(2):
+            optimizer.step(*given) if given else optimizer.step(closure=closure)
+            pruned = ~model[0].mask
+            for values in (model[0].weight, model[0].weight.grad, optimizer.state[model[0].weight]["momentum_buffer"]):
+                assert not values[pruned].any()
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, optim.SGD])
+def test_a_weight_may_be_read_before_the_forward_of_its_layer(kind: type[Optimizer]) -> None:
+    model = network()
+    set_masks(model, random_masks(model))
+    optimizer = kind(model.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        penalty = sum(weight.square().sum() for weight in model.parameters())
+        (model(torch.randn(4, 1, 6, 6)).square().sum() + 0.1 * penalty).backward()
+        optimizer.step()
+    assert_pruned_places_are_zero(model, optimizer)
+
+
+def test_an_optimizer_of_parameters_that_convert_replaced_says_so_once() -> None:
+    model = network()
+    set_masks(model, random_masks(model))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    train(model, optimizer)
+    convert(model, form="sparse")
+    model(torch.randn(2, 1, 6, 6)).sum().backward()
+    with pytest.warns(UserWarning, match="SGD steps 2 of its 4 parameters in vain"):
+        optimizer.step()
+    optimizer.step()
+    new = SGD(model.parameters(), lr=0.1)
+    train(model, new)
+    restore(model)
+    with pytest.warns(UserWarning, match="SGD steps 2 of its 4 parameters in vain"):
+        new.step()
+
+
+def test_threads_may_train_and_prune_models_of_their_own_at_a_time() -> None:
+    errors: list[BaseException] = []
+    stop = threading.Event()
+
+    def work(seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        try:
+            while not stop.is_set():
+                model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(20)])
+                set_masks(model, {f"{i}.weight": torch.rand(4, 4, generator=generator) < 0.5 for i in range(20)})
+                optimizer = SGD(model.parameters(), lr=0.1)
+                model(torch.ones(2, 4)).sum().backward()
+                optimizer.step()
+        except BaseException as error:
+            errors.append(error)
+
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        time.sleep(1.5)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(switch)
+    assert errors == []
