@@ -106,8 +106,8 @@ def convert(
         ``model``.
 
     Raises:
-        ValueError: ``form`` is none of these, or a layer named there cannot have the form, or layers would become sparse
-            in a model that ``DistributedDataParallel`` wraps.
+        ValueError: ``form`` is none of these, or a layer named there cannot have the form, or layers would become
+            sparse in a model that ``DistributedDataParallel`` wraps.
         KeyError, TypeError, ValueError: ``masks`` are not as :func:`~lth_fast.nn.set_masks` takes them.
     """
     asked = {name: _form(value, f"form[{name!r}]") for name, value in form.items()} if isinstance(form, Mapping) else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -96,15 +97,18 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
         TypeError: A mask is not bool, the layer is sparse, the parameter is not a floating-point one, or one of its
             modules reads it around any mask: a recurrent layer, an embedding with sparse gradients, a parametrization
             of another kind.
-        ValueError: A mask has another shape than its parameter, the parameter is on the meta device, or two names of
-            one parameter come with different masks.
+        ValueError: A mask has another shape than its parameter, the parameter is on the meta device, two names of one
+            parameter come with different masks, or the parameter is a view of memory that another one has, too.
     """
     sparse = sparse_layers(model)
     holders = masked_parameters(model)
     parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     users = _plain_users(model)
+    names = {id(holder.masked_parameter): name for name, holder in holders.items()}
     chosen: dict[int, tuple[str, Tensor]] = {}
-    for name, mask in masks.items():
+    for given, mask in masks.items():
+        # A module that has two names has its mask under the first of them.
+        name = given if given in holders else names.get(id(parameters.get(given)), given)
         if name in sparse:
             raise TypeError(
                 f"masks[{name!r}]: expected a layer that can take a mask, got a sparse one, whose mask is part of its "
@@ -123,6 +127,7 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
             raise ValueError(
                 f"masks[{name!r}]: expected the mask of {first!r}, whose weight it shares, got another one"
             )
+    _refuse_shared_memory(parameters, chosen)
     taking = [(user, mask) for key, (_, mask) in chosen.items() for user in users.get(key, ())]
     # Twins first: a parametrization changes the layer's class, after which it is a subclass.
     for (module, attribute), mask in sorted(taking, key=lambda user: not _becomes_a_twin(*user[0])):
@@ -166,6 +171,22 @@ def _refuse_computed(model: nn.Module, name: str, holders: Container[str]) -> No
     if module is not None and name not in holders and parametrize.is_parametrized(module, attribute):
         kinds = ", ".join(type(entry).__name__ for entry in module.parametrizations[attribute])
         raise TypeError(f"masks[{name!r}]: expected a parameter, got a tensor that {kinds} computes")
+
+
+def _refuse_shared_memory(parameters: Mapping[str, Tensor], chosen: Mapping[int, tuple[str, Tensor]]) -> None:
+    """Raise ValueError where a parameter to be masked is a view of another one's memory: that would write around it."""
+    spans = sorted(
+        (first, first + (1 + last) * parameter.element_size(), id(parameter), name)
+        for name, parameter in parameters.items()
+        if parameter.numel() and not parameter.is_meta and (first := parameter.data_ptr())
+        for last in [sum((size - 1) * step for size, step in zip(parameter.shape, parameter.stride(), strict=True))]
+    )
+    for (_, end, one, name), (first, _, other, other_name) in pairwise(spans):
+        if first < end and one != other and (one in chosen or other in chosen):
+            raise ValueError(
+                "masks: expected parameters with memory of their own, or one Parameter that modules share, got "
+                f"{name!r} and {other_name!r} as views of one memory"
+            )
 
 
 def _check_user(module: nn.Module, mask: str) -> None:

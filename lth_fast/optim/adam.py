@@ -44,9 +44,10 @@ class _FusedAdam(FusedOptimizer):
             masks.applied()
 
     def _step_count(self, parameter: Tensor, step: Tensor) -> Tensor:
-        """``step`` on the parameter's device; torch keeps it on the CPU unless told otherwise."""
-        if step.device != parameter.device:
-            step = self.state[parameter]["step"] = step.to(parameter.device)
+        """``step`` as a float on the parameter's device; torch keeps it on the CPU unless told otherwise."""
+        if step.device != parameter.device or not step.is_floating_point():
+            dtype = torch.promote_types(step.dtype, torch.float32)
+            step = self.state[parameter]["step"] = step.to(parameter.device, dtype)
         return step
 
 

@@ -324,3 +324,25 @@ def test_a_compiled_masked_embedding_limits_the_norm_of_its_rows():
     expected = eager(rows)
     torch.testing.assert_close(torch.compile(model, backend="aot_eager")(rows), expected)
     torch.testing.assert_close(model.weight, eager.weight)
+
+
+def test_a_layer_that_has_two_names_takes_its_mask_under_either_again_and_again():
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+    model.append(model[0])
+    for density in (0.8, 0.4):
+        mask = torch.rand(6, 6) < density
+        set_masks(model, {"2.weight": mask})
+        assert torch.equal(model[0].mask, mask)
+
+
+def test_two_parameters_that_are_views_of_one_memory_are_refused_and_left_alone():
+    model = nn.Sequential(nn.Linear(6, 4, bias=False), nn.Linear(4, 6, bias=False))
+    model[1].weight = nn.Parameter(model[0].weight.detach().t())
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=r"got '[01]\.weight' and '[01]\.weight' as views of one memory"):
+        set_masks(model, {"0.weight": torch.rand(4, 6) < 0.5})
+    assert torch.equal(model[0].weight, before)
+    assert type(model[0]) is nn.Linear
+    flat = torch.randn(48)  # disjoint pieces of one memory are fine
+    model[0].weight, model[1].weight = nn.Parameter(flat[:24].view(4, 6)), nn.Parameter(flat[24:].view(6, 4))
+    prune.prune_all(model, 0.5)

@@ -332,3 +332,19 @@ def test_parameters_that_are_views_of_one_memory_take_their_steps_one_after_the_
     finally:
         torch.set_num_threads(threads)
     assert (results[0] - results[1]).norm() <= 1e-6 * results[1].norm()
+
+
+@pytest.mark.parametrize("kind", [optim.Adam, optim.AdamW])
+def test_a_loaded_count_of_steps_may_be_an_integer(kind: type[Optimizer]) -> None:
+    model, pairs = network(), []
+    for one in (kind, TWINS[kind]):
+        copied = copy.deepcopy(model)
+        optimizer = one(copied.parameters(), lr=0.01)
+        pairs.append((copied, optimizer))
+    steps(1, *pairs)
+    for _, optimizer in pairs:
+        for state in optimizer.state.values():
+            state["step"] = state["step"].long()
+    steps(2, *pairs)
+    for one, other in zip(*(copied.parameters() for copied, _ in pairs), strict=True):
+        torch.testing.assert_close(one, other)
