@@ -24,9 +24,8 @@ def buffer(module: nn.Module, name: str) -> Any:
     return held[name] if name in held else getattr(module, name)
 
 
-def under_functorch() -> bool:
-    """Whether a transform of ``torch.func`` (``grad``, ``vmap``, ``jvp``) is at work.
+under_functorch = torch._C._are_functorch_transforms_active
+"""Whether a transform of ``torch.func`` (``grad``, ``vmap``, ``jvp``) is at work.
 
-    Our operators cannot follow one: the layers compute by torch's own then.
-    """
-    return torch._C._are_functorch_transforms_active()
+Our operators cannot follow one: the layers compute by torch's own then.
+"""

@@ -215,7 +215,7 @@ def _as_written(weight: Tensor) -> tuple[Tensor, int, int] | None:
 
 
 def _as_it_was(weight: Tensor, seen: tuple[Tensor, int, int] | None) -> bool:
-    if seen is None or seen[0] is not weight or weight.is_inference():
+    if seen is None or seen[0] is not weight:
         return False
     return seen[2] == weight._version and seen[1] == (0 if weight.is_meta else weight.data_ptr())
 

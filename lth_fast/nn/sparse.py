@@ -38,43 +38,32 @@ class SparseLayer(nn.Module):
 
     values: nn.Parameter
     bias: nn.Parameter | None
+    _pattern_version = 0  # how often its first tensor had been written to when the pattern was last known to be right
 
     def _find_pattern(self, mask: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError
 
     def _computes_densely(self, input: Tensor) -> bool:
         """Whether torch's dense operators compute: half precision under autocast, and transforms of ``torch.func``."""
-        return (not input.is_meta and torch.is_autocast_enabled(input.device.type)) or under_functorch()
+        return under_functorch() or (not input.is_meta and torch.is_autocast_enabled(input.device.type))
 
     def _check_pattern(self) -> None:
-        """Raise RuntimeError where the pattern is not as the layer made it: the kernels go where its numbers tell.
+        """Raise RuntimeError where the pattern is not the mask's: the kernels go where its numbers tell.
 
-        It is looked at again only after something wrote to it, which an average of models does: with the pattern of
-        the same layer (a copy), or with averages of numbers that mean places.
+        To be called where its first tensor was written to (``_pattern_version``), as an average of models writes to all
+        buffers: with the pattern of the same layer (a copy), or with averages of numbers that mean places.
         """
-        if torch.compiler.is_compiling():
-            return
-        held = self._buffers
-        versions = 0
-        for name in self.pattern_fields:
-            versions += held[name]._version  # type: ignore[union-attr]
-        if versions != self.__dict__.get("_pattern_version"):
-            self._note_pattern()
-
-    def _note_pattern(self) -> None:
         parts = [buffer(self, name) for name in self.pattern_fields]
-        versions = sum(part._version for part in parts)
-        if not parts[0].is_meta and versions:
-            try:
-                again = self._find_pattern(self.mask)
-            except (RuntimeError, IndexError, ValueError):
-                again = ()
-            if not all(map(torch.equal, parts, again)) or not again:
-                raise RuntimeError(
-                    f"{type(self).__name__}: expected the pattern that its mask has, got one that was written to; "
-                    "AveragedModel(use_buffers=True) averages its numbers, leave it at False"
-                )
-        self.__dict__["_pattern_version"] = versions
+        try:
+            again = self._find_pattern(self.mask)
+        except (RuntimeError, IndexError, ValueError):
+            again = ()
+        if not again or not all(map(torch.equal, parts, again)):
+            raise RuntimeError(
+                f"{type(self).__name__}: expected the pattern that its mask has, got one that was written to; "
+                "AveragedModel(use_buffers=True) averages its numbers, leave it at False"
+            )
+        self._pattern_version = parts[0]._version
 
     @property
     def weight_shape(self) -> torch.Size:
@@ -169,6 +158,11 @@ class SparseLayer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        with torch.inference_mode(False):  # where writes are counted
+            for name in self.pattern_fields:
+                part = buffer(self, name)
+                self._buffers[name] = part.clone() if part.is_inference() else part
+        self._pattern_version = buffer(self, self.pattern_fields[0])._version
         compile_for_any_number_of_survivors(self.pattern_fields)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -178,8 +172,9 @@ class SparseLayer(nn.Module):
         real = self.__dict__.get(_PATTERN_ASIDE, held)
         super()._apply(fn, recurse)  # which fails where values are asked for that a layer on the meta device lacks
         device = self.values.device
-        for name, part in real.items():
-            self._buffers[name] = part.to(device)
+        with torch.inference_mode(False):  # where writes are counted
+            for name, part in real.items():
+                self._buffers[name] = part.to(device)
         if device.type == "meta":
             self.__dict__[_PATTERN_ASIDE] = real
         else:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from lth_fast.nn.attributes import buffer, parameter
 from lth_fast.nn.padding import pad
@@ -84,12 +85,14 @@ class SparseConv2d(SparseLayer):
         if self._computes_densely(input):
             output = F.conv2d(batched, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return output.squeeze(0) if unbatched else output
-        self._check_pattern()
+        pattern = self.pattern
+        if not is_compiling() and pattern[0]._version != self._pattern_version:
+            self._check_pattern()
         output = sparse_conv2d(
             batched,
             parameter(self, "values"),
             parameter(self, "bias"),
-            self.pattern,
+            pattern,
             self.kernel_size,
             self.stride,
             padding,

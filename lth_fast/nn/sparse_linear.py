@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from lth_fast.nn.attributes import buffer, parameter
 from lth_fast.nn.sparse import SparseLayer
@@ -70,8 +71,9 @@ class SparseLinear(SparseLayer):
     def forward(self, input: Tensor) -> Tensor:
         if self._computes_densely(input):
             return F.linear(input, self.weight, self.bias)
-        self._check_pattern()
         # The op itself, and the buffers where they are held: a small layer computes no longer than a few calls take.
         held = self._buffers
         pattern = [held[name] for name in self.pattern_fields]
+        if not is_compiling() and pattern[0]._version != self._pattern_version:  # type: ignore[union-attr]
+            self._check_pattern()
         return _compute(input, parameter(self, "values"), parameter(self, "bias"), *pattern, False)

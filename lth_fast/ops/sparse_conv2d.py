@@ -47,10 +47,12 @@ def sparse_conv2d(
         relu: Whether to return the ReLU of the result, at no cost in the forward.
 
     Returns:
-        ``[batch, out_channels, height', width']``, contiguous. Under autocast the layer computes in float32.
+        ``[batch, out_channels, height', width']``, contiguous. Under autocast the operator computes in float32
+        (the layer takes the dense form there).
 
     Raises:
-        RuntimeError: An argument is not as described; the message names it, what was expected and what was given.
+        RuntimeError: An argument is not as described; the message names it, what was expected and what was given. Or 16
+            padded images have more than 2**31 - 1 pixels in all their channels.
     """
     return torch.ops.lth_fast.sparse_conv2d(
         input, values, bias, *pattern, kernel_size, stride, padding, dilation, groups, relu

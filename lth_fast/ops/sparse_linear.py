@@ -30,7 +30,8 @@ def sparse_linear(
         relu: Whether to return the ReLU of the result, at no cost in the forward.
 
     Returns:
-        ``[..., out_features]``. Under autocast the layer computes in float32.
+        ``[..., out_features]``. Under autocast the operator computes in float32
+        (the layer takes the dense form there).
 
     Raises:
         RuntimeError: An argument is not as described; the message names it, what was expected and what was given.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 
 import pytest
@@ -177,13 +178,21 @@ def _prune_inside(rank: int, folder: str) -> None:
     wrapped = DistributedDataParallel(network())
     prune_all(wrapped, 0.5)
     wrapped(torch.randn(3, 20)).sum().backward()
-    names = {f"{layer}.mask_bits" for layer in (0, 2, 4)}
-    assert names <= set(wrapped.parameters_to_ignore)
-    with pytest.raises(ValueError, match="before DistributedDataParallel wraps it"):
+    result = {"ignored": sorted(wrapped.parameters_to_ignore), "refused": ""}
+    try:
         convert(wrapped, form="sparse")
-    assert not sparse_layers(wrapped)
-    dist.destroy_process_group()
+    except ValueError as error:
+        result["refused"] = str(error)
+    result["sparse"] = list(sparse_layers(wrapped))
+    torch.save(result, f"{folder}/{rank}.pt")
+    dist.barrier()
+    os._exit(0)  # past the end of gloo's threads, which aborts the process now and again
 
 
 def test_a_wrapped_model_may_be_pruned_and_is_not_made_sparse(tmp_path: Path):
     processes.spawn(_prune_inside, (str(tmp_path),), nprocs=2)
+    for rank in (0, 1):
+        result = torch.load(tmp_path / f"{rank}.pt")
+        assert result["ignored"] == ["0.mask_bits", "2.mask_bits", "4.mask_bits"]
+        assert "before DistributedDataParallel wraps it" in result["refused"]
+        assert result["sparse"] == []
