@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
@@ -143,14 +144,29 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
 
 def share_masks(model: nn.Module) -> nn.Module:
-    """Give the mask of every shared parameter to those of its modules that do not have it yet.
+    """Give every shared parameter one mask in all of its modules: a weight survives where all masks on it keep it.
 
     A mask that was put on a single layer (``prune.l1_unstructured(decoder, "weight", 0.2)``) cannot know who else holds
     the layer's weight; the model can.
     """
     users = _plain_users(model)
-    partly = {name: holder.mask for name, holder in masked_parameters(model).items() if id(holder.weight) in users}
-    return set_masks(model, partly)
+    holders = masked_parameters(model)
+    weights = {name: holder.weight for name, holder in holders.items()}  # kept, so that an id means one of them
+    sharing: dict[int, list[str]] = {}
+    for name, weight in weights.items():
+        sharing.setdefault(id(weight), []).append(name)
+    partly: dict[str, Tensor] = {}
+    narrower: dict[str, Tensor] = {}
+    for key, names in sharing.items():
+        if key in users or len(names) > 1:
+            found = [holders[name].mask for name in names]
+            mask = functools.reduce(torch.logical_and, found)
+            partly |= {names[0]: mask} if key in users else {}
+            narrower |= {name: mask for name, old in zip(names, found, strict=True) if not torch.equal(mask, old)}
+    set_masks(model, partly)
+    for name, mask in narrower.items():
+        holders[name].mask = mask
+    return model
 
 
 def _plain_users(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:

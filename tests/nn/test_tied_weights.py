@@ -235,6 +235,18 @@ def test_layers_that_were_tied_after_they_were_masked_keep_what_both_keep() -> N
     assert torch.equal(first.weight != 0, both)
 
 
+def test_layers_that_were_tied_after_they_were_masked_share_what_both_keep() -> None:
+    model = nn.Sequential(MaskedLinear(6, 6), MaskedLinear(6, 6), nn.Linear(6, 6))
+    for layer in (model[0], model[1]):
+        layer.mask = torch.rand(6, 6) < 0.7
+    both = model[0].mask & model[1].mask
+    model(torch.randn(3, 6))
+    model[1].weight = model[2].weight = model[0].weight
+    assert share_masks(model) is model
+    assert all(torch.equal(masks(model)[f"{i}.weight"], both) for i in range(3))
+    assert torch.equal(model[2].weight != 0, both)
+
+
 def test_moving_to_another_dtype_keeps_it_one_weight_under_one_mask(case: Any) -> None:
     model, inputs, names = case
     mask = half(model, names[0])
