@@ -8,13 +8,19 @@ from torch import nn
 _SHORTCUT_CONTAINERS = {"downsample", "shortcut"}
 
 
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """The class of ``module``, or the plain one that it is another form of, as sparse layers say."""
+    kind: type[nn.Module] = getattr(module, "plain_class", type(module))
+    return kind
+
+
 def output_layer(model: nn.Module) -> str:
-    """Return the qualified name of the last Linear or Conv2d of ``model``, in the order of registration.
+    """Return the qualified name of the last Linear or Conv2d of ``model``, in any form, in the order of registration.
 
     Raises:
         ValueError: The model has no such layer.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    names = [name for name, module in model.named_modules() if issubclass(_kind(module), (nn.Linear, nn.Conv2d))]
     if not names:
         raise ValueError(f"model: expected a network with a Linear or Conv2d layer, got a {type(model).__name__}")
     return names[-1]
@@ -25,7 +31,7 @@ def shortcut_layers(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
+        if issubclass(_kind(module), nn.Conv2d)
         and module.kernel_size == (1, 1)
         and not _SHORTCUT_CONTAINERS.isdisjoint(name.split("."))
     ]

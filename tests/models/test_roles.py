@@ -6,6 +6,8 @@ import pytest
 from torch import nn
 
 from lth_fast import models
+from lth_fast.nn import convert
+from lth_fast.prune import prune_all
 
 
 @pytest.mark.parametrize("name", models.models)
@@ -16,6 +18,13 @@ def test_the_output_layer_is_the_one_with_a_unit_per_class(name: str) -> None:
 
 def test_the_output_layer_may_be_a_convolution() -> None:
     assert models.output_layer(nn.Sequential(nn.Linear(2, 3), nn.Conv2d(3, 4, 1), nn.ReLU())) == "1"
+
+
+def test_roles_are_those_of_the_plain_network_when_its_layers_are_sparse() -> None:
+    plain, sparse = models.build("resnet20", (1, 8, 8)), models.build("resnet20", (1, 8, 8))
+    convert(prune_all(sparse, 0.9), form="sparse")
+    assert models.output_layer(sparse) == models.output_layer(plain) == "fc"
+    assert models.shortcut_layers(sparse) == models.shortcut_layers(plain)
 
 
 def test_a_network_without_linear_or_convolution_has_no_output_layer() -> None:
