@@ -6,7 +6,6 @@ stock's ``PruningContainer`` does. One seed gives the masks that stock draws.
 
 from __future__ import annotations
 
-import functools
 import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
-from lth_fast.nn import masks, restore, set_masks
+from lth_fast.nn import MaskedLayer, SparseLayer, masks, restore, set_masks, share_masks
+from lth_fast.nn.model import masked_for_a_while
 from lth_fast.ops import prune_by_magnitude
 from lth_fast.prune.layers import held_parameter
-from lth_fast.prune.selection import prune_lowest
+from lth_fast.prune.selection import in_one_dtype, prune_lowest
 
 
 def identity(module: nn.Module, name: str) -> nn.Module:
@@ -45,7 +45,9 @@ def l1_unstructured(module: nn.Module, name: str, amount: float, importance_scor
 
     Raises:
         ValueError: ``amount`` is out of range, a score is NaN, a weight that is ranked by is infinite, or the module
-            carries ``torch.nn.utils.prune`` hooks.
+            has no such parameter or carries ``torch.nn.utils.prune`` hooks.
+        TypeError: The parameter cannot carry a mask (see :func:`lth_fast.nn.set_masks`), as in a sparse layer:
+            ``lth_fast.nn.convert(model, form="masked")`` makes it a masked one.
     """
     weight, mask = parameter_and_mask(module, name)
     scores = scores_to_rank(weight, importance_scores, "importance_scores")
@@ -92,7 +94,8 @@ def global_unstructured(
 
     Args:
         parameters: ``(module, name)`` pairs, as :func:`~lth_fast.prune.fetch_layers` gives them. Pairs of one shared
-            Parameter count once, with the scores of the first.
+            Parameter count once, with the scores of the first. Sparse layers become masked ones with new Parameters:
+            convert and make the optimizer afterwards.
         pruning_method: A class of ``torch.nn.utils.prune`` that prunes single weights (``L1Unstructured``,
             ``RandomUnstructured``, or one of your own). For ``L1Unstructured`` ties fall to the lowest
             (parameter, index); others are asked for their mask.
@@ -100,37 +103,46 @@ def global_unstructured(
         kwargs: For ``pruning_method``: ``amount``, a share of all survivors in [0, 1] or a count.
 
     Raises:
-        TypeError: ``pruning_method`` does not prune single weights.
+        TypeError: ``pruning_method`` does not prune single weights, ``amount`` is missing, or a parameter cannot carry
+            a mask (see :func:`lth_fast.nn.set_masks`).
         ValueError: As :func:`l1_unstructured`.
     """
-    sharing: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module, name in parameters:
-        sharing.setdefault(id(held_parameter(module, name)), []).append((module, name))
-    if not sharing:
+    given = list(parameters)
+    if not given:
         raise ValueError("parameters: expected (module, name) pairs, got none")
-    pairs = [same[0] for same in sharing.values()]
     if getattr(pruning_method, "PRUNING_TYPE", None) != "unstructured":
         raise TypeError(f"pruning_method: expected one that prunes single weights, got {pruning_method.__name__}")
-    given = dict(importance_scores or {})
-    found = [parameter_and_mask(module, name) for module, name in pairs]
-    scores = [
-        scores_to_rank(weight, given.get(pair), f"importance_scores[{pair[1]!r}]")
-        for pair, (weight, _) in zip(pairs, found, strict=True)
-    ]
-    before = [mask for _, mask in found]
-    survivors = sum(_survivors(weight, mask) for weight, mask in found)
-    if pruning_method is stock.L1Unstructured:
-        amount = kwargs.pop("amount")
-        if kwargs:
-            raise TypeError(f"global_unstructured: unexpected arguments for L1Unstructured: {', '.join(kwargs)}")
-        widest = functools.reduce(torch.promote_types, (score.dtype for score in scores))
-        scores = [score.to(widest) for score in scores]
-        after = prune_by_magnitude(scores, count_to_prune(amount, survivors), before)
-    else:
-        after = _masks_of_method(pruning_method(**kwargs), scores, before)
-    for same, mask in zip(sharing.values(), after, strict=True):
-        for module, name in same:
-            set_masks(module, {name: mask})
+    # One model of them all: masks are shared, checked and set together, or not at all.
+    model = nn.ModuleList(dict.fromkeys(module for module, _ in given))
+    with masked_for_a_while(model):
+        sharing: dict[int, list[tuple[nn.Module, str]]] = {}
+        for module, name in given:
+            sharing.setdefault(id(held_parameter(module, name)), []).append((module, name))
+        pairs = [same[0] for same in sharing.values()]
+        for pair in pairs:
+            parameter_and_mask(*pair)  # refuses what it must before masks are shared
+        share_masks(model)
+        found = [parameter_and_mask(*pair) for pair in pairs]
+        before = [mask for _, mask in found]
+        instead = dict(importance_scores or {})
+        scores = [
+            scores_to_rank(weight, instead.get(pair), f"importance_scores[{pair[1]!r}]")
+            for pair, (weight, _) in zip(pairs, found, strict=True)
+        ]
+        if pruning_method is stock.L1Unstructured:
+            k = count_to_prune(_amount(**kwargs), sum(_survivors(weight, mask) for weight, mask in found))
+            after = prune_by_magnitude(in_one_dtype(scores), k, before)
+        else:
+            after = _masks_of_method(pruning_method(**kwargs), scores, before)
+        names = {module: name for name, module in model.named_modules()}
+        set_masks(model, {f"{names[module]}.{name}": mask for (module, name), mask in zip(pairs, after, strict=True)})
+
+
+def _amount(**kwargs: Any) -> Any:
+    if kwargs.keys() != {"amount"}:
+        given = ", ".join(kwargs) or "none"
+        raise TypeError(f"global_unstructured: expected the argument amount for L1Unstructured, got {given}")
+    return kwargs["amount"]
 
 
 def _masks_of_method(
@@ -178,13 +190,28 @@ def count_to_prune(amount: float, units: int, unit: str = "survivors") -> int:
 
 
 def parameter_and_mask(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
-    """The values of a parameter that stock has not pruned, zero where pruned, and its mask if it has one."""
+    """The values of a parameter that stock has not pruned, zero where pruned, and its mask if it has one.
+
+    Raises:
+        ValueError: There is no such parameter, or ``torch.nn.utils.prune`` has pruned the module.
+        TypeError: It is the weight of a sparse layer.
+    """
     if stock.is_pruned(module):
         raise ValueError(
             f"module: this {type(module).__name__} is pruned by torch.nn.utils.prune; take it over with "
             "lth_fast.prune.from_torch_prune, or keep using torch's functions"
         )
-    return getattr(module, name).detach(), masks(module).get(name)
+    if isinstance(module, SparseLayer) and name == "weight":
+        raise TypeError(
+            f"module: expected a layer that can take a mask, got a {type(module).__name__}; "
+            'lth_fast.nn.convert(model, form="masked") makes it one'
+        )
+    weight = getattr(module, name, None)
+    if weight is None:
+        raise ValueError(f"name: this {type(module).__name__} has no parameter {name!r}")
+    if name == "weight" and isinstance(module, MaskedLayer):
+        weight = module.masked_weight()
+    return weight.detach(), masks(module).get(name)
 
 
 def _survivors(weight: Tensor, mask: Tensor | None) -> int:

@@ -7,17 +7,18 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lth_fast.nn import masks
+from lth_fast.nn import SparseLayer, masks
+from lth_fast.nn.model import masked_parameters
 
-_WEIGHTED = (nn.Linear, nn.Conv2d)
+_WEIGHTED = (nn.Linear, nn.Conv2d, SparseLayer)
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Module]:
     """The layers whose weights are pruned, by parameter name (``"net.0.weight"``), in registration order.
 
-    These are the weights of every ``nn.Linear`` and ``nn.Conv2d``, also masked or stock-pruned ones. Biases and
-    normalisation layers are not pruned (Frankle & Carbin 2019). A weight that several of them share is there once, as
-    the last one's: where that is the output layer, its weight counts as such.
+    These are the weights of every ``nn.Linear`` and ``nn.Conv2d``, also masked, sparse or stock-pruned ones. Biases
+    and normalisation layers are not pruned (Frankle & Carbin 2019). A weight that several of them share is there once,
+    as the last one's: where that is the output layer, its weight counts as such.
     """
     found: dict[int, tuple[str, nn.Module]] = {}
     for name, layer in model.named_modules():
@@ -58,7 +59,7 @@ def fetch_layers(model: nn.Module, bias: bool = False) -> list[tuple[nn.Module, 
 
 
 def layer_mask(layer: nn.Module) -> Tensor | None:
-    """The mask of a masked or stock-pruned layer's weight as a bool tensor, ``None`` for a plain one."""
+    """The mask of a masked, sparse or stock-pruned layer's weight as a bool tensor, ``None`` for a plain one."""
     stock = getattr(layer, "weight_mask", None)
     return stock.bool() if isinstance(stock, Tensor) else masks(layer).get("weight")
 
@@ -66,13 +67,19 @@ def layer_mask(layer: nn.Module) -> Tensor | None:
 def sparsity(model: nn.Module) -> float:
     """Share of the prunable weights that masks remove, in percent (0 to 100).
 
-    A weight that is zero by chance is a survivor: only masks count.
+    A weight that is zero by chance is a survivor: only masks count. Of a weight that modules share, those places
+    survive that every mask on it keeps.
     """
+    kept: dict[int, Tensor] = {}
+    for holder in masked_parameters(model).values():
+        key = id(holder.weight)
+        kept[key] = kept[key] & holder.mask if key in kept else holder.mask
     total = pruned = 0
     for layer in prunable(model).values():
         weight = layer.weight
         total += weight.numel()  # type: ignore[operator]
-        mask = layer_mask(layer)
+        held = held_parameter(layer, "weight")
+        mask = kept[id(held)] if held is not None and id(held) in kept else layer_mask(layer)
         if mask is not None:
             pruned += mask.numel() - int(mask.sum())
     return 100.0 * pruned / total if total else 0.0

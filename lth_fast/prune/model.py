@@ -9,8 +9,10 @@ from torch import nn
 from torch.nn.utils import prune as stock
 
 from lth_fast.nn import broadcast_masks, share_masks
+from lth_fast.nn.model import masked_for_a_while
+from lth_fast.prune.by_score import prune_by_score
 from lth_fast.prune.functions import global_unstructured, l1_unstructured
-from lth_fast.prune.layers import fetch_layers, held_parameter
+from lth_fast.prune.layers import held_parameter, prunable
 
 PruneMethod = Callable[..., Any]
 
@@ -22,28 +24,31 @@ def prune_all(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unst
     Frankle & Carbin 2019, Figure 2: layer-wise, the output layer at half the rate.
 
     Args:
-        model: Any module; its layers are pruned in place.
+        model: Any module; its layers are pruned in place. Sparse layers become masked ones with new Parameters:
+            convert and make the optimizer afterwards.
         rate: Share of the survivors of each layer, 0 to 1.
-        prune_method: Called as ``prune_method(layer, name=..., amount=...)``; ours or one of ``torch.nn.utils.prune``.
+        prune_method: Called as ``prune_method(layer, name=..., amount=...)`` for one layer after the other; ours or one
+            of ``torch.nn.utils.prune``.
 
     Returns:
         ``model``. Where a process group of ``torch.distributed`` has several processes, all have the masks of rank 0.
 
     Raises:
-        ValueError: ``rate`` is out of range, or there is nothing to prune.
+        ValueError: ``rate`` is out of range, there is nothing to prune, or a survivor is NaN or infinite.
+        TypeError: A weight cannot carry a mask (see :func:`lth_fast.nn.set_masks`). Magnitude pruning has then changed
+            nothing.
     """
-    return _prune(model, _some(fetch_layers(model), model, "nn.Linear or nn.Conv2d"), rate, rate / 2, prune_method)
+    return _prune(model, (nn.Linear, nn.Conv2d), rate, rate / 2, prune_method)
 
 
 def prune_fc(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unstructured) -> nn.Module:
     """Prune the Linear layers by ``rate``, the last of them by half of it. Otherwise as :func:`prune_all`."""
-    layers = _some([pair for pair in fetch_layers(model) if isinstance(pair[0], nn.Linear)], model, "nn.Linear")
-    return _prune(model, layers, rate, rate / 2, prune_method)
+    return _prune(model, (nn.Linear,), rate, rate / 2, prune_method)
 
 
 def prune_conv(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unstructured) -> nn.Module:
     """Prune the convolutions by ``rate``. Otherwise as :func:`prune_all`."""
-    return _prune(model, _some(_convolutions(model), model, "nn.Conv2d"), rate, rate, prune_method)
+    return _prune(model, (nn.Conv2d,), rate, rate, prune_method)
 
 
 def prune_conv_globally(
@@ -51,28 +56,39 @@ def prune_conv_globally(
 ) -> nn.Module:
     """Prune ``rate`` of all convolution weights, one threshold over all of them. Otherwise as :func:`prune_all`."""
     _check_rate(rate)
-    global_unstructured(_some(_convolutions(model), model, "nn.Conv2d"), pruning_class, amount=float(rate))
+    with masked_for_a_while(model):
+        layers = _layers(model, (nn.Conv2d,))
+        global_unstructured([(layer, "weight") for layer in layers.values()], pruning_class, amount=float(rate))
     return broadcast_masks(share_masks(model))
 
 
-def _convolutions(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    return [pair for pair in fetch_layers(model) if isinstance(pair[0], nn.Conv2d)]
-
-
-def _some(layers: list[tuple[nn.Module, str]], model: nn.Module, kind: str) -> list[tuple[nn.Module, str]]:
+def _layers(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+    layers = {name: layer for name, layer in prunable(model).items() if isinstance(layer, kinds)}
     if not layers:
-        raise ValueError(f"model: {type(model).__name__} has no {kind} to prune")
+        expected = " or ".join(f"nn.{kind.__name__}" for kind in kinds)
+        raise ValueError(f"model: {type(model).__name__} has no {expected} to prune")
     return layers
 
 
 def _prune(
-    model: nn.Module, layers: list[tuple[nn.Module, str]], rate: float, last_rate: float, prune_method: PruneMethod
+    model: nn.Module,
+    kinds: tuple[type[nn.Module], ...],
+    rate: float,
+    last_rate: float,
+    prune_method: PruneMethod,
 ) -> nn.Module:
     _check_rate(rate)
-    for layer, name in layers:
-        prune_method(layer, name=name, amount=float(last_rate if layer is layers[-1][0] else rate))
-        if stock.is_pruned(layer):
-            _share_stock_mask(model, layer, name)
+    with masked_for_a_while(model):
+        layers = _layers(model, kinds)
+        rates = {name: float(rate) for name in layers} | {next(reversed(layers)): float(last_rate)}
+        if prune_method is l1_unstructured:  # all layers in one go: none is pruned where another one is refused
+            prune_by_score(model, rates)
+        else:
+            share_masks(model)
+            for name, layer in layers.items():
+                prune_method(layer, name="weight", amount=rates[name])
+                if stock.is_pruned(layer):
+                    _share_stock_mask(model, layer, "weight")
     return broadcast_masks(share_masks(model))
 
 

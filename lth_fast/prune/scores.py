@@ -40,7 +40,7 @@ def magnitude(weights: Weights, gradients: Gradients) -> dict[str, Tensor]:
 
 
 def random(weights: Weights, gradients: Gradients) -> dict[str, Tensor]:
-    """Uniform in [0, 1), drawn in the order of the names: the control. Needs ``weights.generator``."""
+    """Uniform in [0, 1), drawn from ``weights.generator`` in the order of the names: the control."""
     return {
         name: torch.rand(weight.shape, generator=weights.generator).to(weight.device)
         for name, weight in weights.trained.items()
@@ -51,11 +51,14 @@ def magnitude_increase(weights: Weights, gradients: Gradients) -> dict[str, Tens
     """``|w_end| - |w_init|`` (Zhou et al. 2019, 1905.01067, figure 3). Needs ``weights.initial``.
 
     Raises:
-        ValueError: The initial weights lack one.
+        ValueError: The initial weights lack one, or have one of another shape.
     """
-    missing = [name for name in weights.trained if name not in weights.initial]
-    if missing:
-        raise ValueError(f"weights.initial: magnitude_increase needs the initial value of {missing[0]!r}, got none")
+    for name, weight in weights.trained.items():
+        if name not in weights.initial:
+            raise ValueError(f"weights.initial: magnitude_increase needs the initial value of {name!r}, got none")
+        expected, given = list(weight.shape), list(weights.initial[name].shape)
+        if given != expected:
+            raise ValueError(f"weights.initial: expected shape {expected} for {name!r}, got {given}")
     return {name: weight.abs() - weights.initial[name].to(weight).abs() for name, weight in weights.trained.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -74,6 +75,12 @@ def prune_smallest(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor
     if scores.dtype in MAGNITUDE_DTYPES and bool(scores.isfinite().all()):
         return prune_lowest([scores], k, [mask])[0]
     return _prune_by_sorting(scores, k, mask)
+
+
+def in_one_dtype(scores: Sequence[Tensor]) -> list[Tensor]:
+    """``scores`` in the narrowest dtype that holds the numbers of all, so that they can be ranked together."""
+    widest = functools.reduce(torch.promote_types, (score.dtype for score in scores))
+    return [score.to(widest) for score in scores]
 
 
 def _both(places: Tensor, mask: Tensor | None) -> Tensor:

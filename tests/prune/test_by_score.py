@@ -174,6 +174,52 @@ def test_a_diverged_weight_is_refused_by_name(score: str) -> None:
         assert not masks(model)
 
 
+def test_one_threshold_over_parameters_of_several_dtypes_ranks_their_numbers() -> None:
+    model = network()
+    model[3].bfloat16()
+    numbers = torch.cat([layer.weight.detach().float().reshape(-1) for layer in prunable(model).values()]).abs()
+    prune_by_score(model, 0.5, scope="global")
+    kept = torch.cat([mask.reshape(-1) for mask in masks(model).values()])
+    assert int(kept.sum()) == kept.numel() - round(0.5 * kept.numel())
+    assert numbers[~kept].max() <= numbers[kept].min()
+
+
+@pytest.mark.parametrize("name", ["foo", "3.wieght", "1.running_mean"])
+def test_a_name_that_is_no_parameter_is_refused(name: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    known = r"0\.weight, 0\.bias, 1\.weight, 1\.bias"
+    with pytest.raises(ValueError, match=f"rates: the model has no parameter '{name}'; it has: {known}$"):
+        prune_by_score(model, {"0.weight": 0.5, name: 0.5})
+    assert masks(model) == {}
+
+
+def test_a_weight_that_is_computed_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)))
+    with pytest.raises(TypeError, match=r"rates: expected names of parameters, got '0\.weight', which is computed"):
+        prune_by_score(model, 0.5)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_model_without_values_is_refused(score: str) -> None:
+    model = network().to("meta")
+    with pytest.raises(ValueError, match=r"rates: expected parameters with values, got '0\.weight' on the meta device"):
+        prune_by_score(model, 0.5, score, gradients=Gradients(model))
+
+
+def test_a_model_with_nothing_to_prune_is_refused_unless_no_parameter_is_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"model: BatchNorm1d has no nn\.Linear or nn\.Conv2d to prune"):
+        prune_by_score(nn.BatchNorm1d(3), 0.5)
+    assert masks(prune_by_score(nn.BatchNorm1d(3), {})) == {}
+
+
+def test_initial_weights_of_another_shape_are_refused() -> None:
+    model = network()
+    initial = evidence(model)["initial"] | {"3.weight": torch.ones(1)}
+    expected = r"weights\.initial: expected shape \[20, 96\] for '3\.weight', got \[1\]"
+    with pytest.raises(ValueError, match=expected):
+        prune_by_score(model, 0.5, "magnitude_increase", initial=initial)
+
+
 def test_a_model_that_stock_has_pruned_is_sent_to_the_take_over() -> None:
     model = network()
     stock.l1_unstructured(model[3], "weight", 0.5)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
-from lth_fast.nn import MaskedConv2d, MaskedLinear
-from lth_fast.prune import l1_unstructured
+from lth_fast.nn import MaskedConv2d, MaskedLinear, SparseLinear, masks
+from lth_fast.prune import custom_from_mask, global_unstructured, l1_unstructured, ln_structured
 
 
 def distinct(shape: torch.Size) -> Tensor:
@@ -111,6 +111,62 @@ def test_wrong_arguments_are_refused_and_change_nothing(case: str) -> None:
         l1_unstructured(layer, **{"name": "weight", **arguments})
     assert type(layer) is nn.Linear
     assert torch.equal(layer.weight, weight)
+
+
+def test_after_a_rewind_pruned_weights_rank_as_zeros_before_any_forward_has_masked_them() -> None:
+    layer: Any = nn.Linear(2, 3, bias=False)
+    start = {"weight": torch.tensor([[9.0, 1.0], [2.0, 2.0], [3.0, 3.0]])}
+    layer.load_state_dict(start)
+    custom_from_mask(layer, "weight", torch.tensor([[0, 1], [1, 1], [1, 1]]))
+    layer.load_state_dict(start)
+    ln_structured(layer, "weight", 1, 2, dim=0)
+    assert layer.mask.any(1).tolist() == [False, True, True]
+
+
+def test_the_weight_of_a_sparse_layer_is_sent_to_convert_and_its_bias_is_pruned() -> None:
+    layer = SparseLinear.from_dense(nn.Linear(4, 3), torch.rand(3, 4) > 0.5)
+    with pytest.raises(TypeError, match=r'got a SparseLinear; lth_fast\.nn\.convert\(model, form="masked"\)'):
+        l1_unstructured(layer, "weight", 0.5)
+    l1_unstructured(layer, "bias", 1)
+    assert int(masks(layer)["bias"].sum()) == 2
+
+
+@pytest.mark.parametrize("name", ["bias", "wieght"])
+def test_a_parameter_that_is_not_there_is_refused_by_name(name: str) -> None:
+    layer = nn.Linear(3, 3, bias=False)
+    expected = f"name: this Linear has no parameter '{name}'"
+    with pytest.raises(ValueError, match=expected):
+        l1_unstructured(layer, name, 0.5)
+    with pytest.raises(ValueError, match=expected):
+        global_unstructured([(layer, "weight"), (layer, name)], stock.L1Unstructured, amount=0.5)
+    assert masks(layer) == {}
+
+
+@pytest.mark.parametrize(("arguments", "given"), [({}, "none"), ({"amount": 0.5, "rate": 1}, "amount, rate")])
+def test_one_threshold_by_magnitude_asks_for_an_amount_and_nothing_else(arguments: Any, given: str) -> None:
+    with pytest.raises(TypeError, match=f"expected the argument amount for L1Unstructured, got {given}"):
+        global_unstructured([(nn.Linear(3, 3), "weight")], stock.L1Unstructured, **arguments)
+
+
+def test_where_one_of_several_parameters_is_refused_none_is_pruned() -> None:
+    linear, recurrent = nn.Linear(3, 3), nn.LSTM(3, 3)
+    with pytest.raises(TypeError, match="a LSTM reads its parameters around any mask"):
+        global_unstructured([(linear, "weight"), (recurrent, "weight_ih_l0")], stock.L1Unstructured, amount=0.5)
+    assert type(linear) is nn.Linear
+
+
+def test_a_module_and_a_part_of_it_are_pruned_under_one_threshold() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.rand(4) + 9)
+            self.linear = nn.Linear(4, 4)
+
+    model = Scaled()
+    for _ in range(2):
+        pairs = [(model, "scale"), (model.linear, "weight")]
+        global_unstructured(pairs, stock.L1Unstructured, amount=0.5)
+    assert {name: int(mask.sum()) for name, mask in masks(model).items()} == {"scale": 4, "linear.weight": 1}
 
 
 def test_a_diverged_weight_is_refused() -> None:

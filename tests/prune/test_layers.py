@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as stock
 
-from lth_fast.nn import MaskedConv2d, MaskedLinear, set_masks
+from lth_fast.nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, convert, set_masks
 from lth_fast.prune import fetch_layers, prunable, sparsity
 
 
@@ -26,6 +26,16 @@ def test_the_weights_of_linear_and_convolution_layers_are_prunable_and_nothing_e
 def test_masked_and_stock_pruned_layers_are_prunable_too() -> None:
     model = nn.Sequential(MaskedConv2d(1, 2, 3), MaskedLinear(4, 3), stock.identity(nn.Linear(3, 2), "weight"))
     assert list(prunable(model)) == ["0.weight", "1.weight", "2.weight"]
+
+
+def test_sparse_layers_are_prunable_too_and_their_pattern_is_sparsity() -> None:
+    model = network()
+    keep = {name: torch.rand(layer.weight.shape) < 0.3 for name, layer in prunable(model).items()}
+    convert(set_masks(model, keep), form="sparse")
+    assert [type(layer) for layer in prunable(model).values()] == [SparseConv2d, SparseLinear, SparseLinear]
+    assert fetch_layers(model) == [(model[0], "weight"), (model[3][0], "weight"), (model[4], "weight")]
+    survivors = sum(int(mask.sum()) for mask in keep.values())
+    assert sparsity(model) == 100.0 * (1 - survivors / (18 + 160 + 15))
 
 
 def test_a_layer_alone_has_a_parameter_called_weight() -> None:

@@ -8,8 +8,17 @@ from torch import nn
 from torch.nn.utils import prune as stock
 
 from lth_fast import models
-from lth_fast.nn import masks
-from lth_fast.prune import prune_all, sparsity
+from lth_fast.nn import MaskedLayer, SparseLayer, convert, masks, sparse_layers
+from lth_fast.prune import (
+    global_unstructured,
+    prune_all,
+    prune_by_score,
+    prune_conv,
+    prune_conv_globally,
+    prune_fc,
+    random_unstructured,
+    sparsity,
+)
 
 # Frankle & Carbin 2019 (arXiv 1803.03635), LeNet-300-100: percent of the weights that remain, by level.
 PAPER = {0: "100.0", 3: "51.3", 7: "21.1", 9: "13.5", 12: "7.0", 15: "3.6", 18: "1.9", 26: "0.33"}
@@ -30,6 +39,90 @@ def test_every_layer_is_pruned_by_the_rate_and_the_output_layer_by_half_of_it() 
     prune_all(model, 0.5)
     assert survivors(model) == [8, 80, 27]
     assert sparsity(model) == pytest.approx(100 * (1 - (8 + 80 + 27) / 260))
+
+
+def test_linear_layers_alone_are_pruned_by_the_rate_and_the_last_of_them_by_half_of_it() -> None:
+    model = network()
+    assert prune_fc(model, 0.2) is model
+    assert {name: int(mask.sum()) for name, mask in masks(model).items()} == {"2.weight": 160, "4.weight": 36}
+    assert survivors(prune_fc(nn.Sequential(nn.Linear(5, 4), nn.Conv2d(1, 2, 3)), 0.5)) == [15]
+    with pytest.raises(ValueError, match=r"model: Conv2d has no nn\.Linear to prune"):
+        prune_fc(nn.Conv2d(1, 2, 3), 0.2)
+
+
+def test_convolutions_alone_are_pruned_by_the_rate_and_the_last_of_them_is_no_output_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 5, 2), nn.Conv2d(5, 10, 2), nn.Flatten(), nn.Linear(20, 10))
+    assert prune_conv(model, 0.2) is model
+    assert {name: int(mask.sum()) for name, mask in masks(model).items()} == {"0.weight": 16, "1.weight": 160}
+    with pytest.raises(ValueError, match=r"model: Linear has no nn\.Conv2d to prune"):
+        prune_conv(nn.Linear(5, 4), 0.2)
+
+
+PRUNERS: dict[str, Any] = {
+    "prune_all": lambda model: prune_all(model, 0.2),
+    "prune_all by another method": lambda model: prune_all(model, 0.2, random_unstructured),
+    "prune_fc": lambda model: prune_fc(model, 0.2),
+    "prune_conv": lambda model: prune_conv(model, 0.2),
+    "prune_conv_globally": lambda model: prune_conv_globally(model, 0.2),
+    "prune_by_score": lambda model: prune_by_score(model, 0.2, scope="global"),
+    "global_unstructured": lambda model: global_unstructured(
+        [(model[i], "weight") for i in (0, 2, 4)], stock.L1Unstructured, amount=0.2
+    ),
+}
+
+
+@pytest.mark.parametrize("forms", ["all sparse", "output layer sparse"])
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_sparse_layers_are_pruned_as_masked_ones_are_and_become_such(pruner: str, forms: str) -> None:
+    masked = prune_all(network(), 0.5)
+    sparse = network()
+    sparse.load_state_dict(masked.state_dict())
+    form = "sparse" if forms == "all sparse" else {"4.weight": "sparse"}
+    convert(sparse, masks(masked), form=form)
+    before = sparsity(masked)
+    assert len(sparse_layers(sparse)) == (3 if forms == "all sparse" else 1)
+    for model in (masked, sparse):
+        torch.manual_seed(0)
+        PRUNERS[pruner](model)
+    assert all(isinstance(sparse[i], MaskedLayer) for i in (0, 2, 4))
+    assert sparsity(sparse) == sparsity(masked) > before
+    for name, mask in masks(masked).items():
+        assert torch.equal(masks(sparse)[name], mask)
+        assert torch.equal(sparse.get_parameter(name), masked.get_parameter(name))
+
+
+def test_a_sparse_layer_that_cannot_be_pruned_further_is_left_sparse_with_its_parameter() -> None:
+    model = convert(prune_all(network(), 0.5), form="sparse")
+    values = model[2].values
+    with torch.no_grad():
+        model[4].values[3] = torch.nan
+    for prune in (PRUNERS["prune_all"], PRUNERS["prune_by_score"], PRUNERS["global_unstructured"]):
+        with pytest.raises(ValueError, match="NaN or infin"):
+            prune(model)
+        assert all(isinstance(model[i], SparseLayer) for i in (0, 2, 4))
+        assert model[2].values is values
+
+
+def test_a_layer_that_cannot_be_pruned_is_named_and_no_other_is_pruned() -> None:
+    model = network()
+    with torch.no_grad():
+        model[4].weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"magnitude of '4\.weight' is NaN or infinite at a survivor"):
+        prune_all(model, 0.2)
+    assert masks(model) == {}
+    model = network()
+    nn.utils.parametrizations.weight_norm(model[4])
+    with pytest.raises(TypeError, match=r"'4\.weight'"):
+        prune_all(model, 0.2)
+    assert masks(model) == {}
+
+
+def test_a_weight_shared_with_an_embedding_of_sparse_gradients_is_refused_and_nothing_is_pruned() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Linear(4, 4), nn.Linear(4, 5))
+    model[2].weight = model[0].weight
+    with pytest.raises(TypeError, match="expected an Embedding with sparse=False"):
+        prune_all(model, 0.2)
+    assert masks(model) == {}
 
 
 def test_each_layer_loses_its_own_smallest_weights() -> None:

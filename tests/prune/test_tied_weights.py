@@ -107,6 +107,57 @@ def test_two_stock_masks_on_one_weight_are_refused_and_nothing_is_changed() -> N
     assert masks(model) == {}
 
 
+def masked_differently(make: Callable[[], nn.Sequential]) -> tuple[nn.Sequential, Tensor]:
+    """A model whose layers 0 and 2 were masked apart from each other, and where both masks keep their weight."""
+    model = make()
+    model[2].weight = nn.Parameter(model[0].weight.detach().clone())
+    for layer in (model[0], model[2]):
+        prune.random_unstructured(layer, "weight", 0.4)
+    both = model[0].mask & model[2].mask
+    model[2].weight = model[0].weight
+    return model, both
+
+
+PRUNED_AGAIN: dict[str, Callable[[nn.Sequential], object]] = PRUNED_GLOBALLY | {
+    "prune_all": lambda model: prune_all(model, 0.4),
+    "prune_all by another method": lambda model: prune_all(model, 0.4, prune.random_unstructured),
+    "prune_fc": lambda model: prune.prune_fc(model, 0.4),
+}
+
+
+@pytest.mark.parametrize("how", PRUNED_AGAIN)
+@pytest.mark.parametrize("make", [language_model, two_linear])
+def test_no_weight_comes_back_that_one_of_several_masks_has_pruned(make: Callable[[], nn.Sequential], how: str) -> None:
+    model, both = masked_differently(make)
+    PRUNED_AGAIN[how](model)
+    found = masks(model)
+    assert torch.equal(found["0.weight"], found["2.weight"])
+    assert not (found["0.weight"] & ~both).any()
+    assert 0 < int(found["0.weight"].sum()) < int(both.sum())
+
+
+@pytest.mark.parametrize("make", [language_model, two_linear])
+def test_places_that_one_of_several_masks_has_pruned_are_no_survivors_to_count(
+    make: Callable[[], nn.Sequential],
+) -> None:
+    model, both = masked_differently(make)
+    total = sum(layer.weight.numel() for layer in prunable(model).values())
+    assert sparsity(model) == pytest.approx(100 * int((~both).sum()) / total)
+    prune_all(model, 0.5)
+    last = 0.25 if make is language_model else 0.5
+    assert int(masks(model)["2.weight"].sum()) == int(both.sum()) - round(last * int(both.sum()))
+
+
+def test_a_mask_on_the_embedding_alone_holds_for_the_output_layer_when_that_is_pruned() -> None:
+    model = language_model()
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    assert sparsity(model) == pytest.approx(100 * 100 / 300)
+    before = masks(model)["0.weight"]
+    prune_all(model, 0.4)
+    assert survivors(model) == {"0.weight": 80, "1.weight": 60, "2.weight": 80}
+    assert not (masks(model)["2.weight"] & ~before).any()
+
+
 def test_two_rates_for_one_weight_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"rates: expected one rate for '0.weight' and '2.weight', which share a weight"
