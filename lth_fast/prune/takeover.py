@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
 from lth_fast.nn import set_masks
+from lth_fast.nn.masked import check_mask
+from lth_fast.nn.model import _check_user, _plain_users
 
 
 def from_torch_prune(model: nn.Module) -> nn.Module:
@@ -48,6 +50,14 @@ def from_torch_prune(model: nn.Module) -> nn.Module:
         mask = getattr(module, f"{parameter}_mask")
         if not torch.equal(held.setdefault(id(module._parameters[f"{parameter}_orig"]), mask), mask):
             raise ValueError(f"model: expected one mask for a Parameter that modules share, {name!r} has another one")
+    # What set_masks would refuse, as it is too late to do so when stock's masks are gone.
+    users = _plain_users(model)
+    for name, module, parameter in found:
+        full = f"{name}.{parameter}" if name else parameter
+        original = module._parameters[f"{parameter}_orig"]
+        check_mask(getattr(module, f"{parameter}_mask").bool(), original, full)
+        for user, _ in users[id(original)]:
+            _check_user(user, full)
     masks = {}
     for name, module, parameter in found:
         masks[f"{name}.{parameter}" if name else parameter] = getattr(module, f"{parameter}_mask").bool()
@@ -73,6 +83,8 @@ def from_openlth(mask_file: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: There is no such file.
         ValueError: It is something else. The message names it.
     """
+    if Path(mask_file).is_dir():
+        raise ValueError(f"{mask_file} is not a mask file of OpenLTH: it is a folder")
     with Path(mask_file).open("rb") as file:
         try:
             found = torch.load(file, map_location="cpu", weights_only=True)

@@ -101,6 +101,41 @@ def test_a_recurrent_layer_is_refused_before_anything_changes() -> None:
     assert stock.is_pruned(model["linear"])
 
 
+def tied_to_an_embedding_of_sparse_gradients() -> nn.Module:
+    model = nn.ModuleDict({"embedding": nn.Embedding(5, 3, sparse=True), "decoder": nn.Linear(3, 5)})
+    model["decoder"].weight = model["embedding"].weight
+    stock.l1_unstructured(model["decoder"], "weight", 0.5)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (
+            lambda: stock.l1_unstructured(nn.Embedding(5, 3, sparse=True), "weight", 0.5),
+            r"weight: expected an Embedding with sparse=False",
+        ),
+        (tied_to_an_embedding_of_sparse_gradients, r"decoder\.weight: expected an Embedding with sparse=False"),
+        (
+            lambda: stock.l1_unstructured(nn.Linear(3, 3, dtype=torch.complex64), "weight", 0.5),
+            r"weight: expected a weight of one of .*, got torch\.complex64",
+        ),
+    ],
+    ids=["embedding of sparse gradients", "tied to one", "complex numbers"],
+)
+def test_a_parameter_that_cannot_carry_a_mask_of_ours_is_refused_and_stocks_masks_stay(
+    make: Callable[[], nn.Module], complaint: str
+) -> None:
+    model = nn.ModuleDict({"linear": stock.l1_unstructured(nn.Linear(4, 4), "weight", 0.5), "other": make()})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(TypeError, match=complaint):
+        from_torch_prune(model)
+    assert stock.is_pruned(model["linear"])
+    assert stock.is_pruned(model["other"])
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def openlth_masks() -> dict[str, Tensor]:
     """As OpenLTH saves them: int32, names of its own."""
     return {"fc_layers.0.weight": torch.randint(2, (30, 784)).int(), "fc.weight": torch.randint(2, (10, 30)).int()}
@@ -161,3 +196,5 @@ def test_a_damaged_or_missing_file_is_told_apart(tmp_path: Path) -> None:
         from_openlth(tmp_path / "mask.pth")
     with pytest.raises(FileNotFoundError):
         from_openlth(tmp_path / "none.pth")
+    with pytest.raises(ValueError, match="is not a mask file of OpenLTH: it is a folder"):
+        from_openlth(tmp_path)
