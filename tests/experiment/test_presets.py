@@ -8,7 +8,7 @@ from lth_fast.data import datasets
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.flags import BY_NAME
 from lth_fast.experiment.presets import preset, presets
-from lth_fast.models import models
+from lth_fast.models import default_init, models
 
 DEEP = {"optim": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "learn_rate": 0.1, "scope": "global", "prune_rate": 0.2}
 CONV = {"batch_size": 60, "optim": "adam", "fc_rate": 0.2, "rewind": 0}
@@ -21,6 +21,7 @@ PAPER = {
     "conv6": {**CONV, "iter": 30_000, "learn_rate": 3e-4, "prune_rate": 0.15},
     "resnet20": {
         **DEEP,
+        "init": "glorot",
         "batch_size": 128,
         "iter": 30_000,
         "milestones": (20_000, 25_000),
@@ -30,6 +31,7 @@ PAPER = {
     },
     "vgg19": {
         **DEEP,
+        "init": "glorot",
         "batch_size": 64,
         "iter": 112_000,
         "milestones": (56_000, 84_000),
@@ -67,6 +69,12 @@ def test_every_cell_is_a_configuration_that_its_flags_would_accept(name, net, da
         assert BY_NAME[setting].parse is None or BY_NAME[setting].read(value) == value
     assert 0 <= config.rewind < config.iter
     assert all(milestone < config.iter for milestone in config.milestones)
+
+
+@pytest.mark.parametrize("net", ["lenet", "conv2", "conv4", "conv6", "resnet20", "vgg19"])
+def test_the_networks_of_the_first_paper_start_from_its_glorot_weights(net):
+    assert (Config.resolve(net, "cifar10", {}).init or default_init(net)) == "glorot"
+    assert Config.resolve(net, "cifar10", {"init": "kaiming"}).init == "kaiming"
 
 
 def test_openlth_trains_lenet_and_the_deep_networks_its_own_way():
