@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lth_fast._names import match_name
 
@@ -16,6 +19,7 @@ _Draw = Callable[[Tensor, "torch.Generator | None"], Tensor]
 # The standard deviation of N(0, 1) cut off at 2.
 _STD_OF_TRUNCATED_NORMAL = 0.87962566103423978
 
+_WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 _NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
@@ -30,7 +34,8 @@ def initialise(model: nn.Module, scheme: str = "glorot", generator: torch.Genera
     weights whatever the device and dtype of the model.
 
     Args:
-        model: Any network of plain torch layers.
+        model: Any network of plain torch layers, also under masks: every weight is drawn then, the pruned ones too, and
+            is 0 under its mask.
         scheme: One of the following, any case, or an unambiguous prefix. ``fan_in`` and ``fan_out`` are the numbers of
             inputs and outputs of a layer times its receptive field.
 
@@ -42,27 +47,75 @@ def initialise(model: nn.Module, scheme: str = "glorot", generator: torch.Genera
         generator: Source of all random numbers; None is torch's global one, which stays untouched otherwise.
 
     Raises:
-        ValueError: The scheme is unknown or malformed, or a layer's weight is not a plain parameter (it is parametrized
-            or stored compressed), so that drawing it would be without effect.
+        ValueError: The scheme is unknown or malformed; a parameter that should be drawn is not a plain one (it is
+            parametrized or stored compressed), so that drawing it would be without effect; it has no shape yet; or a
+            module's ``reset_parameters`` needs an argument. Nothing is drawn then.
     """
     draw = _parse(scheme)
     device = "cpu" if generator is None else generator.device
+    for name, module in model.named_modules():
+        _check(module, f"{name}." if name else "")
     with torch.no_grad():
-        for name, module in model.named_modules():
-            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-                weight = module._parameters.get("weight")
-                if weight is None:
-                    raise ValueError(f"model: {name}.weight must be a plain parameter to be drawn, got {type(module)}")
-                weight.copy_(draw(torch.empty(weight.shape, dtype=torch.float32, device=device), generator))
-                if module.bias is not None:
-                    module.bias.zero_()
-            elif isinstance(module, _NORMALISATIONS):
-                module.reset_parameters()
-            else:
-                reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-                if reset is not None:
+        for module in model.modules():
+            with _written_below_masks(module):
+                if isinstance(module, _WEIGHTED):
+                    module.weight.copy_(
+                        draw(torch.empty(module.weight.shape, dtype=torch.float32, device=device), generator)
+                    )
+                    if module.bias is not None:
+                        module.bias.zero_()
+                elif isinstance(module, _NORMALISATIONS):
+                    module.reset_parameters()
+                elif (reset := _reset(module)) is not None:
                     with global_draws_from(generator):
                         reset()
+
+
+def _reset(module: nn.Module) -> Callable[[], Any] | None:
+    return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+
+
+def _check(module: nn.Module, prefix: str) -> None:
+    """Raise ValueError if ``module``, whose parameters' names begin with ``prefix``, cannot be drawn."""
+    reset = _reset(module)
+    computed = [] if isinstance(module, getattr(module, "plain_class", nn.Module)) else ["weight"]  # compressed
+    if isinstance(module, (*_WEIGHTED, *_NORMALISATIONS)):
+        computed += [name for name in ("weight", "bias") if name not in module._parameters]
+    elif reset is not None:
+        computed += _parametrizations(module)
+    for name in computed:
+        if not _under_mask_alone(module, name):
+            raise ValueError(f"model: {prefix}{name} must be a plain parameter to be drawn, got {type(module)}")
+    for name, parameter in module._parameters.items():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise ValueError(f"model: {prefix}{name} must have a shape to be drawn; run the model on an input first")
+    if reset is not None:
+        try:
+            inspect.signature(reset).bind()
+        except TypeError as error:
+            where = prefix.removesuffix(".") or type(module).__name__
+            raise ValueError(f"model: reset_parameters of {where} must work without arguments: {error}") from None
+
+
+def _parametrizations(module: nn.Module) -> dict[str, Any]:
+    """What computes each parameter of ``module`` that is computed."""
+    return dict(getattr(module, "parametrizations", {}).items())
+
+
+def _under_mask_alone(module: nn.Module, name: str) -> bool:
+    """Whether the parameter is computed as its values under a mask; nothing here imports what the masks are."""
+    entries = _parametrizations(module).get(name, ())
+    return len(entries) == 1 and hasattr(entries[0], "mask_bits")
+
+
+@contextmanager
+def _written_below_masks(module: nn.Module) -> Iterator[None]:
+    """Let what is written to parameters of ``module`` that are under a mask arrive in the parameters themselves."""
+    with parametrize.cached():  # gives out one tensor per parameter, so that it can be written to
+        yield
+        for name, entries in _parametrizations(module).items():
+            if _under_mask_alone(module, name):
+                entries.original.copy_(getattr(module, name))
 
 
 @contextmanager

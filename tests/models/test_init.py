@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lth_fast.models import initialise
+from lth_fast.nn import SparseLinear, dense_state, masks, set_masks
 
 SCHEMES = ("glorot", "kaiming", "orthogonal", "normal:0.01")
 
@@ -191,3 +192,61 @@ def test_a_parametrized_weight_is_refused_because_drawing_it_would_be_without_ef
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)))
     with pytest.raises(ValueError, match=r"model: 0\.weight must be a plain parameter to be drawn"):
         initialise(model)
+
+
+class Residual(nn.Linear):
+    """Masked through a parametrization, as subclasses are."""
+
+
+def test_under_masks_every_parameter_is_drawn_as_in_the_plain_network_and_zero_where_pruned() -> None:
+    def network() -> nn.Sequential:
+        return nn.Sequential(
+            nn.Linear(6, 5), Residual(5, 4), nn.BatchNorm1d(4), nn.Embedding(3, 4), nn.MultiheadAttention(4, 2)
+        )
+
+    plain, masked = network(), network()
+    random = torch.Generator().manual_seed(1)
+    keep = {name: torch.rand(parameter.shape, generator=random) < 0.5 for name, parameter in masked.named_parameters()}
+    set_masks(masked, keep)
+    with torch.no_grad():
+        for parameter in masked.parameters():
+            parameter.fill_(7.0)
+    for model in (plain, masked):
+        initialise(model, "glorot", seeded(2))
+    found = dense_state(masked)
+    for name, value in plain.named_parameters():
+        assert torch.equal(found[name], value * keep[name]), name
+    assert masks(masked).keys() == keep.keys()
+
+
+def refused() -> dict[str, tuple[nn.Module, str]]:
+    class Gained(nn.Module):
+        def reset_parameters(self, gain: float) -> None:
+            raise AssertionError(gain)
+
+    biased, normed = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    nn.utils.parametrize.register_parametrization(biased, "bias", nn.Tanh())
+    nn.utils.parametrize.register_parametrization(normed[1], "weight", nn.Tanh())
+    embedding = nn.utils.parametrizations.weight_norm(nn.Embedding(3, 2))
+    masked_too = set_masks(Residual(3, 3), {"weight": torch.eye(3).bool()})
+    nn.utils.parametrize.register_parametrization(masked_too, "weight", nn.Tanh())
+    return {
+        "sparse": (SparseLinear.from_dense(nn.Linear(3, 3)), "weight must be a plain parameter"),
+        "bias": (biased, "bias must be a plain parameter"),
+        "normalisation": (normed[1], "weight must be a plain parameter"),
+        "embedding": (embedding, "weight must be a plain parameter"),
+        "mask and another": (masked_too, "weight must be a plain parameter"),
+        "pruned by torch": (nn.utils.prune.identity(nn.Linear(3, 3), "bias"), "bias must be a plain parameter"),
+        "lazy": (nn.LazyLinear(3), "weight must have a shape to be drawn; run the model on an input first"),
+        "argument": (Gained(), "must work without arguments: missing a required argument: 'gain'"),
+    }
+
+
+@pytest.mark.parametrize("case", refused())
+def test_what_cannot_be_drawn_is_refused_by_name_and_nothing_is_drawn(case: str) -> None:
+    module, message = refused()[case]
+    model = nn.Sequential(nn.Linear(3, 3), module)
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=rf"model: .*\b1.*{message}"):
+        initialise(model)
+    assert torch.equal(model[0].weight, before)
