@@ -81,7 +81,7 @@ class OptimizerRecipe:
             learn_rate: Learning rate.
             device: Where the parameters will be. Adam, AdamW and SGD are those of ``lth_fast.optim``; on CUDA, in a
                 build without CUDA kernels, torch's fused ones.
-            others: More settings of the class, e.g. ``momentum``; those that are 0 or false are left out.
+            others: More settings of the class, e.g. ``momentum``. What is 0 or false may also be one it does not have.
 
         Raises:
             ValueError: As :func:`optimizer_class`; or the class has no such setting.
@@ -90,9 +90,10 @@ class OptimizerRecipe:
         settings: dict[str, Any] = {} if learn_rate is None else {"lr": learn_rate}
         accepted = inspect.signature(kind).parameters
         for key, value in others.items():
-            if value:
-                if key not in accepted:
+            if key not in accepted:
+                if value:
                     raise ValueError(f"--{key}: expected an optimizer that has it, got {kind.__name__}")
+            elif value != accepted[key].default:  # AdamW's own weight decay is not 0
                 settings[key] = value
         step = "sgd_step_" if kind is torch.optim.SGD else "adam_step_"
         if kind in _OURS and has_kernel(step, device):

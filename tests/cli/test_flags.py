@@ -230,6 +230,8 @@ ROWS = [
     Row("--momentum 0.5 --optim sgd", sees_settings_of_the_optimizer(momentum=0.5, nesterov=False)),
     Row("--nesterov --momentum 0.9 --optim sgd", sees_settings_of_the_optimizer(momentum=0.9, nesterov=True)),
     Row("--weight_decay 0.25", sees_settings_of_the_optimizer(weight_decay=0.25)),
+    Row("--weight_decay 0 --optim adamw", sees_settings_of_the_optimizer(weight_decay=0)),
+    Row("--optim adamw", sees_settings_of_the_optimizer(weight_decay=0)),
     Row("--milestones 2,4 -lr 1", sees_rates(1, 1, 0.1, 0.1, 0.01, 0.01)),
     Row("--warmup 4 -lr 1", sees_rates(0.25, 0.5, 0.75, 1, 1, 1)),
     Row("--plan sparse", sees_sparse_layers),

@@ -56,6 +56,19 @@ def test_without_a_learning_rate_the_class_has_its_own():
     assert OptimizerRecipe.named("adam").build(network()).param_groups[0]["lr"] == 1e-3
 
 
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_setting_of_zero_is_zero_whatever_its_class_has_by_default(name):
+    optimizer = OptimizerRecipe.named(name, 0.1, momentum=0.0, nesterov=False, weight_decay=0.0).build(network())
+    for setting in ("momentum", "nesterov", "weight_decay"):
+        assert optimizer.param_groups[0].get(setting, 0) == 0
+
+
+def test_only_a_setting_that_is_not_zero_needs_a_class_that_has_it():
+    assert OptimizerRecipe.named("adam", 0.1, momentum=0.0).settings == {"lr": 0.1}
+    with pytest.raises(ValueError, match="--momentum: expected an optimizer that has it, got Adam"):
+        OptimizerRecipe.named("adam", 0.1, momentum=0.5)
+
+
 @pytest.mark.parametrize("name", ["adm", "ada", "lbfgs", "sparseadam", "muon", "optimizer", ""])
 def test_what_cannot_train_a_network_by_its_name_is_refused_with_those_that_can(name):
     with pytest.raises(ValueError, match=r"optimizer.*adam.*sgd|optimizer.*adadelta"):
