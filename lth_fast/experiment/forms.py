@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.nn import choices, convert
+from lth_fast.optim import load_dense_optimizer_state
 from lth_fast.record import Replicate, open_run
 from lth_fast.train.optimizers import is_elementwise
 
@@ -69,7 +70,7 @@ def take_forms(experiment: Experiment, record: Replicate, level: int, model: nn.
     """
     if obstacle(experiment) is not None:
         return
-    before = list(model.parameters())
+    before, state = list(model.parameters()), optimizer.state_dict()
     plan = record.run.plan(level)
     if plan is None:
         rule = experiment.plan if experiment.plan in RULES else "auto"
@@ -86,6 +87,8 @@ def take_forms(experiment: Experiment, record: Replicate, level: int, model: nn.
     after = dict(zip(map(id, before), model.parameters(), strict=True))
     for group in optimizer.param_groups:
         group["params"] = [after[id(parameter)] for parameter in group["params"]]
+    if optimizer.state:  # Adagrad makes its own at once
+        load_dense_optimizer_state(optimizer, model, state)
 
 
 def _example(experiment: Experiment) -> torch.Tensor | None:

@@ -80,7 +80,7 @@ def test_all_replicates_share_the_plan(make_experiment, new_run, fickle_times):
 
 
 @pytest.mark.parametrize("keep_optimizer", [False, True])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adagrad"])
 def test_masked_and_sparse_forms_agree(make_experiment, new_run, optimizer, keep_optimizer):
     recipe = OptimizerRecipe.named(optimizer, 0.01, momentum=0.9 if optimizer == "sgd" else 0.0)
     masked, sparse = new_run(), new_run()

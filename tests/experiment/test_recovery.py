@@ -81,12 +81,16 @@ def data_loader(loaders, generator):
     return loaders._replace(train=DataLoader(dataset, batch_size=10, **options))
 
 
-@pytest.fixture(params=["adam", "momentum", "schedule", "data loader", "loader's generator", "sampler's generator"])
+@pytest.fixture(
+    params=["adam", "momentum", "adagrad", "schedule", "data loader", "loader's generator", "sampler's generator"]
+)
 def experiment(request, make_experiment):
     """7 batches per epoch, rewinding to 3: checkpoints before and behind it, inside an epoch and between two."""
     changes: dict[str, Any] = {"checkpoint_seconds": 0.0, "rewind": 3, "rounds": 1, "iterations": 9}
     if request.param == "momentum":
         changes["optimizer"] = OptimizerRecipe(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3})
+    elif request.param == "adagrad":  # has a state before its first step, which follows the layers that turn sparse
+        changes |= {"optimizer": OptimizerRecipe.named("adagrad", 0.1), "plan": "sparse"}
     elif request.param == "schedule":  # rises and falls, so that every checkpoint holds a rate that was scaled
         changes["schedule"] = StepSchedule(warmup=3, milestones=(3, 6))
     elif request.param != "adam":
