@@ -21,6 +21,7 @@ from lth_fast.experiment.flags import BY_NAME
 from lth_fast.experiment.level import stored
 from lth_fast.experiment.progress import monitor_for
 from lth_fast.experiment.session import run_in
+from lth_fast.experiment.stepping import whole_masks
 from lth_fast.nn import set_masks
 from lth_fast.record import Run, create_run, open_run
 from lth_fast.train import OptimizerRecipe, Seeds, own_random_state
@@ -160,6 +161,7 @@ def iterative_pruning(
     options["rewind"] = rewind_iteration(options["rewind"], options["iter"], "rewind")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    whole_masks(model)  # refuses weights that cannot be masked, before anything is copied or created
     if not callable(prune_net):
         raise TypeError(f"prune_net: expected a function of the model, got {type(prune_net).__name__}")
     if options["precision"] == "tf32" and not gpu:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lth_fast.experiment.branch import branch_masks
@@ -15,7 +14,7 @@ from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.level import stored, train_level, train_together
 from lth_fast.experiment.progress import Monitor
 from lth_fast.experiment.prune_step import PruneStep
-from lth_fast.prune.layers import prunable_names
+from lth_fast.experiment.stepping import whole_masks
 from lth_fast.record import Replicate, Run
 from lth_fast.train import ReplicateStepper
 
@@ -90,11 +89,7 @@ def run_replicate(experiment: Experiment, record: Replicate, monitor: Monitor) -
 def _masks_of(experiment: Experiment, record: Replicate, number: int, prune: PruneStep) -> dict[str, Tensor]:
     """The masks of level ``number``: everything at level 0, later what pruning the end of the previous level leaves."""
     if number == 0:
-        parameters = dict(experiment.model.named_parameters())
-        return {
-            name: torch.ones_like(parameters[name], dtype=torch.bool, device="cpu")
-            for name in prunable_names(experiment.model, bias=experiment.prune_bias)
-        }
+        return whole_masks(experiment.model, experiment.prune_bias)
     if experiment.ticket is not None:
         ticket = experiment.ticket.replicate(experiment.replicate).level(number)
         generator = experiment.seeds.generator("mask", experiment.replicate, number)

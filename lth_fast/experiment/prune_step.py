@@ -41,7 +41,7 @@ class PruneStep:
             seed: For torch's global generator, which random pruning draws from.
 
         Returns:
-            The new masks by parameter name; those of parameters that were not pruned stay.
+            The new masks by parameter name; those of parameters that were not pruned stay. A shared parameter has one.
 
         Raises:
             ValueError: ``prune_net`` set no mask.
@@ -66,7 +66,7 @@ class PruneStep:
             )
         self._uses_stock = bool(theirs)
         shared = {name: ours[name] & theirs[name] for name in ours.keys() & theirs.keys()}
-        return {**masks, **ours, **theirs, **shared}
+        return _once(model, {**masks, **ours, **theirs, **shared})
 
     def _prune(self, candidate: nn.Module, seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -81,6 +81,17 @@ def _with_weights(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     candidate = copy.deepcopy(model)
     candidate.load_state_dict(state)
     return candidate
+
+
+def _once(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``masks`` with one for every parameter, under its first name in there: what any of its names prunes is pruned."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    names: dict[int, str] = {}
+    found: dict[str, Tensor] = {}
+    for name, mask in masks.items():
+        first = names.setdefault(id(parameters.get(name, name)), name)
+        found[first] = found.get(first, mask) & mask
+    return found
 
 
 def _stock_masks(model: nn.Module) -> dict[str, Tensor]:

@@ -28,6 +28,24 @@ from lth_fast.train.graph_stepper import capture
 from lth_fast.train.stacking import criterion_refusal, optimizer_refusal, stacking_refusal
 
 
+def whole_masks(model: nn.Module, bias: bool = False) -> dict[str, Tensor]:
+    """The masks of the dense network: of everything that can be pruned, ``bias`` says of biases too, and nothing is.
+
+    Raises:
+        ValueError: Something computes a weight that can be pruned.
+    """
+    # Under every name: of a shared weight, the one that is pruned is the last.
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    names = prunable_names(model, bias)
+    computed = [name for name in names if name not in parameters]
+    if computed:
+        raise ValueError(
+            "model: expected parameters as the weights of its Linear and Conv2d layers, got some that are computed, by "
+            f"a parametrization or pruning for instance: {', '.join(computed)}"
+        )
+    return {name: torch.ones_like(parameters[name], dtype=torch.bool, device="cpu") for name in names}
+
+
 def trainee(
     experiment: Experiment, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> tuple[nn.Module, Optimizer]:
@@ -139,11 +157,7 @@ def stepper_of(
 
 def _trial_masks(experiment: Experiment) -> dict[str, Tensor]:
     """Masks that prune a single weight of every layer: layers under a mask are others than plain ones."""
-    parameters = dict(experiment.model.named_parameters())
-    masks = {
-        name: torch.ones_like(parameters[name], dtype=torch.bool, device="cpu")
-        for name in prunable_names(experiment.model, bias=experiment.prune_bias)
-    }
+    masks = whole_masks(experiment.model, experiment.prune_bias)
     for mask in masks.values():
         mask.view(-1)[:1] = False
     return masks

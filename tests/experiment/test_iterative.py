@@ -351,6 +351,58 @@ def test_exceptions_reach_the_caller(where, search):
         search(**arguments)
 
 
+class Tied(nn.Module):
+    """Its decoder shares the weight of its embedding."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embedding, self.hidden = nn.Embedding(30, 16), nn.Linear(16, 16)
+            self.decoder = nn.Linear(16, 30, bias=False)
+        self.decoder.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        return self.decoder(torch.relu(self.hidden(self.embedding(tokens))))
+
+
+def prune_embedding_with_stock(model):
+    stock.l1_unstructured(model.embedding, "weight", amount=0.11)
+
+
+@pytest.mark.parametrize(
+    ("prune_net", "hidden", "shared"),
+    # Of 256 and 480 weights; ours prunes the output layer at half the rate.
+    [
+        (prune_with_ours, 256 - 51, 480 - 48),
+        (prune_with_stock, 256 - 28, 480 - 53),
+        (prune_embedding_with_stock, 256, 480 - 53),
+    ],
+)
+def test_a_weight_that_two_modules_share_is_pruned_and_counted_once(prune_net, hidden, shared, search):
+    model = Tied()
+    tokens = torch.randint(30, (2, 8), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    result = search(model, [tokens], prune_net=prune_net, rounds=1, optim=optimizer, criterion=nn.CrossEntropyLoss())
+    assert result.levels[1].density == (hidden + shared) / (256 + 480)
+    assert sparsity(result.model) == pytest.approx(100 * (1 - result.levels[1].density))
+    assert result.model.decoder.weight is result.model.embedding.weight
+    assert torch.equal(masks(result.model)["embedding.weight"], masks(result.model)["decoder.weight"])
+
+
+def stock_pruned(layer):
+    stock.l1_unstructured(layer, "weight", amount=0.5)
+
+
+@pytest.mark.parametrize("compute", [nn.utils.parametrizations.spectral_norm, stock_pruned])
+def test_a_weight_that_something_computes_is_refused_before_anything_is_created(compute, search, tmp_path):
+    model = Network()
+    compute(model.net[1])
+    with pytest.raises(ValueError, match=r"model: expected parameters as the weights .*: net\.1\.weight"):
+        search(model, optim="adam")
+    assert not list(tmp_path.iterdir())
+
+
 def test_pruning_that_sets_no_mask_is_refused(search):
     with pytest.raises(ValueError, match="prune_net set no mask"):
         search(prune_net=lambda model: model)
