@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lth_fast.experiment.experiment import Experiment
-from lth_fast.nn import choices, convert
+from lth_fast.nn import choices, convert, masks
 from lth_fast.optim import load_dense_optimizer_state
 from lth_fast.record import Replicate, open_run
 from lth_fast.train.optimizers import is_elementwise
@@ -77,8 +77,11 @@ def take_forms(experiment: Experiment, record: Replicate, level: int, model: nn.
         convert(model, form=rule, example_input=_example(experiment))
         record.run.save_plan(level, {name: vars(choice) for name, choice in choices(model).items()})
     else:
-        # What was dense had no mask; in another run it may have one, which dense would drop.
-        forms = {name: "masked" if entry["form"] == "dense" else entry["form"] for name, entry in plan.items()}
+        # In another run or replicate, what was dense may have a mask, which dense would drop, and what was sparse none.
+        pruned = masks(model)
+        forms = {
+            name: "sparse" if entry["form"] == "sparse" and name in pruned else "masked" for name, entry in plan.items()
+        }
         try:
             convert(model, form=forms)
         except ValueError as error:

@@ -124,6 +124,14 @@ def test_the_plan_of_another_run_never_drops_a_mask(make_experiment, new_run):
     assert all((end[name][~mask] == 0).all() for name, mask in level.masks().items())
 
 
+def test_a_layer_that_the_plan_has_sparse_is_plain_where_nothing_of_it_is_pruned(make_experiment, new_run):
+    """As in a replicate whose threshold spares the layer."""
+    run = new_run()
+    run.save_plan(0, {"5.weight": {"form": "sparse"}})
+    run_replicate(make_experiment(rounds=0), run.replicate(0), Monitor())
+    assert run.replicate(0).level(0).complete
+
+
 def test_a_plan_for_another_network_is_refused(make_experiment, new_run):
     run = new_run()
     run.save_plan(0, {"9.weight": {"form": "sparse"}})
