@@ -19,7 +19,7 @@ RULES = ("auto", "masked", "sparse")
 
 
 def plan_source(given: Any) -> str:
-    """One of :data:`RULES`, or the folder of a run (or its ``meta.json``) that holds a plan.
+    """One of :data:`RULES`, or the absolute path of the folder of a run (or its ``meta.json``) that holds a plan.
 
     Raises:
         ValueError: It is neither.
@@ -30,7 +30,7 @@ def plan_source(given: Any) -> str:
     expected = f"{', '.join(RULES)}, or the folder of a run that holds a plan"
     try:
         if recorded_plan(given):
-            return given
+            return str(Path(given).absolute())
     except (OSError, ValueError) as error:
         raise ValueError(f"{expected} ({error})") from None
     raise ValueError(expected)

@@ -118,7 +118,8 @@ def iterative_pruning(
         init_seed: Seed of the weights that ``initialize`` draws; recorded for your own use where it draws none.
         order_seed: Seed of the data order alone.
         save: Folder that gets the run's folder.
-        recover: Folder of a run that was stopped: go on with it. The other arguments must be the ones it had.
+        recover: Folder of a run that was stopped: go on with it. The other arguments must be the ones it had;
+            ``seed`` and ``plan`` can be left out.
         force: Recover also where another torch, CPU or thread count may change the bits.
         threads: CPU threads; ``None`` leaves torch's setting.
         checkpoint_seconds: Least time between checkpoints.
@@ -214,6 +215,8 @@ def iterative_pruning(
 
 # Settings that a run of an earlier version has no record of.
 _ABSENT = {"replicates": 1}
+# What says nothing about a run that goes on; the folder of a plan may have moved since.
+_LEFT_OUT = {"seed": None, "plan": "auto"}
 
 
 def _recovered(run: Run, options: dict[str, Any]) -> dict[str, Any]:
@@ -225,7 +228,7 @@ def _recovered(run: Run, options: dict[str, Any]) -> dict[str, Any]:
     wrong = [
         f"{name} is {recorded.get(name)} in the run, {value} was given"
         for name, value in options.items()
-        if recorded.get(name, _ABSENT.get(name)) != value and not (name == "seed" and value is None)
+        if recorded.get(name, _ABSENT.get(name)) != value and not (name in _LEFT_OUT and value == _LEFT_OUT[name])
     ]
     if wrong:
         raise ValueError(f"recover: the run's own settings go on: {'; '.join(wrong)}")

@@ -64,6 +64,8 @@ def run_in(
         manifest = _manifest(experiment, configuration, choice)
         if recovering:
             manifest = _continued(run, manifest, force)
+        elif experiment.plan not in RULES and forms_obstacle(experiment) is None:
+            manifest["plan"] = recorded_plan(experiment.plan)
         run.save_manifest(manifest)
         monitor.run_begins(run.path, choice)
         try:
@@ -94,7 +96,7 @@ def _continued(run: Run, found: Mapping[str, Any], force: bool) -> dict[str, Any
 def _manifest(experiment: Experiment, configuration: Mapping[str, Any], choice: StepperChoice) -> dict[str, Any]:
     sizes = {name: _size(loader) for name, loader in experiment.loaders._asdict().items() if loader is not None}
     obstacle = forms_obstacle(experiment)
-    manifest = {
+    return {
         "configuration": dict(configuration),
         "environment": describe(experiment.device),
         "stepper": {"name": choice.name, "refused": choice.refused},
@@ -104,9 +106,6 @@ def _manifest(experiment: Experiment, configuration: Mapping[str, Any], choice: 
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "forms": "masked: " + obstacle if obstacle else experiment.plan,
     }
-    if experiment.plan not in RULES and not obstacle:
-        manifest["plan"] = recorded_plan(experiment.plan)
-    return manifest
 
 
 def _size(loader: Any) -> int | None:

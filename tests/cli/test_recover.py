@@ -112,6 +112,22 @@ def test_masks_that_were_lost_are_found_again_to_the_same_bits(flags, command, b
         assert bits(outcome.run) == expected
 
 
+def test_a_run_by_the_plan_of_another_goes_on_from_elsewhere_when_that_one_is_gone(
+    command, bits, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    other = command(*BASE, "--plan", "sparse").run.path
+    outcome = command(*BASE, "--plan", str(other.relative_to(tmp_path)))
+    assert outcome.configuration["plan"] == str(other)
+    expected = bits(outcome.run)
+    run = interrupted(outcome)
+    other.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path.parent)
+    recovered = command("--recover", str(run.path), save=False)
+    assert recovered.code == 0, recovered.err
+    assert bits(run) == expected
+
+
 def test_a_complete_run_prints_its_report_again_wherever_it_was_made(command, spied_steps, bits):
     outcome = command(*BASE)
     before = bits(outcome.run)

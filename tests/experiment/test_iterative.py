@@ -297,6 +297,20 @@ def test_recovering_with_other_arguments_is_refused_by_name(changes, message, se
         search(recover=first.path, **changes)
 
 
+def test_a_search_by_the_plan_of_a_run_goes_on_from_elsewhere_when_that_run_is_gone(search, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = search(plan="sparse")
+    first = search(plan=other.path.relative_to(tmp_path))
+    assert load_run(first.path).manifest["configuration"]["plan"] == str(other.path)
+    other.path.rename(tmp_path / "moved")
+    (first.path / "replicate_0" / "2" / "summary.json").unlink()
+    monkeypatch.chdir(tmp_path.parent)
+    again = search(recover=first.path)
+    assert same_state(again.model.state_dict(), first.model.state_dict())
+    forms = {name: entry["form"] for name, entry in load_run(again.path).manifest["plan"]["2"].items()}
+    assert forms == {"net.1.weight": "sparse", "net.4.weight": "sparse"}
+
+
 def test_recovering_a_run_of_the_command_line_is_refused(search, tmp_path):
     run = lth_fast.record.create_run(tmp_path, "lenet", "digits")
     run.save_manifest({"configuration": {"net": "lenet"}})
