@@ -138,12 +138,18 @@ def seed_loader(loader: Any, seed: int) -> None:
     """Make the next pass over ``loader`` a function of ``seed``.
 
     Seeds torch's global generator, from which a ``DataLoader`` draws by default, and the generators that were handed to
-    the loader or to its samplers.
+    the loader or to its samplers. Persistent workers are started anew.
     """
     torch.manual_seed(seed)
+    for generator in loader_generators(loader):
+        generator.manual_seed(seed)
+    if getattr(loader, "persistent_workers", False):
+        loader._iterator = None  # torch seeds workers when they start, and only then
+
+
+def loader_generators(loader: Any) -> list[torch.Generator]:
+    """The generators that were handed to ``loader`` or to its samplers."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-    for owner in (loader, *samplers):
-        generator = getattr(owner, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(seed)
+    found = (getattr(owner, "generator", None) for owner in (loader, *samplers))
+    return [generator for generator in found if isinstance(generator, torch.Generator)]

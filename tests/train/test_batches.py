@@ -57,6 +57,9 @@ def loaders():
         ),
         "in a fixed order": DataLoader(dataset, BATCH),
         "with random transforms": DataLoader(Noisy(*dataset.tensors), BATCH, shuffle=True),
+        "with random transforms in persistent workers": DataLoader(
+            Noisy(*dataset.tensors), BATCH, shuffle=True, num_workers=1, persistent_workers=True
+        ),
         "a list of batches": [(torch.full((2, 1), float(i)), torch.zeros(2)) for i in range(5)],
         "a resident loader": resident(),
     }
