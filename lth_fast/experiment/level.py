@@ -18,7 +18,16 @@ from lth_fast.experiment.stepping import replicate_stepper, stepper_of, trainee
 from lth_fast.nn import dense_state
 from lth_fast.optim import dense_optimizer_state, load_dense_optimizer_state
 from lth_fast.record import Level, Replicate
-from lth_fast.train import EagerStepper, Evaluation, GraphStepper, Stepper, evaluate, own_random_state, seed_loader
+from lth_fast.train import (
+    EagerStepper,
+    Evaluation,
+    GraphStepper,
+    Stepper,
+    evaluate,
+    loader_generators,
+    own_random_state,
+    seed_loader,
+)
 from lth_fast.train.precision import forward_precision
 from lth_fast.train.stacking import evaluate_stacked
 
@@ -261,7 +270,7 @@ class _Training:
         if loader is None:
             return NOT_EVALUATED
         # A DataLoader draws random numbers even in a fixed order. How often one looks must not change the training.
-        with own_random_state(self.experiment.device):
+        with own_random_state(self.experiment.device, loader_generators(loader)):
             seed_loader(loader, self.noise_seed)
             with forward_precision(self.experiment.precision, self.experiment.device):
                 return evaluate(self.model, self.experiment.criterion, loader)

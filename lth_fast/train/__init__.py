@@ -1,6 +1,6 @@
 """Training: seeded batches, steppers that advance a model, evaluation. Knows nothing of levels or files."""
 
-from lth_fast.train.batches import Batches, LoaderBatches, ResidentBatches, seed_loader
+from lth_fast.train.batches import Batches, LoaderBatches, ResidentBatches, loader_generators, seed_loader
 from lth_fast.train.choice import StepperChoice, choose_stepper
 from lth_fast.train.evaluate import Evaluation, evaluate
 from lth_fast.train.graph_stepper import GraphStepper
@@ -23,6 +23,7 @@ __all__ = [
     "StepperChoice",
     "choose_stepper",
     "evaluate",
+    "loader_generators",
     "own_random_state",
     "seed_loader",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,11 +46,17 @@ class Seeds:
 
 
 @contextlib.contextmanager
-def own_random_state(device: torch.device) -> Iterator[None]:
+def own_random_state(device: torch.device, generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
     """Whatever the ``with`` block draws or seeds, torch's global generators are as before when it ends.
 
     Args:
         device: Where the block computes; the CPU's generator is always among them.
+        generators: Further ones that are to be as before.
     """
+    states = [(generator, generator.get_state()) for generator in generators]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
+        try:
+            yield
+        finally:
+            for generator, state in states:
+                generator.set_state(state)

@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from lth_fast.experiment.experiment import Loaders
 from lth_fast.experiment.lottery import run_replicate
@@ -230,6 +230,21 @@ def test_how_often_one_looks_changes_no_bit_of_the_training(shuffled, make_exper
         ends.append(record.level(2).weights("end"))
     assert losses[1:] == losses[:-1]
     assert all(torch.equal(end[name], ends[0][name]) for end in ends for name in end)
+
+
+def test_evaluations_leave_a_generator_alone_that_the_training_sampler_draws_from_all_along(make_experiment, new_run):
+    losses = []
+    for every in (1, 100):
+        generator = torch.Generator()
+        train, validation = (loader.dataset for loader in make_experiment().loaders[:2])
+        sampler = RandomSampler(train, replacement=True, num_samples=70, generator=generator)
+        loaders = Loaders(
+            DataLoader(train, batch_size=10, sampler=sampler), DataLoader(validation, batch_size=7, generator=generator)
+        )
+        record = new_run().replicate(0)
+        run_replicate(make_experiment(loaders=loaders, evaluate_every=every), record, Monitor())
+        losses.append(train_losses(record))
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize(
