@@ -102,8 +102,9 @@ def _default(name: str) -> str:
 def _canonical_flags(arguments: Sequence[str]) -> list[str]:
     """``arguments`` with every long flag in its one spelling: any case, dashes and unambiguous beginnings are known.
 
-    argparse knows prefixes, but takes two spellings of one flag for two flags.
+    argparse knows prefixes, but takes two spellings of one flag for two flags, and ``-pr0.3`` for ``-p r0.3``.
     """
+    longer = [short for flag in FLAGS for short in flag.short if len(short) > 2]
     negations = (f"no_{flag.name}" for flag in FLAGS if flag.negatable)
     known = [f"--{name}" for name in (*BY_NAME, *negations, *_OTHER_FLAGS)]
     canonical = []
@@ -111,6 +112,10 @@ def _canonical_flags(arguments: Sequence[str]) -> list[str]:
         flag, equals, value = argument.partition("=")
         if flag.startswith("--"):
             flag = match_name(flag, known, "flag")
+        elif not equals:
+            glued = next((short for short in longer if flag.startswith(short) and flag != short), None)
+            if glued is not None:
+                flag, equals, value = glued, "=", flag.removeprefix(glued)
         canonical.append(flag + equals + value)
     return canonical
 
