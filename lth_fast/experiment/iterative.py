@@ -176,6 +176,7 @@ def iterative_pruning(
     device = training_device(gpu, called="gpu")
     loaders = _loaders(data, validation, test, device)
     plain = copy.deepcopy(model)
+    scheduled = bool(options["warmup"] or options["milestones"])
     experiment = Experiment(
         model=plain,
         loaders=loaders,
@@ -191,7 +192,7 @@ def iterative_pruning(
         redraw=redraw,
         device=device,
         checkpoint_seconds=options["checkpoint_seconds"],
-        schedule=StepSchedule(options["warmup"], options["milestones"]) if options["warmup"] or milestones else None,
+        schedule=StepSchedule(options["warmup"], options["milestones"]) if scheduled else None,
         precision=options["precision"],
         keep=options["keep"],
         keep_optimizer=options["keep_optimizer"],
@@ -245,6 +246,11 @@ def _loaders(data: Any, validation: Any, test: Any, device: torch.device) -> Loa
             "data: expected (train, validation, test) as lth_fast.data.load_… returns it, or a training loader, "
             f"got {type(data).__name__}"
         )
+    for name, loader in (("validation", validation), ("test", test)):
+        if loader is not None and (not hasattr(loader, "__iter__") or hasattr(loader, "__next__")):
+            raise TypeError(
+                f"{name}: expected a loader of (inputs, labels), iterable again and again, got {type(loader).__name__}"
+            )
     resident = (loader.to(device) if hasattr(loader, "to") else loader for loader in (data, validation, test))
     return Loaders(*resident)
 

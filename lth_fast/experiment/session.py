@@ -84,9 +84,10 @@ def _continued(run: Run, found: Mapping[str, Any], force: bool) -> dict[str, Any
     if manifest["stepper"]["name"] != found["stepper"]["name"]:
         changed.append(f"stepper: the run had {manifest['stepper']['name']}, here is {found['stepper']['name']}")
     if changed and not force:
+        forcing = "force=True" if "made_by" in manifest["configuration"] else "--force"
         raise RunRefusedError(
             f"{run.path}: going on here may not give the same bits ({'; '.join(changed)}); "
-            "use --force to go on all the same"
+            f"use {forcing} to go on all the same"
         )
     if changed:
         manifest.setdefault("recovered_in", []).append(found["environment"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -324,7 +325,7 @@ def test_another_environment_is_refused_and_can_be_forced(search):
     manifest = json.loads(path.read_text())
     manifest["environment"]["torch"] = "1.0"
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"torch: the run had 1\.0, here is "):
+    with pytest.raises(ValueError, match=r"torch: the run had 1\.0, here is .*use force=True to go on all the same"):
         search(recover=first.path)
     assert search(recover=first.path, force=True).levels == first.levels
 
@@ -347,6 +348,12 @@ def test_levels_go_back_to_the_rewind_point(rewind, search):
     run = load_run(search(rewind=rewind, iterations=14).path)
     assert [row["first_iteration"] for row in run.levels] == [1, 5, 5]
     assert run.iterations(1)["iteration"].tolist() == [*range(5, 15)]
+
+
+def test_milestones_may_be_an_array(search, optimizer_steps):
+    search(rounds=0, optim="sgd", learn_rate=1, milestones=np.array([5, 10]))
+    rates = [rate for step in optimizer_steps for rate in step.rates]
+    assert rates == pytest.approx([1] * 5 + [0.1] * 5 + [0.01] * 5)
 
 
 @pytest.mark.parametrize("where", ["prune_net", "criterion", "data"])
@@ -440,6 +447,8 @@ def test_pruning_that_sets_no_mask_is_refused(search):
         ({"prune_net": 0.2}, TypeError, "prune_net: expected a function of the model, got float"),
         ({"data": 3}, TypeError, "data: expected (train, validation, test) as lth_fast.data.load_… returns it, or a"),
         ({"data": iter([])}, TypeError, "data: expected (train, validation, test) as"),
+        ({"validation": iter([])}, TypeError, "validation: expected a loader of (inputs, labels), iterable again and"),
+        ({"test": 3}, TypeError, "test: expected a loader of (inputs, labels), iterable again and again, got int"),
         ({"data": []}, ValueError, "data: the training loader has no batches"),
         ({"model": nn.Linear(12, 3)}, ValueError, "criterion: expected a loss function here or as model.criterion"),
         (
