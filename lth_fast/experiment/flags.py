@@ -151,12 +151,12 @@ def several_of(*names: str) -> Parse:
 
 
 def iterations(given: Any) -> tuple[int, ...]:
-    """Iterations (whole numbers >= 0) with commas between them, in ascending order; a tuple."""
-    expected = "iterations in ascending order with commas between them"
+    """Iterations (whole numbers >= 0) with commas between them, in ascending order, or ``none``; a tuple."""
+    expected = "iterations in ascending order with commas between them, or none"
     read = integer(0)
     try:
         parts = [part.strip() for part in given.split(",")] if isinstance(given, str) else list(given)
-        values = tuple(read(part) for part in parts)
+        values = () if parts == ["none"] else tuple(read(part) for part in parts)
     except (TypeError, ValueError):
         raise ValueError(expected) from None
     if list(values) != sorted(set(values)):
@@ -235,7 +235,9 @@ FLAGS: tuple[Flag, ...] = (
     Flag("momentum", "momentum of SGD or RMSprop, 0 to 0.999", number(0, 0.999)),
     Flag("nesterov", "Nesterov momentum"),
     Flag("weight_decay", "weight decay (L2) of the optimizer", number(0)),
-    Flag("milestones", "iterations after which the learning rate drops to a tenth, e.g. 20000,25000", iterations),
+    Flag(
+        "milestones", "iterations after which the learning rate drops to a tenth, e.g. 20000,25000, or none", iterations
+    ),
     Flag("warmup", "iterations over which the learning rate rises linearly from 0", integer(0)),
     Flag(
         "precision", "arithmetic of forward and backward: float32, tf32 (GPU) or bf16 (autocast)", one_of(*PRECISIONS)

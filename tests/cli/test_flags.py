@@ -233,6 +233,7 @@ ROWS = [
     Row("--weight_decay 0 --optim adamw", sees_settings_of_the_optimizer(weight_decay=0)),
     Row("--optim adamw", sees_settings_of_the_optimizer(weight_decay=0)),
     Row("--milestones 2,4 -lr 1", sees_rates(1, 1, 0.1, 0.1, 0.01, 0.01)),
+    Row("--milestones none -lr 1", sees_rates(1, 1, 1, 1, 1, 1)),
     Row("--warmup 4 -lr 1", sees_rates(0.25, 0.5, 0.75, 1, 1, 1)),
     Row("--plan sparse", sees_sparse_layers),
     Row("--plan masked", sees_masked_layers),

@@ -132,3 +132,8 @@ def test_a_training_shorter_than_the_presets_rewind_point_keeps_it_in_proportion
 def test_settings_that_exclude_each_other_are_refused(given, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         Config.resolve("lenet", "digits", given)
+
+
+def test_the_milestones_of_a_preset_can_be_switched_off():
+    assert Config.resolve("resnet20", "cifar10", {}).milestones == (20_000, 25_000)
+    assert Config.resolve("resnet20", "cifar10", {"milestones": "none"}).milestones == ()
