@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,6 +30,22 @@ def data_root() -> Path:
     if not folder:
         pytest.skip("LTH_FAST_DATA is not set: it names the folder of the genuine data sets")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def fake_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder whose MNIST is noise: 5,100 training images (100 beside the validation set) and 60 test images."""
+    root = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    folder = root / "mnist" / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, count in (("train", 5100), ("t10k", 60)):
+        images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = random.integers(0, 10, count, dtype=np.uint8)
+        for name, array in ((f"{part}-images-idx3", images), (f"{part}-labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            (folder / f"{name}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes(), compresslevel=1))
+    return root
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from lth_fast.experiment.level import stored
 from lth_fast.experiment.progress import monitor_for
 from lth_fast.experiment.session import run_in
 from lth_fast.experiment.stepping import whole_masks
-from lth_fast.nn import set_masks
+from lth_fast.nn import masks, set_masks
 from lth_fast.record import Run, create_run, open_run
 from lth_fast.train import OptimizerRecipe, Seeds, own_random_state
 from lth_fast.train.schedule import StepSchedule
@@ -94,9 +95,9 @@ def iterative_pruning(
     """Search a lottery ticket: train, prune, rewind, repeat, ``rounds`` times.
 
     Args:
-        model: Any module, at its initial weights. It is copied, not changed.
-        data: The named tuple of ``lth_fast.data.load_…`` (train, validation, test), or your own training loader: any
-            iterable of (inputs, labels) with a length, a ``DataLoader`` for instance.
+        model: Any module without masks, at its initial weights. It is copied, not changed.
+        data: The named tuple of ``lth_fast.data.load_…`` or any tuple (train, validation, test), or your own training
+            loader: any iterable of (inputs, labels) with a length, a ``DataLoader`` for instance.
         iterations: Optimizer steps of the dense network, exactly.
         rounds: Pruned levels after the dense one.
         prune_net: Prunes the model it is given further, in place or as its result, with the functions of
@@ -108,8 +109,8 @@ def iterative_pruning(
             the other replicates; default ``model._initialize_weights``, which the networks of ``lth_fast.models`` have.
         validation: Validation loader, if ``data`` is a training loader.
         test: Test loader, likewise.
-        optim: Optimizer over the model's parameters, or the name of a ``torch.optim`` class; default ``model.optim``.
-            Each level starts with a fresh one of its class, groups and settings.
+        optim: Optimizer over the model's parameters whose step needs no closure, or the name of a ``torch.optim``
+            class; default ``model.optim``. Each level starts with a fresh one of its class, groups and settings.
         learn_rate: Learning rate, with a name in ``optim``.
         criterion: Mean loss of (outputs, labels); default ``model.criterion``.
         step: Iterations between evaluations; -1: once per epoch. The last iteration is always evaluated.
@@ -162,11 +163,18 @@ def iterative_pruning(
     options["rewind"] = rewind_iteration(options["rewind"], options["iter"], "rewind")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if masks(model):
+        raise ValueError(
+            f"model: expected one without masks, got masks of {', '.join(masks(model))}; the search counts from the "
+            "dense network, which lth_fast.nn.restore(model) gives"
+        )
     whole_masks(model)  # refuses weights that cannot be masked, before anything is copied or created
     if not callable(prune_net):
         raise TypeError(f"prune_net: expected a function of the model, got {type(prune_net).__name__}")
     if options["precision"] == "tf32" and not gpu:
         raise ValueError("precision: expected float32 or bf16 without gpu=True, got 'tf32'")
+    if options["keep"] and options["keep"][-1] > options["iter"]:
+        raise ValueError(f"keep: expected iterations up to {options['iter']}, got {options['keep'][-1]}")
     redraw = _redraw(model, initialize) if options["replicates"] > 1 else None
     run = None if recover is None else open_run(recover)
     if run is not None:
@@ -200,7 +208,10 @@ def iterative_pruning(
     )
     experiment.batches(0)  # refuses data that cannot be trained on, before anything is created
     if run is None:
-        run = create_run(save, type(model).__name__, _data_name(loaders.train))
+        try:
+            run = create_run(save, type(model).__name__, _data_name(loaders.train))
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise ValueError(f"save: expected a folder to write to, got {str(save)!r} ({error})") from error
     configuration = {"made_by": "lth_fast.iterative_pruning", **options}
     summaries = run_in(
         run,
@@ -237,11 +248,14 @@ def _recovered(run: Run, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loaders(data: Any, validation: Any, test: Any, device: torch.device) -> Loaders:
+    if isinstance(data, tuple) and len(data) == 3 and not any(map(_is_batch, data)):
+        data = Loaders(*data)
     if hasattr(data, "train") and hasattr(data, "validation") and hasattr(data, "test"):
         if validation is not None or test is not None:
             raise ValueError("validation and test: expected inside data or beside a training loader, got both")
         data, validation, test = data.train, data.validation, data.test
-    if not (hasattr(data, "__iter__") and hasattr(data, "__len__")):
+    sized = hasattr(data, "__iter__") and hasattr(data, "__len__")
+    if not sized or (isinstance(data, tuple) and not all(map(_is_batch, data))):
         raise TypeError(
             "data: expected (train, validation, test) as lth_fast.data.load_… returns it, or a training loader, "
             f"got {type(data).__name__}"
@@ -255,9 +269,23 @@ def _loaders(data: Any, validation: Any, test: Any, device: torch.device) -> Loa
     return Loaders(*resident)
 
 
+def _needs_closure(kind: type[Optimizer]) -> bool:
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _is_batch(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[1], Tensor)
+
+
 def _criterion(
     model: nn.Module, criterion: Callable[..., Tensor] | None, device: torch.device
 ) -> Callable[..., Tensor]:
+    if isinstance(model, nn.Sequential) and "criterion" in dict(model.named_children()):
+        raise ValueError(
+            "criterion: expected as an argument for an nn.Sequential, got it as model.criterion, which makes it the "
+            "last layer; take it off with del model.criterion"
+        )
     chosen = getattr(model, "criterion", None) if criterion is None else criterion
     if not callable(chosen):
         raise ValueError("criterion: expected a loss function here or as model.criterion, got none")
@@ -272,6 +300,8 @@ def _recipe(
     if isinstance(chosen, Optimizer):
         if learn_rate is not None:
             raise ValueError("learn_rate: expected with a name in optim, got it with an optimizer, which has its own")
+        if _needs_closure(type(chosen)):
+            raise ValueError(f"optim: expected an optimizer whose step needs no closure, got {type(chosen).__name__}")
         return OptimizerRecipe.from_optimizer(chosen, model)
     if isinstance(chosen, str):
         rate = None if learn_rate is None else BY_NAME["learn_rate"].read(learn_rate, "learn_rate")

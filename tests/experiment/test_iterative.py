@@ -162,6 +162,21 @@ def test_a_list_of_batches_will_do_as_data(search):
     assert len(search(data=batches, validation=batches).levels) == 3
 
 
+@pytest.mark.parametrize("as_batches", [False, True])
+def test_a_plain_tuple_of_training_validation_and_test_data_will_do(as_batches, search):
+    data = (loader(shuffle=True), loader(20, 2), loader(30, 3))
+    if as_batches:
+        data = tuple(list(part) for part in data)
+    for level in search(data=data).levels:
+        assert level.early_stop_iteration in (5, 10, 15)
+        assert 0 <= level.test_accuracy <= 1
+
+
+def test_a_tuple_of_three_batches_is_training_data(search):
+    batches = tuple((torch.randn(4, 12), torch.randint(3, (4,))) for _ in range(3))
+    assert all(level.test_accuracy is None for level in search(data=batches).levels)
+
+
 def test_any_module_will_do_with_optimizer_and_loss_passed(search, optimizer_steps):
     model = nn.Sequential(nn.Linear(12, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.5)
@@ -429,6 +444,26 @@ def test_pruning_that_sets_no_mask_is_refused(search):
         search(prune_net=lambda model: model)
 
 
+def under_masks():
+    return prune_all(Network(), 0.5)
+
+
+def sparse():
+    return lth_fast.nn.convert(under_masks(), form="sparse")
+
+
+def with_its_loss_as_a_layer():
+    model = nn.Sequential(nn.Linear(12, 3))
+    model.criterion = nn.CrossEntropyLoss()
+    return model
+
+
+def with_lbfgs():
+    model = Network()
+    model.optim = torch.optim.LBFGS(model.parameters())
+    return model
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -456,6 +491,18 @@ def test_pruning_that_sets_no_mask_is_refused(search):
             ValueError,
             "optim: expected a torch optimizer or the name of one, here or as model.optim, got NoneType",
         ),
+        ({"model": under_masks()}, ValueError, "model: expected one without masks, got masks of net.1.weight, net.4.w"),
+        ({"model": sparse()}, ValueError, "model: expected one without masks, got masks of net.1.weight, net.4.weight"),
+        (
+            {"model": with_its_loss_as_a_layer(), "optim": "adam"},
+            ValueError,
+            "criterion: expected as an argument for an nn.Sequential, got it as model.criterion",
+        ),
+        ({"model": with_lbfgs()}, ValueError, "optim: expected an optimizer whose step needs no closure, got LBFGS"),
+        ({"keep": [3, 16]}, ValueError, "keep: expected iterations up to 15, got 16"),
+        ({"data": (loader(), loader())}, TypeError, "data: expected (train, validation, test) as lth_fast.data.load_…"),
+        ({"data": (loader(), 3, None)}, TypeError, "data: expected (train, validation, test) as lth_fast.data.load_…"),
+        ({"save": __file__}, ValueError, f"save: expected a folder to write to, got {__file__!r}"),
         ({"optim": "adm"}, ValueError, "optim: expected an optimizer of torch.optim"),
         ({"optim": Network().optim}, ValueError, "optim: the optimizer holds a parameter that is not the model's"),
         ({"learn_rate": 0.1}, ValueError, "learn_rate: expected with a name in optim"),
