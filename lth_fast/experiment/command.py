@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -112,7 +113,7 @@ def find_ticket(config: Config) -> Run | None:
     A seed that was not given may be any. Where and on how many threads it ran does not matter; it has at least as many
     replicates.
     """
-    folder = Path(config.save)
+    folder = Path(os.path.expanduser(config.save))
     for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
         try:
             run = open_run(path)
@@ -133,7 +134,7 @@ def _complete(run: Run, config: Config) -> bool:
 
 
 def _run(config: Config, recovered: Run | None, *, quiet: bool, force: bool) -> Run:
-    experiment = build_experiment(config, ticket=None if config.ticket is None else open_run(config.ticket))
+    experiment = build_experiment(config, ticket=None if config.ticket is None else _ticket(config.ticket, recovered))
     run = recovered or _create(config)
     try:
         run_in(
@@ -150,6 +151,14 @@ def _run(config: Config, recovered: Run | None, *, quiet: bool, force: bool) -> 
     except (KeyboardInterrupt, OSError, ValueError) as error:
         raise Interrupted(run, error) from error
     return run
+
+
+def _ticket(path: str, control: Run | None) -> Run:
+    """The ticket run at ``path``, or beside its ``control`` arm where the folder of the runs has moved."""
+    if control is not None and not Path(path).is_dir():
+        beside = control.path.parent / Path(path).name
+        path = str(beside) if beside.is_dir() else path
+    return open_run(path)
 
 
 def _typed(name: str, value: Any) -> str:

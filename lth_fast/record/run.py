@@ -20,6 +20,7 @@ Everything but the growing log is replaced atomically, so a run may be killed at
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -56,7 +57,7 @@ def create_run(save: str | Path, net: str, dataset: str, suffix: str = "") -> Ru
     """Create the folder of a new run in the folder ``save``. No two calls, in any processes, get the same folder.
 
     Args:
-        save: Folder of all runs, created where missing.
+        save: Folder of all runs, created where missing; ``~`` is expanded.
         net: Name of the network.
         dataset: Name of the data set.
         suffix: What sets the run apart, e.g. the branch. May be empty.
@@ -69,9 +70,10 @@ def create_run(save: str | Path, net: str, dataset: str, suffix: str = "") -> Ru
             raise ValueError(f"{argument} should be printable, without /, to be part of a folder's name, got {name!r}")
     moment = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     name = "_".join(filter(None, (moment, net, dataset, suffix)))
-    make_folder(Path(save))
+    folder = _absolute(save)
+    make_folder(folder)
     for number in count(1):
-        path = Path(save) / (name if number == 1 else f"{name}-{number}")
+        path = folder / (name if number == 1 else f"{name}-{number}")
         try:
             path.mkdir()
         except FileExistsError:
@@ -83,13 +85,13 @@ def create_run(save: str | Path, net: str, dataset: str, suffix: str = "") -> Ru
 
 
 def open_run(path: str | Path) -> Run:
-    """Open the run whose folder is ``path``.
+    """Open the run whose folder is ``path``; ``~`` is expanded.
 
     Raises:
         FileNotFoundError: There is no such folder, or it is not the folder of a run.
         ValueError: The manifest is damaged, or a newer lth_fast wrote the run.
     """
-    run = Run(Path(path))
+    run = Run(_absolute(path))
     if not run.path.is_dir():
         raise FileNotFoundError(f"no run at {path}: there is no such folder")
     try:
@@ -104,7 +106,11 @@ def open_run(path: str | Path) -> Run:
 
 @dataclass(frozen=True)
 class Run:
-    """A run: some replicates of one experiment. Made by :func:`create_run` and :func:`open_run`."""
+    """A run: some replicates of one experiment. Made by :func:`create_run` and :func:`open_run`.
+
+    Attributes:
+        path: Its folder; absolute, so that it stays the same one when the process changes its working directory.
+    """
 
     path: Path
 
@@ -301,6 +307,10 @@ class Level:
     @property
     def _summary_file(self) -> Path:
         return self.path / "summary.json"
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def _if_saved(read: Callable[[Path], Content], file: Path) -> Content | None:

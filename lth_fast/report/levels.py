@@ -68,7 +68,8 @@ class RunResults:
         levels: By level; at least one.
         replicates: Replicates that were begun.
         complete: Complete levels of all replicates together.
-        expected: What ``complete`` is once every replicate begun has completed every level begun.
+        expected: What ``complete`` is at the end of the run; where its manifest does not tell, once every replicate
+            begun has completed every level begun.
     """
 
     levels: list[LevelResults]
@@ -93,7 +94,9 @@ def collect(run: Run) -> RunResults:
     levels = [_level_results(number, rows) for number, rows in summaries.items() if rows]
     if not levels:
         raise ValueError(f"{run.path} has no complete level yet ({len(begun)} begun), so there is nothing to report")
-    return RunResults(levels, replicates, sum(row.replicates for row in levels), replicates * len(numbers))
+    asked = run.manifest().get("configuration", {})
+    expected = asked.get("replicates", replicates) * (asked["rounds"] + 1 if "rounds" in asked else len(numbers))
+    return RunResults(levels, replicates, sum(row.replicates for row in levels), expected)
 
 
 def _level_results(level: int, summaries: list[dict[str, Any]]) -> LevelResults:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from lth_fast.experiment.config import Config
-from lth_fast.experiment.environment import BITS_DEPEND_ON
 from lth_fast.experiment.flags import BY_NAME, FLAGS
 from lth_fast.prune import SCORES
-from lth_fast.record import create_run
+from lth_fast.record import create_run, open_run
 
 BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "1", "--seed", "1")
 
@@ -183,7 +183,7 @@ def test_a_wrong_value_is_refused_before_it_contradicts(command, stopped):
     assert outcome.err == "error: --iter: expected a whole number >= 1, got 'many'\n"
 
 
-@pytest.mark.parametrize("what", BITS_DEPEND_ON)
+@pytest.mark.parametrize("what", ["torch", "lth_fast", "isa", "cpu", "device", "cuda_kernels", "threads"])
 def test_another_environment_is_refused_by_name_and_forced_on_record(what, command, spied_steps, stopped):
     change_manifest(stopped, lambda manifest: manifest["environment"].update({what: "another"}))
     outcome = command("--recover", str(stopped.path), save=False)
@@ -224,6 +224,49 @@ def test_the_data_may_have_moved(command, fake_mnist, tmp_path, bits):
     recovered = command("--recover", str(run.path), "--data", str(moved), save=False)
     assert recovered.code == 0, recovered.err
     assert bits(run) == expected
+
+
+def ticket_as_recorded(run):
+    return run.manifest()["configuration"]["ticket"]
+
+
+def ticket_as_earlier_versions_recorded_it(run):
+    """Relative to the working directory."""
+    ticket = f"runs/{Path(ticket_as_recorded(run)).name}"
+    change_manifest(run, lambda manifest: manifest["configuration"].update(ticket=ticket))
+    return ticket
+
+
+@pytest.mark.parametrize("recorded", [ticket_as_recorded, ticket_as_earlier_versions_recorded_it])
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_control_arm_goes_on_from_another_working_directory_and_where_its_runs_have_moved(
+    recorded, moved, command, tmp_path, bits, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    outcome = command(*BASE, "--save", "runs", "--branch", "random_mask", save=False)
+    assert outcome.code == 0, outcome.err
+    (control,) = (open_run(path) for path in Path("runs").iterdir() if path.name.endswith("random_mask"))
+    expected = bits(control)
+    recorded(control)
+    control.replicate(0).level(1).path.joinpath("summary.json").unlink()
+    folder = tmp_path / ("elsewhere" if moved else "runs")
+    (tmp_path / "runs").rename(folder)
+    (tmp_path / "another").mkdir()
+    monkeypatch.chdir(tmp_path / "another")
+    recovered = command("--recover", str(folder / control.path.name), save=False)
+    assert recovered.code == 0, recovered.err
+    assert bits(open_run(folder / control.path.name)) == expected
+
+
+def test_a_control_arm_whose_ticket_run_is_gone_names_it(command, tmp_path, monkeypatch):
+    outcome = command(*BASE, "--branch", "random_mask")
+    (control,) = (open_run(path) for path in outcome.save.iterdir() if path.name.endswith("random_mask"))
+    control.replicate(0).level(1).path.joinpath("summary.json").unlink()
+    ticket = ticket_as_recorded(control)
+    shutil.rmtree(ticket)
+    recovered = command("--recover", str(control.path), save=False)
+    assert recovered.code == 2
+    assert recovered.err == f"error: no run at {ticket}: there is no such folder\n"
 
 
 def test_other_data_is_refused(command, spied_steps, stopped):

@@ -23,6 +23,7 @@ from lth_fast.ops import (
     sparse_pattern,
     unpack_mask,
 )
+from lth_fast.ops.adam_step import adam_step_
 from lth_fast.ops.magnitude_threshold import MAGNITUDE_DTYPES
 from lth_fast.ops.sparse_linear import from_dense, to_dense
 from lth_fast.ops.sparse_pattern import reference
@@ -197,7 +198,6 @@ def test_work_goes_to_the_current_stream() -> None:
 
 
 def test_a_replayed_adam_step_counts_its_steps_and_reads_the_learning_rate_anew() -> None:
-    adam = pytest.importorskip("lth_fast.ops.adam_step")
     weight, gradient = torch.randn(300, 100, device="cuda"), torch.randn(300, 100, device="cuda")
     mask = torch.rand(300, 100, device="cuda") < 0.5
     bits, step = pack_mask(mask), torch.zeros((), device="cuda")
@@ -208,7 +208,7 @@ def test_a_replayed_adam_step_counts_its_steps_and_reads_the_learning_rate_anew(
     def take_step() -> None:
         settings = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
         flags = {"decoupled_weight_decay": False, "maximize": False}
-        adam.adam_step_(
+        adam_step_(
             [weight],
             [gradient],
             [moments[0]],

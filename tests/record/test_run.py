@@ -55,6 +55,28 @@ def test_a_run_is_named_by_its_second_its_network_and_its_data_set(tmp_path: Pat
     )
 
 
+def test_a_run_stays_where_it_is_when_the_working_directory_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    created = create_run("runs", "lenet", "mnist")
+    opened = open_run(Path("runs", created.path.name))
+    monkeypatch.chdir(created.path)
+    here = open_run(".")
+    monkeypatch.chdir(Path(__file__).parent)
+    assert created.path.parent == tmp_path / "runs"
+    assert created == opened == here
+    assert created.manifest()["net"] == "lenet"
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = create_run("~/runs", "lenet", "mnist")
+    assert run.path.parent == tmp_path / "runs"
+    assert open_run(f"~/runs/{run.path.name}") == run
+
+
 def test_runs_of_the_same_second_get_names_of_their_own_in_order(tmp_path: Path, stopped_clock: None) -> None:
     names = [create_run(tmp_path, "lenet", "mnist").path.name for _ in range(3)]
     first = "2025-01-31T14-05-09_lenet_mnist"

@@ -66,6 +66,14 @@ def test_an_interrupted_run_shows_what_there_is(make_run: MakeRun, summary: Make
     assert [line.split()[0] for line in lines[2:]] == ["0", "1"]
 
 
+def test_levels_and_replicates_that_are_yet_to_begin_count_as_missing(make_run: MakeRun, summary: MakeSummary) -> None:
+    run = make_run([summary(0), summary(1), None])
+    run.save_manifest({"configuration": {"rounds": 4, "replicates": 3}})
+    assert table(run).splitlines()[0].endswith(": 2 of 15 levels complete")
+    run.save_manifest({"configuration": {"rounds": 4}})
+    assert table(run).splitlines()[0].endswith(": 2 of 5 levels complete")
+
+
 def test_a_table_reads_summaries_only(make_run: MakeRun, summary: MakeSummary) -> None:
     run = make_run([summary(0)])
     expected = table(run)
