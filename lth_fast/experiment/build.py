@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lth_fast import data, models
 from lth_fast.experiment.config import Config
@@ -39,7 +40,7 @@ def build_experiment(config: Config, ticket: Run | None = None) -> Experiment:
     Raises:
         FileNotFoundError: The data set is neither there nor to be had.
         ImportError: The data set or the network needs a package that is not installed.
-        ValueError: The network does not fit the data set.
+        ValueError: The network does not fit the data set, or is none.
     """
     device = training_device(config.gpu)
     seeds = Seeds(config.seed, config.init_seed, config.order_seed)
@@ -52,16 +53,20 @@ def build_experiment(config: Config, ticket: Run | None = None) -> Experiment:
     )
 
     def draw(seed: int) -> nn.Module:
-        return models.build(
-            config.net,
-            splits.train.input_shape,
-            splits.train.classes,
-            dropout=config.dropout,
-            init=config.init,
-            generator=torch.Generator().manual_seed(seed),
-        )
+        try:
+            return models.build(
+                config.net,
+                splits.train.input_shape,
+                splits.train.classes,
+                dropout=config.dropout,
+                init=config.init,
+                generator=torch.Generator().manual_seed(seed),
+            )
+        except TypeError as error:
+            raise ValueError(str(error)) from error
 
     model = draw(seeds.stream("init"))
+    _check_fit(model, config, splits.train.input_shape, splits.train.classes)
     loaders = Loaders(*(split if split is None else split.to(device) for split in splits))
     criterion = torch.nn.CrossEntropyLoss()
 
@@ -115,3 +120,22 @@ def build_experiment(config: Config, ticket: Run | None = None) -> Experiment:
         plan=config.plan,
         redraw=lambda seed: draw(seed).state_dict(),
     )
+
+
+def _check_fit(model: nn.Module, config: Config, input_shape: tuple[int, int, int], classes: int) -> None:
+    """Refuse a network that cannot take the images of the data set or has too few outputs, which only a forward tells.
+
+    Raises:
+        ValueError: It does not fit; the message says why.
+    """
+    expected = f"network {config.net}: expected one that maps images {[2, *input_shape]} of {config.dataset} to logits"
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            outputs = copy.deepcopy(model).eval()(torch.zeros(2, *input_shape))
+        except Exception as error:  # whatever the forward of a network from elsewhere raises
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{expected} [2, {classes}], got {type(error).__name__}: {reason}") from error
+    given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    # More outputs than classes can be trained.
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != 2 or outputs.shape[1] < classes:
+        raise ValueError(f"{expected} [2, {classes}], got {given}")

@@ -73,7 +73,7 @@ def build(
     Raises:
         ValueError: The name is unknown or ambiguous, or an argument is outside its range.
         ImportError: A torchvision network is asked for and torchvision is missing.
-        TypeError: ``module:function`` returns something else than an nn.Module.
+        TypeError: ``module:function`` refuses its arguments or returns something else than an nn.Module.
     """
     name = canonical(name)
     head, _, rest = name.partition(":")

@@ -66,14 +66,17 @@ def build_from_function(name: str, input_shape: Shape, classes: int, dropout: fl
 
     Raises:
         ValueError: The function is not found, or ``dropout`` is above 0 and the function does not take it.
-        TypeError: The function returns something else than an nn.Module.
+        TypeError: The function refuses these arguments or returns something else than an nn.Module.
     """
     function = find_function(name)
     taken = _keywords(function)
     if dropout > 0 and "dropout" not in taken:
         raise ValueError(f"dropout: {name} takes no argument dropout, expected 0, got {dropout!r}")
     offered = {"input_shape": input_shape, "classes": classes, "dropout": dropout}
-    model = function(**{key: value for key, value in offered.items() if key in taken})
+    try:
+        model = function(**{key: value for key, value in offered.items() if key in taken})
+    except TypeError as error:
+        raise TypeError(f"network {name!r}: {error}") from error
     if not isinstance(model, nn.Module):
         raise TypeError(f"network {name!r}: expected the function to return an nn.Module, got {type(model).__name__}")
     return model

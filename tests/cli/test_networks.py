@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -61,6 +63,88 @@ def test_a_network_trains_for_twenty_iterations_and_is_pruned_twice(words, comma
         assert (log["train_loss"] == log["train_loss"]).all()
         weights, masks = outcome.level(number).weights("end"), outcome.level(number).masks()
         assert all((weights[name][~mask] == 0).all() for name, mask in masks.items())
+
+
+ZOO = """
+import torch
+from torch import nn
+
+class Noisy(nn.Linear):
+    def forward(self, images):
+        assert not self.training or torch.is_grad_enabled()
+        return super().forward(images.flatten(1)) + torch.rand(())
+
+def fits():
+    return nn.Sequential(Noisy(64, 12))
+
+def another_size():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+def too_few_outputs():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9))
+
+def a_pair():
+    class Pair(nn.Linear):
+        def forward(self, images):
+            return super().forward(images.flatten(1)), None
+    return Pair(64, 10)
+
+def a_number():
+    return 3
+
+def needs_more(depth):
+    return nn.Linear(64, 10)
+"""
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "a_small_zoo.py").write_text(ZOO)
+    monkeypatch.syspath_prepend(folder)
+    yield "a_small_zoo"
+    sys.modules.pop("a_small_zoo", None)
+
+
+LOGITS = "expected one that maps images [2, 1, 8, 8] of digits to logits [2, 10], got"
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("another_size", f"network a_small_zoo:another_size: {LOGITS} RuntimeError: mat1 and mat2 shapes cannot be"),
+        ("too_few_outputs", f"network a_small_zoo:too_few_outputs: {LOGITS} [2, 9]"),
+        ("a_pair", f"network a_small_zoo:a_pair: {LOGITS} tuple"),
+        ("a_number", "network 'a_small_zoo:a_number': expected the function to return an nn.Module, got int"),
+        ("needs_more", "network 'a_small_zoo:needs_more': needs_more() missing 1 required positional argument: 'dep"),
+    ],
+)
+def test_a_network_of_ones_own_that_does_not_fit_is_refused_in_a_line_and_nothing_is_created(
+    function, message, command, zoo
+):
+    outcome = command(f"{zoo}:{function}", "digits", *SHORT)
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith(f"error: {message}")
+    assert not outcome.save.exists()
+
+
+def test_images_too_small_for_a_network_of_torchvision_are_refused_in_a_line(command):
+    pytest.importorskip("torchvision")
+    outcome = command("torchvision:alexnet", "digits", *SHORT)
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith(f"error: network torchvision:alexnet: {LOGITS} RuntimeError: ")
+    assert not outcome.save.exists()
+
+
+def test_finding_out_whether_a_network_fits_leaves_no_trace(command, zoo):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    outcome = command(f"{zoo}:fits", "digits", *SHORT)
+    assert outcome.code == 0, outcome.err
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_rewound_resnet_goes_on_with_the_learning_rate_and_the_data_order_of_that_point(command, spied_steps):
