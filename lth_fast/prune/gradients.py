@@ -21,12 +21,13 @@ class Gradients:
     Every method takes parameter names and returns name → tensor of the parameter's shape on the parameter's device. It
     works on a plain copy, zero where masks prune, in float32 or whatever the model has, where the batch lies; places
     that are pruned get the gradient of a weight of value 0. The model is left as it was. Layers that draw random
-    numbers (dropout) take them from torch's global generator.
+    numbers (dropout) take them from torch's global generator. Derivatives are computed under ``torch.no_grad`` and in
+    inference mode, too.
 
     Args:
         model: Any module, with or without masks of ours.
-        criterion: Loss of (outputs, labels).
-        batch: Returns (inputs, labels); called at the first need, once.
+        criterion: Mean loss of a batch from (outputs, labels), one number.
+        batch: Returns (inputs, labels), the inputs in one tensor; called at the first need, once.
     """
 
     def __init__(
@@ -40,41 +41,51 @@ class Gradients:
         self._draw = batch
         self._drawn: Batch | None = None
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def of_loss(self, names: Sequence[str]) -> dict[str, Tensor]:
         """``g = ∂L/∂w``, ``L`` the loss of the batch in training mode.
 
         Raises:
-            ValueError: There is no criterion or no batch.
+            ValueError: There is no criterion or no batch, or they are not as described above.
         """
         loss, parameters = self._loss(names)
         return self._here(names, torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def hessian_times_loss(self, names: Sequence[str]) -> dict[str, Tensor]:
         """``H g``, the Hessian of the loss in the named parameters times their gradient, without forming ``H``.
 
         Raises:
-            ValueError: There is no criterion or no batch.
+            ValueError: There is no criterion or no batch, or they are not as described above.
         """
         loss, parameters = self._loss(names)
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True, materialize_grads=True)
         product = torch.stack([(gradient * gradient.detach()).sum() for gradient in gradients]).sum()
         return self._here(names, torch.autograd.grad(product, parameters, allow_unused=True, materialize_grads=True))
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def of_flow(self, names: Sequence[str]) -> dict[str, Tensor]:
         """``∂R/∂|w|``, ``R`` the sum of the outputs for one input of ones, with ``|.|`` of all weights and buffers.
+
+        Infinite buffers, such as the mask of causal attention, stay as they are.
 
         In evaluation mode and float64: over many layers ``R`` leaves the range of float32. Of the batch it takes the
         shape alone.
 
         Raises:
-            ValueError: There is no batch.
+            ValueError: There is no batch, or its inputs are indices (int32, int64).
         """
         inputs, _ = self._batch()
+        if inputs.dtype in (torch.int32, torch.int64):  # places in a vocabulary; bytes are pixels
+            raise ValueError(f"gradients: this score needs inputs of floating-point numbers, got {inputs.dtype}")
         model = self._copy(inputs.device).double().eval()
         with torch.no_grad():
             for tensor in itertools.chain(model.parameters(), model.buffers()):
                 if tensor.is_floating_point():
-                    tensor.abs_()
+                    tensor.copy_(torch.where(tensor.isinf(), tensor, tensor.abs()))
         parameters = _named(model, names)
         flow = model(torch.ones_like(inputs[:1], dtype=torch.float64)).sum()
         return self._here(names, torch.autograd.grad(flow, parameters, allow_unused=True, materialize_grads=True))
@@ -84,13 +95,19 @@ class Gradients:
             raise ValueError("gradients: this score needs a criterion, got none")
         inputs, labels = self._batch()
         model = self._copy(inputs.device).train()
-        return self._criterion(model(inputs), labels), _named(model, names)
+        loss = self._criterion(model(inputs), labels)
+        if loss.numel() != 1:
+            raise ValueError(f"criterion: expected the mean loss of a batch, got a tensor of shape {list(loss.shape)}")
+        return loss, _named(model, names)
 
     def _batch(self) -> Batch:
         if self._draw is None:
             raise ValueError("gradients: this score needs a batch of training data, got none")
         if self._drawn is None:
-            self._drawn = self._draw()
+            inputs, labels = self._draw()
+            if not isinstance(inputs, Tensor):
+                raise ValueError(f"batch: expected inputs in one tensor, got {type(inputs).__name__}")
+            self._drawn = _usable(inputs), _usable(labels)
         return self._drawn
 
     def _copy(self, device: torch.device) -> nn.Module:
@@ -100,6 +117,11 @@ class Gradients:
     def _here(self, names: Sequence[str], gradients: Sequence[Tensor]) -> dict[str, Tensor]:
         device = next(self._model.parameters()).device
         return {name: gradient.detach().to(device) for name, gradient in zip(names, gradients, strict=True)}
+
+
+def _usable(value: Any) -> Any:
+    """``value``, as a copy where it was made in inference mode and no derivative could be taken through it."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _named(model: nn.Module, names: Sequence[str]) -> list[Tensor]:

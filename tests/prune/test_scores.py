@@ -172,6 +172,63 @@ def test_under_masks_the_scores_are_those_of_the_network_with_zeros(name: str) -
     assert_close(scored(masked, name, data), scored(zeros, name, data))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", ["snip", "grasp", "synflow"])
+def test_scores_of_derivatives_are_the_same_where_gradients_are_switched_off(name: str, mode: Any) -> None:
+    model, data = network(), batch()
+    expected = scored(model, name, data)
+    with mode():
+        assert_close(scored(model, name, tuple(part.clone() for part in data)), expected)
+        prune_by_score(model, 0.5, name, gradients=Gradients(model, cross_entropy, lambda: data))
+    model(data[0]).sum().backward()
+
+
+class Causal(nn.Module):
+    """Attention over earlier places only, by a buffer of negative infinities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Linear(3, 3, bias=False)
+        self.register_buffer("causal", torch.full((4, 4), -torch.inf).triu(1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (inputs @ inputs.mT + self.causal).softmax(-1) @ self.values(inputs)
+
+
+def test_synflow_leaves_the_infinities_of_a_causal_mask_as_they_are() -> None:
+    model = Causal()
+    found = scored(model, "synflow", (torch.randn(2, 4, 3), None))
+    assert_close(found, {"values.weight": 4 * model.values.weight.detach().double().abs()})
+
+
+def test_synflow_of_a_network_over_words_is_refused() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"this score needs inputs of floating-point numbers, got torch\.int64"):
+        scored(model, "synflow", (torch.randint(9, (2, 5)), None))
+
+
+def test_synflow_of_images_stored_as_bytes_is_that_of_any_image() -> None:
+    model = nn.Linear(3, 2)
+    pixels = torch.randint(255, (2, 3))
+    assert_close(scored(model, "synflow", (pixels.byte(), None)), scored(model, "synflow", (pixels.float(), None)))
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp"])
+def test_a_loss_of_every_sample_is_refused(name: str) -> None:
+    model = network()
+    weights = Weights({"0.weight": model[0].weight.detach()})
+    expected = r"criterion: expected the mean loss of a batch, got a tensor of shape \[12\]"
+    with pytest.raises(ValueError, match=expected):
+        SCORES[name](weights, Gradients(model, nn.CrossEntropyLoss(reduction="none"), batch))
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp", "synflow"])
+def test_a_batch_of_several_inputs_is_refused(name: str) -> None:
+    inputs, labels = batch()
+    with pytest.raises(ValueError, match="batch: expected inputs in one tensor, got tuple"):
+        scored(network(), name, ((inputs, inputs), labels))
+
+
 def test_the_batch_is_drawn_once() -> None:
     draws: list[int] = []
 
