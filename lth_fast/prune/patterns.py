@@ -40,8 +40,10 @@ class NOfM:
             The new mask.
 
         Raises:
-            ValueError: The shape does not fit, or a survivor's score is NaN.
+            ValueError: The shape does not fit, ``mask`` has another one, or a survivor's score is NaN.
+            TypeError: ``mask`` is not bool.
         """
+        _check(mask, scores)
         ranked = self._groups(scores.detach())
         survives = torch.ones_like(ranked, dtype=torch.bool) if mask is None else self._groups(mask)
         if bool((ranked.isnan() & survives).any()):
@@ -88,10 +90,14 @@ class Blocks:
             The new mask.
 
         Raises:
-            ValueError: The shape does not fit, ``mask`` has another pattern, ``k`` is out of range, or a score is NaN
-                or infinite.
+            ValueError: The shape does not fit, ``mask`` has another shape or pattern, ``k`` is out of range, or a score
+                is NaN or infinite.
+            TypeError: ``mask`` is not bool.
         """
+        _check(mask, scores)
         scores = scores.detach()
+        if scores.dtype != torch.float64:
+            scores = scores.float()  # a sum of half precision would overflow
         if mask is not None and not self.fits(mask):
             raise ValueError(f"mask: expected whole blocks of {self.rows} x {self.columns}, got some in part")
         sizes = self._tiles(torch.ones_like(scores)).sum((1, 3))
@@ -114,3 +120,12 @@ class Blocks:
         matrix = tensor.flatten(1)
         missing = (0, -matrix.shape[1] % self.columns, 0, -matrix.shape[0] % self.rows)
         return pad(matrix, missing).unflatten(1, (-1, self.columns)).unflatten(0, (-1, self.rows))
+
+
+def _check(mask: Tensor | None, scores: Tensor) -> None:
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask: expected a bool tensor, got {mask.dtype}")
+    if mask.shape != scores.shape:
+        raise ValueError(f"mask: expected the shape of scores {list(scores.shape)}, got {list(mask.shape)}")

@@ -110,3 +110,19 @@ def test_a_patterns_mask_goes_onto_a_layer():
     layer = torch.nn.Linear(8, 3)
     set_masks(layer, {"weight": NOfM(2, 4).mask(layer.weight.abs())})
     assert layer.density == 0.5
+
+
+@pytest.mark.parametrize("prune", [NOfM(2, 4).mask, lambda scores, mask: Blocks(1, 2).mask(scores, 1, mask)])
+def test_a_mask_of_another_shape_or_dtype_is_refused(prune):
+    scores = torch.rand(4, 8)
+    for shape in ((2, 8), (4, 4), (1, 8), (4, 8, 1)):
+        with pytest.raises(ValueError, match=r"mask: expected the shape of scores \[4, 8\], got \["):
+            prune(scores, torch.ones(shape, dtype=torch.bool))
+    with pytest.raises(TypeError, match=r"mask: expected a bool tensor, got torch\.float32"):
+        prune(scores, torch.ones(4, 8))
+
+
+def test_the_mean_of_a_block_in_half_precision_is_taken_beyond_its_range():
+    scores = torch.full((8, 4), 6e4, dtype=torch.float16)
+    scores[4:] = 5e4
+    assert Blocks(4, 4).mask(scores, 1).any(1).tolist() == [True] * 4 + [False] * 4
