@@ -58,8 +58,9 @@ def magnitude_threshold(
 def prune_by_magnitude(weights: Sequence[Tensor], k: int, masks: Sequence[Tensor | None] | None = None) -> list[Tensor]:
     """Prune exactly the ``k`` survivors of smallest magnitude among all tensors together.
 
-    Takes the arguments of :func:`magnitude_threshold` and raises the same errors. Reads the weights twice, and needs
-    less than 3 % of their bytes besides the masks it returns (up to a few hundred KiB for small weights).
+    Takes the arguments of :func:`magnitude_threshold` and raises the same errors. Reads large models once, small ones
+    twice, and needs less than 3 % of their bytes besides the masks it returns (up to a few hundred KiB for small
+    weights).
 
     Returns:
         The new masks: for every weight a contiguous bool tensor of its shape, ``True`` for the remaining survivors.
