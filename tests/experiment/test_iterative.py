@@ -501,7 +501,7 @@ def with_lbfgs():
         ({"model": with_lbfgs()}, ValueError, "optim: expected an optimizer whose step needs no closure, got LBFGS"),
         ({"keep": [3, 16]}, ValueError, "keep: expected iterations up to 15, got 16"),
         ({"data": (loader(), loader())}, TypeError, "data: expected (train, validation, test) as lth_fast.data.load_…"),
-        ({"data": (loader(), 3, None)}, TypeError, "data: expected (train, validation, test) as lth_fast.data.load_…"),
+        ({"data": (loader(), 3, None)}, TypeError, "validation: expected a loader of (inputs, labels), iterable again"),
         ({"save": __file__}, ValueError, f"save: expected a folder to write to, got {__file__!r}"),
         ({"optim": "adm"}, ValueError, "optim: expected an optimizer of torch.optim"),
         ({"optim": Network().optim}, ValueError, "optim: the optimizer holds a parameter that is not the model's"),
