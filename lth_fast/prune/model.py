@@ -58,6 +58,7 @@ def prune_conv_globally(
     _check_rate(rate)
     with masked_for_a_while(model):
         layers = _layers(model, (nn.Conv2d,))
+        share_masks(model)
         global_unstructured([(layer, "weight") for layer in layers.values()], pruning_class, amount=float(rate))
     return broadcast_masks(share_masks(model))
 

@@ -136,6 +136,17 @@ def test_no_weight_comes_back_that_one_of_several_masks_has_pruned(make: Callabl
     assert 0 < int(found["0.weight"].sum()) < int(both.sum())
 
 
+@pytest.mark.parametrize("pruner", [prune.prune_conv, prune.prune_conv_globally])
+def test_no_weight_of_a_convolution_comes_back_that_one_of_several_masks_has_pruned(
+    pruner: Callable[[nn.Module, float], nn.Module],
+) -> None:
+    model, both = masked_differently(lambda: nn.Sequential(*(nn.Conv2d(3, 3, 3) for _ in range(3))))
+    pruner(model, 0.4)
+    found = masks(model)
+    assert torch.equal(found["0.weight"], found["2.weight"])
+    assert not (found["0.weight"] & ~both).any()
+
+
 @pytest.mark.parametrize("make", [language_model, two_linear])
 def test_places_that_one_of_several_masks_has_pruned_are_no_survivors_to_count(
     make: Callable[[], nn.Sequential],
