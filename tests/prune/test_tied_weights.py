@@ -141,7 +141,7 @@ def test_no_weight_of_a_convolution_comes_back_that_one_of_several_masks_has_pru
     pruner: Callable[[nn.Module, float], nn.Module],
 ) -> None:
     model, both = masked_differently(lambda: nn.Sequential(*(nn.Conv2d(3, 3, 3) for _ in range(3))))
-    pruner(model, 0.4)
+    pruner(model, 0.1)  # less than the places that only one of the masks prunes, whose zeros would go first
     found = masks(model)
     assert torch.equal(found["0.weight"], found["2.weight"])
     assert not (found["0.weight"] & ~both).any()
