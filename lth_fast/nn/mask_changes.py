@@ -103,13 +103,14 @@ class MaskChanges:
         with self._lock:
             return list(self.read_directly)
 
-    def holders_of(self, parameter: Tensor) -> list[Holder]:
+    def holders_of(self, parameter: Tensor, anew: bool = False) -> list[Holder]:
         """Those whose weight ``parameter`` is: none or one, more where layers share it.
 
-        Looked up anew only after a change, so an optimizer may ask at every step.
+        Looked up only after a change, or where ``anew`` says so, for layers may have come to share a weight since. So
+        an optimizer may ask at every step.
         """
         change, by_identity = self._found
-        if change != self.newest:
+        if anew or change != self.newest:
             by_identity = self._find()
         found = by_identity.get(id(parameter))
         if found is None:

@@ -104,7 +104,7 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     sparse = sparse_layers(model)
     holders = masked_parameters(model)
     parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    users = _plain_users(model)
+    users = plain_users(model)
     names = {id(holder.masked_parameter): name for name, holder in holders.items()}
     chosen: dict[int, tuple[str, Tensor]] = {}
     for given, mask in masks.items():
@@ -122,7 +122,7 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
         parameter = holders[name].weight if name in holders else parameters[name]
         check_mask(mask, parameter, f"masks[{name!r}]")
         for user, _ in users.get(id(parameter), ()):
-            _check_user(user, f"masks[{name!r}]")
+            check_user(user, f"masks[{name!r}]")
         first, other = chosen.setdefault(id(parameter), (name, mask))
         if not torch.equal(mask, other.to(mask.device)):
             raise ValueError(
@@ -149,7 +149,7 @@ def share_masks(model: nn.Module) -> nn.Module:
     A mask that was put on a single layer (``prune.l1_unstructured(decoder, "weight", 0.2)``) cannot know who else holds
     the layer's weight; the model can.
     """
-    users = _plain_users(model)
+    users = plain_users(model)
     holders = masked_parameters(model)
     weights = {name: holder.weight for name, holder in holders.items()}  # kept, so that an id means one of them
     sharing: dict[int, list[str]] = {}
@@ -169,7 +169,7 @@ def share_masks(model: nn.Module) -> nn.Module:
     return model
 
 
-def _plain_users(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+def plain_users(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     """The modules and attributes that hold a parameter without a mask of ours, by the parameter's ``id``."""
     users: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
@@ -205,7 +205,7 @@ def _refuse_shared_memory(parameters: Mapping[str, Tensor], chosen: Mapping[int,
             )
 
 
-def _check_user(module: nn.Module, mask: str) -> None:
+def check_user(module: nn.Module, mask: str) -> None:
     """Raise TypeError where ``module`` would read a parameter around the mask that is called ``mask``."""
     if isinstance(module, nn.RNNBase):
         raise TypeError(f"{mask}: a {type(module).__name__} reads its parameters around any mask; use its cell")

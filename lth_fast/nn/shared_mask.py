@@ -15,7 +15,7 @@ from lth_fast.ops import masked_apply_
 
 def take_mask(holder: Holder, bits: Tensor) -> None:
     """Give the packed mask to ``holder`` and to all that share its weight; zero weight and gradient where it prunes."""
-    sharers = _sharers(holder)
+    sharers = _sharers(holder, anew=True)
     for sharer in sharers:  # all of them before it is applied: an old mask must not prune what the new one keeps
         sharer.hold_mask(bits)
     apply_mask(holder)
@@ -43,6 +43,6 @@ def apply_mask(holder: Holder) -> None:
         sharer.trust_weight()
 
 
-def _sharers(holder: Holder) -> list[Holder]:
+def _sharers(holder: Holder, anew: bool = False) -> list[Holder]:
     parameter = holder.masked_parameter
-    return [holder] if parameter is None else list(dict.fromkeys((holder, *mask_changes.holders_of(parameter))))
+    return [holder] if parameter is None else list(dict.fromkeys((holder, *mask_changes.holders_of(parameter, anew))))

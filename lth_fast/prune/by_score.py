@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
-from lth_fast.nn import dense_state, masks, set_masks, share_masks
+from lth_fast.nn import broadcast_masks, dense_state, masks, set_masks, share_masks
 from lth_fast.nn.model import masked_for_a_while, parameter_names
 from lth_fast.ops import prune_by_magnitude
 from lth_fast.prune.distributions import DISTRIBUTIONS
@@ -47,7 +47,7 @@ def prune_by_score(
         generator: For ``random``.
 
     Returns:
-        ``model``.
+        ``model``. Where a process group of ``torch.distributed`` has several processes, all have the masks of rank 0.
 
     Raises:
         ValueError: A name is unknown, there is nothing to prune, a rate is out of range, two names of one parameter
@@ -100,7 +100,7 @@ def prune_by_score(
             except ValueError as error:
                 raise _by_name(error, score, {name: scores[name] for name in names}, before) from None
             after.update(zip(names, found, strict=True))
-        return set_masks(model, after)
+        return broadcast_masks(set_masks(model, after))
 
 
 def _weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:

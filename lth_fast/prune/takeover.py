@@ -10,7 +10,7 @@ from torch.nn.utils import prune as stock
 
 from lth_fast.nn import set_masks
 from lth_fast.nn.masked import check_mask
-from lth_fast.nn.model import _check_user, _plain_users
+from lth_fast.nn.model import check_user, plain_users
 
 
 def from_torch_prune(model: nn.Module) -> nn.Module:
@@ -51,13 +51,13 @@ def from_torch_prune(model: nn.Module) -> nn.Module:
         if not torch.equal(held.setdefault(id(module._parameters[f"{parameter}_orig"]), mask), mask):
             raise ValueError(f"model: expected one mask for a Parameter that modules share, {name!r} has another one")
     # What set_masks would refuse, as it is too late to do so when stock's masks are gone.
-    users = _plain_users(model)
+    users = plain_users(model)
     for name, module, parameter in found:
         full = f"{name}.{parameter}" if name else parameter
         original = module._parameters[f"{parameter}_orig"]
         check_mask(getattr(module, f"{parameter}_mask").bool(), original, full)
         for user, _ in users[id(original)]:
-            _check_user(user, full)
+            check_user(user, full)
     masks = {}
     for name, module, parameter in found:
         masks[f"{name}.{parameter}" if name else parameter] = getattr(module, f"{parameter}_mask").bool()

@@ -358,3 +358,16 @@ def test_two_parameters_that_are_views_of_one_memory_are_refused_and_left_alone(
     flat = torch.randn(48)  # disjoint pieces of one memory are fine
     model[0].weight, model[1].weight = nn.Parameter(flat[:24].view(4, 6)), nn.Parameter(flat[24:].view(6, 4))
     prune.prune_all(model, 0.5)
+
+
+def test_a_mask_reaches_a_layer_that_has_come_to_share_the_weight_since_the_last_mask_was_set():
+    first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+    for layer in (first, second):
+        set_masks(layer, {"weight": torch.rand(6, 6) < 0.9})
+    optimizer = torch.optim.SGD(first.parameters(), lr=0.1)
+    first(torch.randn(2, 6)).sum().backward()
+    optimizer.step()  # looks up who holds the weight
+    second.weight = first.weight
+    mask = torch.rand(6, 6) < 0.5
+    set_masks(first, {"weight": mask})
+    assert torch.equal(second.mask, mask)
