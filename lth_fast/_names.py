@@ -1,4 +1,4 @@
-"""Names a user types: any case, dashes or underscores, unambiguous prefixes, and a helpful refusal."""
+"""Names a user types: any case, with or without dashes and underscores, unambiguous prefixes, and a helpful refusal."""
 
 from __future__ import annotations
 
@@ -33,4 +33,4 @@ def match_name(name: str, known: Iterable[str], what: str) -> str:
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("-", "_")
+    return name.lower().replace("-", "").replace("_", "")

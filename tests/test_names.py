@@ -18,6 +18,8 @@ NETWORKS = ["lenet", "conv2", "conv4", "resnet20", "resnet110", "VGG-19"]
         ("l", "lenet"),
         ("resnet2", "resnet20"),
         ("Conv4", "conv4"),
+        ("conv-4", "conv4"),
+        ("vgg19", "VGG-19"),
     ],
 )
 def test_case_dashes_and_unambiguous_beginnings_are_understood(typed: str, meant: str) -> None:

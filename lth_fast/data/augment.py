@@ -33,7 +33,8 @@ def draw_flips_and_crops(count: int, seed: int, padding: int = 4) -> Tensor:
     everywhere.
     """
     shifts = 2 * padding + 1
-    return torch.randint(2 * shifts * shifts, (count,), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2 * shifts * shifts, (count,), generator=generator, device="cpu")
 
 
 def apply_draws(images: Tensor, draws: Tensor, padding: int = 4) -> Tensor:

@@ -42,4 +42,9 @@ def _read_batch(path: Path, label_key: str) -> Labelled:
         given = f"{len(labels)} entries" if isinstance(labels, list) else type(labels).__name__
         raise ValueError(f"{path}: expected {label_key!r} to be a list of {len(data)} integers, got {given}")
     images = torch.from_numpy(np.ascontiguousarray(data)).view(-1, CHANNELS, HEIGHT, WIDTH)
-    return Labelled(images, torch.tensor(labels, dtype=torch.int64))
+    try:
+        return Labelled(images, torch.tensor(labels, dtype=torch.int64, device="cpu"))
+    except (ValueError, OverflowError, RuntimeError) as error:  # which one it is depends on torch
+        raise ValueError(
+            f"{path}: expected {label_key!r} to be numbers of classes, got {max(labels, key=abs)}"
+        ) from error

@@ -51,7 +51,11 @@ def read_idx(path: Path) -> Tensor:
             f"{path} is damaged: expected {header + prod(shape)} bytes for shape {list(shape)}, got {len(content)}"
         )
     # bytearray: torch warns about tensors over memory that must not be written.
-    return torch.from_numpy(np.frombuffer(bytearray(content), np.uint8, offset=header).reshape(shape))
+    elements = np.frombuffer(bytearray(content), np.uint8, offset=header)
+    try:
+        return torch.from_numpy(elements.reshape(shape))
+    except ValueError as error:  # more dimensions than numpy has
+        raise ValueError(f"{path} is damaged: expected a few dimensions, got {dimensions} ({error})") from error
 
 
 def read_idx_pair(images_path: Path, labels_path: Path) -> Labelled:

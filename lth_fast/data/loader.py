@@ -119,7 +119,7 @@ class ResidentLoader:
         if not self.shuffle:
             return torch.arange(len(self.images), device=self.images.device)
         generator = torch.Generator().manual_seed(seed)
-        return torch.randperm(len(self.images), generator=generator).to(self.images.device)
+        return torch.randperm(len(self.images), generator=generator, device="cpu").to(self.images.device)
 
     def batch(self, indices: Tensor, augment_seed: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the images at ``indices`` as network inputs, and their labels.
@@ -206,4 +206,4 @@ def check_batch_size(argument: str, batch_size: int) -> None:
 
 
 def _draw_seed() -> int:
-    return int(torch.empty((), dtype=torch.int64).random_().item())
+    return int(torch.empty((), dtype=torch.int64, device="cpu").random_().item())

@@ -120,5 +120,5 @@ def draw_split(available: int, held_out: int, split_seed: int) -> tuple[Tensor, 
     """
     if isinstance(split_seed, bool) or not isinstance(split_seed, int) or not 0 <= split_seed < 2**63:
         raise ValueError(f"split_seed must be an integer from 0 to 2**63 - 1, got {split_seed!r}")
-    order = torch.randperm(available, generator=torch.Generator().manual_seed(split_seed))
+    order = torch.randperm(available, generator=torch.Generator().manual_seed(split_seed), device="cpu")
     return order[:held_out].sort().values, order[held_out:].sort().values

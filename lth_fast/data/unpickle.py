@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,31 @@ from typing import Any
 import numpy as np
 
 
-def _dtype(code: str, align: int = 0, copy: int = 1) -> np.dtype[Any]:
-    # Python 2 wrote these flags as 0 and 1; numpy is about to refuse numbers here.
-    return np.dtype(code, align=bool(align), copy=bool(copy))
+class _Dtype:
+    """A type of numbers. numpy's own would believe what the file says of it, even that objects are none."""
+
+    def __init__(self, code: str, align: int = 0, copy: int = 1) -> None:
+        if not re.fullmatch("[buif][1248]", code):
+            raise pickle.UnpicklingError(f"it asks for an array of {code!r}, where data has numbers")
+        self.numpy = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.numpy = self.numpy.newbyteorder(state[1])
+
+
+class _Array(np.ndarray[Any, Any]):
+    """An array that is empty until its state gives it numbers."""
+
+    def __new__(cls, *_: Any) -> _Array:
+        return super().__new__(cls, (0,), np.uint8)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        version, shape, dtype, fortran, content = state
+        super().__setstate__((version, shape, dtype.numpy, fortran, content))
+
+
+def _array_of_buffer(buffer: Any, dtype: _Dtype, *layout: Any) -> Any:
+    return _from_buffer(buffer, dtype.numpy, *layout)
 
 
 def _bytes(text: str, encoding: str) -> bytes:
@@ -22,18 +45,17 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-# numpy has moved these functions between modules; asking an array for them works with every version.
-_from_state: Any = np.empty(0).__reduce_ex__(2)[0]
+# numpy has moved this function between modules; asking an array for it works with every version.
 _from_buffer: Any = np.empty(0).__reduce_ex__(5)[0]
 
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("_codecs", "encode"): _bytes,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _from_state,
-    ("numpy._core.multiarray", "_reconstruct"): _from_state,
-    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
-    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.numeric", "_frombuffer"): _array_of_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _array_of_buffer,
 }
 
 

@@ -90,6 +90,7 @@ def recover_command(
         raise ValueError(f"{path} was made by {configuration['made_by']}; go on with it there: recover={str(path)!r}")
     config = Config.from_record(configuration).recovered_with(net, dataset, given, force=force)
     if _complete(run, config):
+        run.replicate(config.replicates - 1).level(config.rounds).remove_checkpoint()
         return run
     return _run(config, run, quiet=quiet, force=force)
 

@@ -233,9 +233,10 @@ _LEFT_OUT = {"seed": None, "plan": "auto"}
 
 def _recovered(run: Run, options: dict[str, Any]) -> dict[str, Any]:
     recorded = run.manifest().get("configuration")
-    if recorded is not None:
-        recorded = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
-    if recorded is None or "made_by" not in recorded:
+    if recorded is None:
+        raise ValueError(f"recover: {run.path}: this run was stopped before it was set up; start it anew")
+    recorded = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
+    if "made_by" not in recorded:
         raise ValueError(f"recover: {run.path} was made by the command line; go on with it there: --recover {run.path}")
     wrong = [
         f"{name} is {recorded.get(name)} in the run, {value} was given"

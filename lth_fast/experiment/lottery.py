@@ -81,6 +81,7 @@ def run_replicate(experiment: Experiment, record: Replicate, monitor: Monitor) -
             if level.masks() is None:
                 level.save_masks(_masks_of(experiment, record, number, prune))
             train_level(experiment, record, level, monitor)
+        level.remove_checkpoint()
         summaries.append(stored(level.summary(), level))
         monitor.level_complete(summaries[-1])
     return summaries

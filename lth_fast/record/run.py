@@ -287,6 +287,10 @@ class Level:
     def save_summary(self, summary: Mapping[str, Any]) -> None:
         """Save the results, which makes the level complete, then remove its checkpoint."""
         write_document(self._summary_file, summary)
+        self.remove_checkpoint()
+
+    def remove_checkpoint(self) -> None:
+        """Remove the checkpoint of the complete level; a process killed in :meth:`save_summary` may have left it."""
         self._checkpoint_file.unlink(missing_ok=True)
 
     @property

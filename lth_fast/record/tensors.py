@@ -26,10 +26,17 @@ def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     name). The same state gives the same bytes.
 
     Raises:
-        TypeError: A value is not a dense tensor.
+        TypeError: A value is not a dense tensor, or of a dtype that safetensors does not know (complex128).
     """
-    # safetensors sorts its entries; the order of the state dict travels beside them.
-    replace_file(path, save(_separate(state), {"names": json.dumps(list(state))}))
+    separate = _separate(state)
+    try:
+        # safetensors sorts its entries; the order of the state dict travels beside them.
+        content = save(separate, {"names": json.dumps(list(state))})
+    except KeyError as error:
+        (dtype,) = error.args
+        names = ", ".join(repr(name) for name, tensor in separate.items() if tensor.dtype == dtype)
+        raise TypeError(f"{names} should be of a dtype that safetensors can store, got {dtype}") from error
+    replace_file(path, content)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -39,7 +46,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged or holds something else. The message names it.
     """
-    names, tensors = _read(path, "names")
+    names, tensors = _read(path, "names", list)
     return {name: tensors[name] for name in names}
 
 
@@ -71,9 +78,11 @@ def read_masks(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged or holds something else. The message names it.
     """
-    shapes, packed = _read(path, "shapes")
+    shapes, packed = _read(path, "shapes", dict)
     masks = {}
     for name, shape in shapes.items():
+        if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
+            raise ValueError(f"{path} is damaged: mask {name!r} has the shape {shape}")
         count = math.prod(shape)
         bits = packed[name].numpy()
         if bits.dtype != np.uint8 or bits.shape != ((count + 7) // 8,):
@@ -119,7 +128,8 @@ def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided:
             raise TypeError(f"{name!r} should be a dense tensor, got {getattr(value, 'layout', type(value).__name__)}")
-        tensor = value.detach().cpu().contiguous()
+        # A conjugate or a negative may be a view that only says so; the bytes behind it are another tensor's.
+        tensor = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
         if tensor.untyped_storage().data_ptr() in storages:
             tensor = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
@@ -127,14 +137,15 @@ def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _read(path: Path, described: str) -> tuple[Any, dict[str, Tensor]]:
-    """The metadata entry ``described``, which lists all tensors in their order, and the tensors."""
+def _read(path: Path, described: str, kind: type[list[Any]] | type[dict[str, Any]]) -> tuple[Any, dict[str, Tensor]]:
+    """The metadata entry ``described``, a ``kind`` that lists all tensors in their order, and the tensors."""
     try:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {}).get(described, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    if description is None or set(description) != set(tensors):
+    named = isinstance(description, kind) and all(isinstance(name, str) for name in description)
+    if not named or set(description) != set(tensors):
         raise ValueError(f"{path} is not a file of this kind: its metadata lacks {described!r} of its tensors")
     return description, tensors

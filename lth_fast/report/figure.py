@@ -33,8 +33,8 @@ def figure(run: Run) -> Path:
     drawing = require("matplotlib.figure", "plot", "drawing a figure").Figure(figsize=(11, 5), layout="constrained")
     canvas = require("matplotlib.backends.backend_agg", "plot", "drawing a figure").FigureCanvasAgg(drawing)
     accuracy, iteration = drawing.subplots(1, 2)
-    drawing.suptitle(f"{_title(run)}   ({_replicates(results)})", fontsize=13)
-    drawing.supxlabel(run.path.name, fontsize=8, color=_REFERENCE)
+    drawing.suptitle(f"{_title(run)}   ({_replicates(results)})", fontsize=13, parse_math=False)
+    drawing.supxlabel(run.path.name, fontsize=8, color=_REFERENCE, parse_math=False)
     _draw_accuracy(accuracy, results.levels)
     _draw_iteration(iteration, results.levels)
     for axes in (accuracy, iteration):

@@ -138,6 +138,19 @@ def test_a_complete_run_prints_its_report_again_wherever_it_was_made(command, sp
     assert bits(outcome.run) == before
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_checkpoint_that_a_kill_left_in_a_complete_level_goes(number, command, bits):
+    outcome = command(*BASE)
+    expected = bits(outcome.run)
+    if number == 0:
+        interrupted(outcome)
+    outcome.level(number).save_checkpoint({})
+    recovered = command("--recover", str(outcome.run.path), save=False)
+    assert recovered.code == 0, recovered.err
+    assert not list(outcome.run.path.rglob("checkpoint.pt"))
+    assert bits(outcome.run) == expected
+
+
 def test_its_own_settings_may_be_repeated(command, stopped):
     configuration = stopped.manifest()["configuration"]
     recorded = {flag.name: configuration.get(flag.name) for flag in FLAGS if flag.parse}

@@ -40,6 +40,10 @@ def test_batches_are_joined_in_order_with_channels_first(tmp_path):
         ({"data": [0] * 3072, "labels": [1]}, r"uint8 array \[N, 3072\], got list"),
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}, r"'labels' to be a list of 2 integers, got 1 entries"),
         ({"data": np.zeros((1, 3072), np.uint8), "labels": ["cat"]}, r"'labels' to be a list of 1 integers"),
+        (
+            {"data": np.zeros((1, 3072), np.uint8), "labels": [2**70]},
+            rf"'labels' to be numbers of classes, got {2**70}",
+        ),
     ],
 )
 def test_a_file_that_is_no_batch_is_refused_with_its_name(tmp_path, content, complaint):

@@ -9,13 +9,19 @@ def test_the_data_sets_are_listed_in_alphabetical_order():
     assert datasets == ("cifar10", "cifar100", "digits", "fashion_mnist", "mnist", "svhn")
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "Fashion-MNIST", "fash"])
+@pytest.mark.parametrize("name", ["fashion_mnist", "Fashion-MNIST", "FashionMNIST", "fash"])
 def test_a_name_may_be_typed_loosely(tmp_path, write_idx_data_set, name):
     write_idx_data_set(tmp_path / "FashionMNIST" / "raw", train=30, test=10)
     splits = load(name, tmp_path, validation=5, train_batch_size=3)
     assert isinstance(splits, DataSplits)
     assert splits.train.name == "fashion_mnist"
     assert (len(splits.validation.images), splits.train.batch_size) == (5, 3)
+
+
+@pytest.mark.parametrize("name", ["cifar-10", "CIFAR-10", "CIFAR_10"])
+def test_a_name_may_have_a_separator_where_its_publisher_puts_one(tmp_path, offline, name):
+    with pytest.raises(FileNotFoundError, match="CIFAR-10 is incomplete"):
+        load(name, tmp_path)
 
 
 def test_cifar10_is_not_ambiguous_although_it_begins_cifar100(tmp_path, offline):

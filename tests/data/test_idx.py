@@ -90,3 +90,10 @@ def test_a_labels_file_in_the_place_of_the_images_is_refused(tmp_path, idx_bytes
     labels.write_bytes(idx_bytes(np.zeros(4, dtype=np.uint8)))
     with pytest.raises(ValueError, match=r"expected images \[N, H, W\], got shape \[4\]"):
         read_idx_pair(labels, labels)
+
+
+def test_a_header_with_more_dimensions_than_arrays_have_is_refused_with_the_files_name(tmp_path):
+    path = tmp_path / "images"
+    path.write_bytes(bytes([0, 0, 8, 80]) + bytes([0, 0, 0, 1]) * 80 + b"x")
+    with pytest.raises(ValueError, match="images is damaged: expected a few dimensions, got 80"):
+        read_idx(path)

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from lth_fast.data import ResidentLoader
+from lth_fast.data import ResidentLoader, load
 from lth_fast.data.augment import flip_and_crop
 
 MEAN, STD = (0.3, 0.5, 0.7), (0.2, 0.25, 0.3)
@@ -107,6 +107,18 @@ def test_each_batch_of_each_epoch_is_augmented_afresh():
     torch.manual_seed(5)
     batches = [inputs for _ in range(2) for inputs, _ in loader]
     assert len(torch.stack(batches).flatten(1).unique(dim=0)) == 6
+
+
+def test_a_default_device_decides_nothing():
+    def epoch():
+        splits = load("digits", augment=True, split_seed=1)
+        torch.manual_seed(3)
+        return [tensor for batch in (*splits.train, *splits.validation) for tensor in batch]
+
+    expected = epoch()
+    with torch.device("meta"):  # as torch.set_default_device("cuda") would, without a device
+        found = epoch()
+    assert all(map(torch.equal, found, expected))
 
 
 def test_an_order_is_a_permutation_that_its_seed_alone_decides():

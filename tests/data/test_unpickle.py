@@ -42,6 +42,29 @@ def test_a_batch_written_by_python_2_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("code", ["<i4", ">i4", ">f8", "?"])
+def test_numbers_of_either_byte_order_come_back(tmp_path, code, protocol):
+    array = np.arange(6).reshape(2, 3).astype(code)
+    path = tmp_path / "batch"
+    path.write_bytes(pickle.dumps(array, protocol=protocol))
+    content = unpickle(path)
+    assert (content.dtype.kind, content.dtype.itemsize) == (array.dtype.kind, array.dtype.itemsize)
+    assert np.array_equal(content, array)
+
+
+def test_addresses_that_call_themselves_numbers_are_refused(tmp_path):
+    """Flags of 0 after the type "object" made numpy take bytes of the file for pointers to objects."""
+    path = tmp_path / "batch"
+    path.write_bytes(
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x01\x85"
+        b"cnumpy\ndtype\nU\x02O8K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89U\x08AAAAAAAAtb."
+    )
+    with pytest.raises(ValueError, match=r"batch: .* it asks for an array of 'O8', where data has numbers"):
+        unpickle(path)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path, protocol):
     path, folder = tmp_path / "batch", tmp_path / "made-by-the-attack"
     path.write_bytes(pickle.dumps({"data": Attack(folder)}, protocol=protocol))

@@ -334,6 +334,12 @@ def test_recovering_a_run_of_the_command_line_is_refused(search, tmp_path):
         search(recover=run.path)
 
 
+def test_recovering_a_run_that_was_stopped_before_it_was_set_up_is_refused(search, tmp_path):
+    run = lth_fast.record.create_run(tmp_path, "Network", "TensorDataset")
+    with pytest.raises(ValueError, match="this run was stopped before it was set up; start it anew"):
+        search(recover=run.path)
+
+
 def test_another_environment_is_refused_and_can_be_forced(search):
     first = search()
     path = first.path / "meta.json"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lth_fast.record.tensors import (
@@ -33,6 +34,38 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert actual[name].shape == tensor.shape
         bits = [value.detach().contiguous().reshape(-1).view(torch.uint8) for value in (actual[name], tensor)]
         assert torch.equal(*bits)
+
+
+def test_conjugates_and_negatives_that_were_never_computed_come_back(tmp_path: Path) -> None:
+    spectrum = torch.complex(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    state = {"conjugate": spectrum.conj(), "negative": spectrum.conj().imag, "itself": spectrum}
+    assert state["conjugate"].is_conj()
+    assert state["negative"].is_neg()
+    write_weights(tmp_path / "w", state)
+    read = read_weights(tmp_path / "w")
+    assert all(torch.equal(read[name], value) for name, value in state.items())
+
+
+def test_a_dtype_that_cannot_be_stored_is_refused_with_the_tensors_name(tmp_path: Path) -> None:
+    state = {"weight": torch.zeros(2), "spectrum": torch.zeros(2, dtype=torch.complex128)}
+    with pytest.raises(TypeError, match=r"'spectrum' should be of a dtype .*, got torch\.complex128"):
+        write_weights(tmp_path / "w", state)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "description", ["3", '"a"', '[["a"]]', '{"a": 3}', '{"a": ["b"]}', '{"a": [-1, -8]}', '["a", 1]']
+)
+def test_a_file_of_another_program_with_metadata_of_its_own_is_refused_by_name(
+    tmp_path: Path, description: str
+) -> None:
+    path = tmp_path / "foreign.safetensors"
+    path.write_bytes(save({"a": torch.zeros(1, dtype=torch.uint8)}, {"names": description, "shapes": description}))
+    with pytest.raises(ValueError, match=r"foreign\.safetensors is "):
+        read_masks(path)
+    if not description.startswith("{"):
+        with pytest.raises(ValueError, match=r"foreign\.safetensors is "):
+            read_weights(path)
 
 
 @settings(deadline=None)

@@ -4,11 +4,12 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lth_fast.record import Run
+from lth_fast.record import Run, create_run
 from lth_fast.report import figure
 
 matplotlib = pytest.importorskip("matplotlib", reason="figures need matplotlib")
@@ -53,6 +54,13 @@ def visible_texts(drawing: Any) -> Iterator[Any]:
             low, high = sorted(axis.get_view_interval())
             ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
             yield from (label for place, label in ticks if low <= place <= high)
+
+
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path: Path, summary: MakeSummary, drawn: list[Any]) -> None:
+    run = create_run(tmp_path, "a$b", r"c\frac{$")
+    run.replicate(0).level(0).save_summary(summary(0))
+    assert figure(run).exists()
+    assert any(text.get_text().startswith(r"a$b on c\frac{$") for text in visible_texts(drawn[0]))
 
 
 def test_a_figure_is_a_png_in_the_folder_of_the_run(make_run: MakeRun, summary: MakeSummary) -> None:
