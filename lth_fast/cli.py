@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), USAGE_ERROR)
     except Interrupted as interrupted:
         return _interrupted(interrupted)
+    except BrokenPipeError:
+        # Whoever read has seen enough (`| head`); Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
     except OSError as error:
         return _fail(str(error), FAILURE)
     except KeyboardInterrupt:
@@ -75,7 +80,7 @@ def parser() -> Parser:
                 off = f"switch off --{flag.name} where a preset has it on"
                 result.add_argument(f"--no_{flag.name}", dest=flag.name, action="store_false", help=off)
         else:
-            result.add_argument(*spellings, metavar="", help=f"{flag.help} ({_default(flag.name)})")
+            result.add_argument(*spellings, help=f"{flag.help} ({_default(flag.name)})")
     result.add_argument("--recover", metavar="DIR", help="go on with the run in this folder, with its own settings")
     result.add_argument("--force", action="store_true", help="recover also where the bits may come out differently")
     result.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -145,7 +150,7 @@ def _experiment(arguments: list[str]) -> int:
 
 def _info(arguments: list[str]) -> int:
     Parser(prog="python -m lth_fast info", description="Versions, build, devices.").parse_args(arguments)
-    print(information())
+    print(information(), flush=True)
     return 0
 
 
@@ -161,7 +166,7 @@ _COMMANDS = {"info": _info, "report": _report}
 def _report_on(run: Run, *, quiet: bool = False) -> int:
     """Draw the figure, and print it and the table unless ``quiet``."""
     if not quiet:
-        print(table(run))
+        print(table(run), flush=True)
     try:
         drawn = f"figure: {figure(run)}"
     except ImportError as error:

@@ -3,7 +3,8 @@
 ``reinit`` keeps every level's mask and draws new weights, anew for each level, trained from step 1 (Frankle & Carbin
 2019, section 2: "randomly reinitialize"). ``random_mask`` keeps the number of survivors of every layer and the weights
 of the rewind point, and puts the survivors at random places (1903.01611, section 3: "random pruning").
-To add a branch: its name here, its masks in :func:`branch_masks`, and its weights in ``train_level`` if they differ.
+To add a branch: its name here, its masks in :func:`branch_masks`, and its weights in ``_start`` of ``level.py`` if they
+differ.
 """
 
 from __future__ import annotations

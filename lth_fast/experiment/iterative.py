@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ from lth_fast.train import OptimizerRecipe, Seeds, own_random_state
 from lth_fast.train.schedule import StepSchedule
 
 
-class LevelResult(SimpleNamespace):
+@dataclass
+class LevelResult:
     """Results of one level.
 
     Attributes:
@@ -42,6 +43,21 @@ class LevelResult(SimpleNamespace):
         seconds: All of the level.
         train_seconds: Optimizer steps alone.
     """
+
+    replicate: int
+    level: int
+    density: float
+    early_stop_iteration: int | None
+    early_stop_accuracy: float | None
+    test_accuracy: float | None
+    test_loss: float | None
+    seconds: float
+    train_seconds: float
+
+    @classmethod
+    def of(cls, summary: Mapping[str, Any]) -> LevelResult:
+        """The results that the ``summary`` of a level holds, among others."""
+        return cls(**{field.name: summary[field.name] for field in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -222,7 +238,7 @@ def iterative_pruning(
         recovering=recover is not None,
         force=force,
     )
-    return Result(_final_model(plain, run, options["rounds"], device), run.path, [LevelResult(**s) for s in summaries])
+    return Result(_final_model(plain, run, options["rounds"], device), run.path, [LevelResult.of(s) for s in summaries])
 
 
 # Settings that a run of an earlier version has no record of.

@@ -499,6 +499,15 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out == f"lth_fast {__version__}\n"
 
 
+def test_the_help_says_where_a_flag_takes_a_value(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "-p DATA, --data DATA" in text
+    assert "-lr LEARN_RATE, --learn_rate LEARN_RATE" in text
+    assert " ," not in text
+
+
 def test_the_help_names_every_flag_network_and_data_set(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["--help"])

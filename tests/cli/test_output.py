@@ -251,3 +251,13 @@ def test_report_of_no_run_is_refused(make, tmp_path, capsys):
     make(tmp_path / "run")
     assert cli.main(["report", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.startswith(f"error: no run at {tmp_path / 'run'}: ")
+
+
+def test_a_reader_that_has_seen_enough_ends_the_program_quietly():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lth_fast", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()  # as `| head -1` does after its line
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait() == 1

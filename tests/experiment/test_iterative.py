@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -98,6 +99,12 @@ def test_the_named_tuple_of_a_data_set_gives_everything_a_result_has(search, tmp
     densities = [level.density for level in result.levels]
     assert densities == pytest.approx([1, 0.8133, 0.6630, 0.5414], abs=1e-4)
     assert run.manifest["examples"] == {"train": 1297, "validation": 250, "test": 250}
+
+
+def test_a_result_has_the_fields_its_documentation_names_and_no_others(search):
+    (level, *_) = search().levels
+    assert set(vars(level)) == {field.name for field in dataclasses.fields(level)}
+    assert all(field.name in type(level).__doc__ for field in dataclasses.fields(level))
 
 
 def test_the_model_of_the_result_is_the_last_level_with_its_masks(search):
