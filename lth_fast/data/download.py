@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
 import os
@@ -9,14 +10,16 @@ import queue
 import secrets
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 PATIENCE_SECONDS = 20.0
 _CHUNK_BYTES = 1 << 16
+_DAY_SECONDS = 24 * 3600.0
 
 
 class DownloadError(OSError):
@@ -63,7 +66,15 @@ def md5_of(path: Path) -> str:
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of ``path`` when the block ends without an error, and vanishes otherwise."""
+    """Open a file that takes the place of ``path`` when the block ends without an error, and vanishes otherwise.
+
+    What killed processes left of such files goes when nothing was written to it for a day: a younger one may be another
+    process's.
+    """
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _DAY_SECONDS:
+                left.unlink()
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with partial.open("xb") as file:

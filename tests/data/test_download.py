@@ -99,3 +99,13 @@ def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(tmp_path):
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_killed_downloads_of_a_file_left_goes_unless_it_may_be_another_processs(local_server, tmp_path, content):
+    for name, age in (("images.gz.0a1b.part", 90_000), ("images.gz.2c3d.part", 60), ("labels.gz.4e5f.part", 90_000)):
+        (tmp_path / name).write_bytes(b"a beginning")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    local_server.serve("/images.gz", content)
+    download({"images.gz": md5(content)}, [local_server.url("")], tmp_path)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["images.gz", "images.gz.2c3d.part", "labels.gz.4e5f.part"]
