@@ -18,12 +18,17 @@ NETWORKS = ["lenet", "conv2", "conv4", "resnet20", "resnet110", "VGG-19"]
         ("l", "lenet"),
         ("resnet2", "resnet20"),
         ("Conv4", "conv4"),
-        ("conv-4", "conv4"),
-        ("vgg19", "VGG-19"),
     ],
 )
 def test_case_dashes_and_unambiguous_beginnings_are_understood(typed: str, meant: str) -> None:
     assert match_name(typed, NETWORKS, "network") == meant
+
+
+def test_separators_count_unless_told_otherwise() -> None:
+    assert match_name("conv-4", NETWORKS, "network", separators_count=False) == "conv4"
+    assert match_name("vgg19", NETWORKS, "network", separators_count=False) == "VGG-19"
+    with pytest.raises(ValueError, match="unknown network 'conv-4'"):
+        match_name("conv-4", NETWORKS, "network")
 
 
 def test_a_whole_name_wins_over_names_that_begin_with_it() -> None:

@@ -54,7 +54,7 @@ def load(name: str, root: str | os.PathLike[str] | None = None, **options: Any) 
         FileNotFoundError: Files are missing and cannot be downloaded; the message says which and where they go.
         ImportError: The data set needs a package that is not installed.
     """
-    known = match_name(name, datasets, "data set")
+    known = match_name(name, datasets, "data set", separators_count=False)
     if root is None and known != "digits":
         raise ValueError(f"root must name the folder of {known}'s files, got None")
     return _loaders[known](root, **options)

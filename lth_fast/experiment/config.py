@@ -81,7 +81,7 @@ class Config:
         Raises:
             ValueError: A name or a value is wrong; the message names the flag, what is expected and what was given.
         """
-        net, dataset = canonical(net), match_name(dataset, datasets, "data set")
+        net, dataset = canonical(net), match_name(dataset, datasets, "data set", separators_count=False)
         given = expanded(given)
         preset_name = BY_NAME["preset"].read(given.get("preset", cls.preset))
         preset = preset_settings(preset_name, net, dataset)
@@ -170,7 +170,7 @@ class Config:
         if net is not None:
             wanted["net"] = canonical(net)
         if dataset is not None:
-            wanted["dataset"] = match_name(dataset, datasets, "data set")
+            wanted["dataset"] = match_name(dataset, datasets, "data set", separators_count=False)
         free = ("data", "threads") if force else ("data",)
         changed = {name: wanted.pop(name) for name in free if name in wanted}
         wrong = [
