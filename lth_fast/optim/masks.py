@@ -24,13 +24,12 @@ from lth_fast.nn.mask_changes import Holder, mask_changes
 from lth_fast.ops import masked_apply_
 from lth_fast.optim.gradients import MASK_IN_THE_STEP
 
-# Those whose steps leave pruned weights at zero where they are taken.
-_keep_zeros: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+# Numbers in an optimizer's ``__dict__``, where a look-up costs least, beside its ``id``: a copy follows masks anew.
+_FOLLOWED = "_lth_fast_followed"  # (id, the newest change of masks it has followed)
+_KEEPS_ZEROS = "_lth_fast_keeps_zeros"  # id
 # What is masked behind the steps of each optimizer, as of a change of masks and a number of parameter groups.
 _behind: weakref.WeakKeyDictionary[Optimizer, tuple[tuple[int, int], list[weakref.ref[Holder]]]]
 _behind = weakref.WeakKeyDictionary()
-# The newest change of masks that each optimizer has followed. A copy of an optimizer is not in here: it follows anew.
-_followed: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
 
 
 def apply_masks(optimizer: Optimizer) -> None:
@@ -48,7 +47,7 @@ def apply_masks(optimizer: Optimizer) -> None:
 
 def leave_weights_alone(optimizer: Optimizer) -> None:
     """Mask no weights behind the steps of ``optimizer``, which keep zeros where they are in its caller's loop."""
-    _keep_zeros.add(optimizer)
+    optimizer.__dict__[_KEEPS_ZEROS] = id(optimizer)
 
 
 def _apply(optimizer: Optimizer, layers: Iterable[Holder]) -> None:
@@ -70,11 +69,12 @@ def _held(optimizer: Optimizer, layers: Iterable[Holder]) -> Iterator[Holder]:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-    newest, followed = mask_changes.newest, _followed.get(optimizer, 0)
-    if followed != newest:
-        _apply(optimizer, mask_changes.since(followed))
+    newest = mask_changes.newest
+    owner, followed = optimizer.__dict__.get(_FOLLOWED, (0, 0))
+    if followed != newest or owner != id(optimizer):
+        _apply(optimizer, mask_changes.since(followed if owner == id(optimizer) else 0))
         _warn_of_replaced_parameters(optimizer)
-        _followed[optimizer] = newest
+        optimizer.__dict__[_FOLLOWED] = (id(optimizer), newest)
     if not mask_changes.read_directly:
         return None
     _mask_direct_gradients(optimizer)
@@ -114,10 +114,10 @@ def _warn_of_replaced_parameters(optimizer: Optimizer) -> None:
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    # A compiled step has a compiled forward behind it, which masks what it reads.
-    if mask_changes.newest == 0 or torch.compiler.is_compiling() or type(optimizer) in MASK_IN_THE_STEP:
+    if mask_changes.newest == 0 or type(optimizer) in MASK_IN_THE_STEP:
         return
-    if optimizer in _keep_zeros:
+    # A compiled step has a compiled forward behind it, which masks what it reads.
+    if torch.compiler.is_compiling() or optimizer.__dict__.get(_KEEPS_ZEROS) == id(optimizer):
         return
     state = (mask_changes.newest, len(optimizer.param_groups))
     seen, layers = _behind.get(optimizer, (None, []))
