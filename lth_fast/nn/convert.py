@@ -170,15 +170,17 @@ def choices(model: nn.Module) -> dict[str, Choice]:
 
 
 def explain(model: nn.Module) -> str:
-    """A table of the layers that :func:`convert` decided on: density, form, measured times in ms, reason.
+    """A table of the layers that :func:`convert` decided on: density now, form, measured times in ms, reason.
 
     Returns:
         The table, one line per layer, which is printed too.
     """
     rows = [("layer", "density", "form", "masked ms", "sparse ms", "reason")]
+    holders = {**masked_parameters(model), **sparse_layers(model)}
     for name, choice in choices(model).items():
         times = (_milliseconds(choice.masked_seconds), _milliseconds(choice.sparse_seconds))
-        rows.append((name, f"{choice.density:.4g}", choice.form, *times, choice.reason))
+        density = getattr(holders.get(name), "density", choice.density)  # it may have been pruned since
+        rows.append((name, f"{density:.4g}", choice.form, *times, choice.reason))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     table = "\n".join(lines)

@@ -59,7 +59,7 @@ class MaskedLayer(nn.Module):
             bits = pack_mask(mask.detach().to(weight.device))
         shared_mask.take_mask(self, bits)
         if survivors is not None:
-            self._counted = (bits, bits._version, survivors)
+            self._counted = (bits, _writes(bits), survivors)
 
     def hold_mask(self, bits: Tensor) -> None:
         """Keep the packed mask ``bits`` without applying it."""
@@ -114,8 +114,8 @@ class MaskedLayer(nn.Module):
         bits = self.mask_bits
         counted = self.__dict__.get("_counted")
         # An average of models writes the mask of another one into the bits.
-        if counted is None or counted[0] is not bits or counted[1] != bits._version:
-            counted = self._counted = (bits, bits._version, int(self.mask.sum()))
+        if counted is None or counted[0] is not bits or counted[1] != _writes(bits):
+            counted = self._counted = (bits, _writes(bits), int(self.mask.sum()))
         return counted[2]
 
     @property
@@ -204,6 +204,10 @@ def check_mask(mask: Any, weight: Tensor, name: str) -> None:
         raise TypeError(f"{name}: expected a weight of one of {expected}, got {weight.dtype}")
     if weight.is_meta:
         raise ValueError(f"{name}: expected a weight with values, got one on the meta device; move it with to_empty()")
+
+
+def _writes(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # an inference tensor counts none
 
 
 def _as_written(weight: Tensor) -> tuple[Tensor, int, int] | None:

@@ -607,3 +607,10 @@ def test_times_that_are_no_times_are_measured_anew(calibration_folder):
         model = set_masks(nn.Sequential(nn.Linear(64, 32)), {"0.weight": torch.rand(32, 64) < 0.5})
         convert(model)
         assert choices(model)["0.weight"].sparse_seconds > 0
+
+
+def test_explain_tells_the_density_that_a_layer_has_now(capsys):
+    model = nn.Sequential(nn.Linear(10, 10))
+    convert(model, {"0.weight": torch.arange(100).view(10, 10) < 80}, form="masked")
+    set_masks(model, {"0.weight": torch.arange(100).view(10, 10) < 20})
+    assert explain(model).splitlines()[1].split()[:3] == ["0.weight", "0.2", "masked"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -344,3 +345,10 @@ def test_the_count_of_survivors_follows_the_mask_that_an_average_of_models_copie
     average.update_parameters(layer)
     assert average.module.survivors == int(layer.mask.sum())
     assert torch.equal(average.module.mask, layer.mask)
+
+
+def test_a_copy_that_is_made_in_inference_mode_tells_its_density(kind: Any) -> None:
+    layer = kind.layer()
+    with torch.inference_mode():
+        twin = copy.deepcopy(layer)
+    assert twin.survivors == int(layer.mask.sum())
