@@ -109,15 +109,17 @@ class MaskChanges:
         Looked up only after a change, or where ``anew`` says so, for layers may have come to share a weight since. So
         an optimizer may ask at every step.
         """
-        change, by_identity = self._found
-        if anew or change != self.newest:
-            by_identity = self._find()
-        found = by_identity.get(id(parameter))
+        found = (self._find() if anew else self.by_identity()).get(id(parameter))
         if found is None:
             return []
         layers = (layer() for layer in found)
         # The weight may have been replaced since, or another tensor have got its identity.
         return [layer for layer in layers if layer is not None and layer.masked_parameter is parameter]
+
+    def by_identity(self) -> dict[int, list[weakref.ref[Holder]]]:
+        """By the ``id`` of a weight who may hold it, as :meth:`holders_of` tells; a weight not in here has no mask."""
+        change, found = self._found
+        return found if change == self.newest else self._find()
 
     def _find(self) -> dict[int, list[weakref.ref[Holder]]]:
         with self._lock:

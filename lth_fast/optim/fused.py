@@ -90,8 +90,9 @@ class Masks:
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._holders: list[Holder] = []
         self.bits: list[Tensor | None] = []
+        candidates = mask_changes.by_identity()
         for parameter in parameters:
-            holders = mask_changes.holders_of(parameter)
+            holders = mask_changes.holders_of(parameter) if id(parameter) in candidates else []
             if not holders:
                 self.bits.append(None)
                 continue
