@@ -80,7 +80,6 @@ def measured_times(layer: nn.Module, density: float, work: Work, forms: Forms) -
                 torch.inference_mode(False),
                 torch.enable_grad(),
                 torch.autocast(weight.device.type, enabled=False),  # type: ignore[arg-type]
-                torch.device("cpu"),
             ):
                 entry = of_this_machine[key] = asdict(_measure(layer, 2.0 ** (bucket / 4), work, forms))
             _write(file, known)
@@ -99,8 +98,8 @@ def _measure(layer: nn.Module, density: float, work: Work, forms: Forms) -> Time
     weight: Any = layer.weight
     draw = torch.Generator().manual_seed(0)  # its own: to measure or to recall makes no difference to what follows
     plain = _like(layer, draw)
-    mask = torch.rand(weight.shape, generator=draw) < density
-    inputs = torch.randn(work.input_shape, generator=draw, dtype=torch.float32).to(weight)
+    mask = torch.rand(weight.shape, generator=draw, device="cpu") < density
+    inputs = torch.randn(work.input_shape, generator=draw, dtype=torch.float32, device="cpu").to(weight)
     steps = [_step(form, inputs, work.input_grad) for form in forms(plain, mask.to(weight.device))]
     repeats = [max(1, math.ceil(_LEAST_SECONDS / _seconds(step, 1, weight.device))) for step in steps]
     samples: tuple[list[float], list[float]] = ([], [])
@@ -121,7 +120,7 @@ def _like(layer: nn.Module, draw: torch.Generator) -> nn.Module:
     twin: Any = object.__new__(type(layer))
     twin.__dict__.update(layer.__dict__)
     twin._parameters = {
-        name: None if value is None else nn.Parameter(torch.randn(value.shape, generator=draw).to(value))
+        name: None if value is None else nn.Parameter(torch.randn(value.shape, generator=draw, device="cpu").to(value))
         for name, value in layer._parameters.items()
     }
     for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):

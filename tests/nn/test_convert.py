@@ -614,3 +614,11 @@ def test_explain_tells_the_density_that_a_layer_has_now(capsys):
     convert(model, {"0.weight": torch.arange(100).view(10, 10) < 80}, form="masked")
     set_masks(model, {"0.weight": torch.arange(100).view(10, 10) < 20})
     assert explain(model).splitlines()[1].split()[:3] == ["0.weight", "0.2", "masked"]
+
+
+def test_the_default_device_has_no_part_in_the_times_of_a_model_that_lies_elsewhere():
+    model = set_masks(nn.Sequential(nn.Linear(64, 32)), {"0.weight": torch.rand(32, 64) < 0.5})
+    with torch.device("meta"):
+        convert(model)
+    assert choices(model)["0.weight"].sparse_seconds > 0
+    assert model(torch.randn(2, 64)).device.type == "cpu"
