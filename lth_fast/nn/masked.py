@@ -25,9 +25,10 @@ class MaskedLayer(nn.Module):
     not part of ``state_dict``, whose keys are the plain layer's; it moves with ``.to()``, deepcopy and pickle. Masked
     layers that share a weight share its mask: set on one of them, it is set on all.
 
-    Pruned weights are zero. The layer knows when the weight was last seen so and re-applies the mask in the forward if
-    anything wrote to it since (``load_state_dict``, an initialiser, an optimizer step). Writes through ``weight.data``
-    leave no trace in torch's version counter; call :meth:`apply_mask` after them. An average of models
+    Pruned weights are zero. ``load_state_dict`` masks what it writes, and so does every step of a torch optimizer. The
+    layer knows when the weight was last seen masked and re-applies the mask in the forward if anything else wrote to it
+    since, an initialiser for instance. Writes through ``weight.data`` leave no trace in torch's version counter; call
+    :meth:`apply_mask` after them. An average of models
     (``AveragedModel``) takes over the mask, unless ``use_buffers=True`` has it average the mask's bits as numbers.
     """
 

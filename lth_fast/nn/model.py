@@ -191,18 +191,23 @@ def _refuse_computed(model: nn.Module, name: str, holders: Container[str]) -> No
 
 def _refuse_shared_memory(parameters: Mapping[str, Tensor], chosen: Mapping[int, tuple[str, Tensor]]) -> None:
     """Raise ValueError where a parameter to be masked is a view of another one's memory: that would write around it."""
-    spans = sorted(
-        (first, first + (1 + last) * parameter.element_size(), id(parameter), name)
+    with_memory = [
+        (*_span(parameter), id(parameter), name)
         for name, parameter in parameters.items()
-        if parameter.numel() and not parameter.is_meta and (first := parameter.data_ptr())
-        for last in [sum((size - 1) * step for size, step in zip(parameter.shape, parameter.stride(), strict=True))]
-    )
-    for (_, end, one, name), (first, _, other, other_name) in pairwise(spans):
+        if parameter.numel() and not parameter.is_meta and parameter.data_ptr()  # some keep their memory elsewhere
+    ]
+    for (_, end, one, name), (first, _, other, other_name) in pairwise(sorted(with_memory)):
         if first < end and one != other and (one in chosen or other in chosen):
             raise ValueError(
                 "masks: expected parameters with memory of their own, or one Parameter that modules share, got "
                 f"{name!r} and {other_name!r} as views of one memory"
             )
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The addresses of the first byte of ``tensor`` and of the one behind its last."""
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def check_user(module: nn.Module, mask: str) -> None:

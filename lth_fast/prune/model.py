@@ -83,13 +83,12 @@ def _prune(
         layers = _layers(model, kinds)
         rates = {name: float(rate) for name in layers} | {next(reversed(layers)): float(last_rate)}
         if prune_method is l1_unstructured:  # all layers in one go: none is pruned where another one is refused
-            prune_by_score(model, rates)
-        else:
-            share_masks(model)
-            for name, layer in layers.items():
-                prune_method(layer, name="weight", amount=rates[name])
-                if stock.is_pruned(layer):
-                    _share_stock_mask(model, layer, "weight")
+            return prune_by_score(model, rates)
+        share_masks(model)
+        for name, layer in layers.items():
+            prune_method(layer, name="weight", amount=rates[name])
+            if stock.is_pruned(layer):
+                _share_stock_mask(model, layer, "weight")
     return broadcast_masks(share_masks(model))
 
 
