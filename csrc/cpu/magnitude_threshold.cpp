@@ -174,10 +174,10 @@ struct Wanted {
 template <typename Key>
 class Histogram {
  public:
-  explicit Histogram(MagnitudeWindow<Key> window) : window_(window) {
-    while (((static_cast<Unsigned>(window.high) - static_cast<Unsigned>(window.low)) >> shift_) >=
-           static_cast<Unsigned>(kBins))
-      ++shift_;
+  explicit Histogram(MagnitudeWindow<Key> window)
+      : window_(window),
+        span_(static_cast<Unsigned>(static_cast<Unsigned>(window.high) - static_cast<Unsigned>(window.low))) {
+    while ((span_ >> shift_) >= static_cast<Unsigned>(kBins)) ++shift_;
   }
 
   void count(const Key* weights, const uint8_t* mask, size_t count) {
@@ -185,8 +185,8 @@ class Histogram {
       const Key key = weights[i] & std::numeric_limits<Key>::max();
       // Below the window the difference wraps around and is large.
       const auto offset = static_cast<Unsigned>(static_cast<Unsigned>(key) - static_cast<Unsigned>(window_.low));
-      const auto bin = std::min<Unsigned>(offset >> shift_, kBins);
-      ++bins_[mask == nullptr || mask[i] ? bin : kBins];
+      const bool inside = (offset <= span_) & (mask == nullptr || mask[i]);
+      ++bins_[inside ? static_cast<size_t>(offset >> shift_) : kBins];
     }
   }
 
@@ -198,8 +198,7 @@ class Histogram {
   Wanted<Key> narrow(Wanted<Key> wanted) const {
     size_t bin = 0;
     // Within the window, also where another thread changes weights between two passes: select() ends in any case.
-    const auto last_bin =
-        static_cast<size_t>((static_cast<Unsigned>(window_.high) - static_cast<Unsigned>(window_.low)) >> shift_);
+    const auto last_bin = static_cast<size_t>(span_ >> shift_);
     for (; wanted.rank >= bins_[bin] && bin < last_bin; ++bin) wanted.rank -= bins_[bin];
     const auto low = static_cast<Key>(window_.low + static_cast<Key>(static_cast<Unsigned>(bin) << shift_));
     const auto last = static_cast<Key>((Unsigned{1} << shift_) - 1);
@@ -213,6 +212,7 @@ class Histogram {
   static constexpr size_t kBins = 2048;  // 16 KiB of counters: half of a small L1
 
   MagnitudeWindow<Key> window_;
+  Unsigned span_;  // from its lower end to its upper one
   int shift_ = 0;
   std::array<int64_t, kBins + 1> bins_{};
 };

@@ -184,6 +184,20 @@ def test_a_sample_of_weights_that_are_all_too_large_or_too_small_changes_nothing
         assert_as_defined([weight.to(dtype)], k)
 
 
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", MAGNITUDE_DTYPES, ids=str)
+def test_a_threshold_just_below_where_the_sample_looks_for_it_is_found(dtype: torch.dtype) -> None:
+    total, below, near = 100_003, 40_000, 4_000
+    places = sampled_places(total)
+    for _ in range(5):  # nor does it matter what an earlier search left in memory
+        weight = torch.rand(total) + 2
+        weight[:below] = 0.5 + torch.rand(below) / 2
+        weight[below : below + near] = 1 + torch.rand(near) / 40
+        weight = weight[torch.randperm(total)]
+        weight[places] = 1 + torch.rand(len(places)) / 17
+        assert_as_defined([weight.to(dtype)], below + near // 2)  # 1.013; by the sample 1.025
+
+
 @pytest.mark.parametrize("dtype", MAGNITUDE_DTYPES, ids=str)
 def test_few_survivors_among_many_weights_are_ranked(dtype: torch.dtype) -> None:
     pruned, some = torch.randn(500_000).to(dtype), torch.randn(10_000).to(dtype)
