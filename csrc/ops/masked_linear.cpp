@@ -96,6 +96,7 @@ struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
     // Like nn.Linear: a frozen layer keeps no input, a first layer no weight.
     context->save_for_backward({weight.requires_grad() ? input : at::Tensor(),
                                 input.requires_grad() ? weight : at::Tensor(), mask_bits.value_or(at::Tensor())});
+    context->saved_data["bias"] = bias.has_value();
     at::AutoDispatchBelowADInplaceOrView guard;
     return masked_linear(input, weight, bias, mask_bits);
   }
@@ -118,7 +119,9 @@ struct MaskedLinear : torch::autograd::Function<MaskedLinear> {
       grad_weight = differentiable ? masked(as_rows(grad_output).t().matmul(as_rows(input)))
                                    : masked_linear_weight_grad(grad_output, input, mask);
     }
-    if (context->needs_input_grad(2)) grad_bias = as_rows(grad_output).sum(0);
+    // Absent arguments are not counted: number 2 may be the mask, or nothing.
+    const bool bias_wanted = context->saved_data["bias"].toBool() && context->needs_input_grad(2);
+    if (bias_wanted) grad_bias = as_rows(grad_output).sum(0);
     return {grad_input, grad_weight, grad_bias, at::Tensor()};
   }
 };

@@ -133,14 +133,16 @@ def test_without_bits_the_weight_gradient_is_left_as_it_is(distance: Distance) -
     assert distance(leaf.grad, expected[1].grad) <= 1e-6
 
 
-def test_without_a_bias_the_other_gradients_stay_what_they_are(distance: Distance) -> None:
+@pytest.mark.parametrize("masked", [True, False])
+def test_without_a_bias_the_other_gradients_stay_what_they_are(masked: bool, distance: Distance) -> None:
     weight, _, mask = random_layer(7, 3)
     inputs, weight = as_leaves(torch.randn(5, 7), weight)
-    masked_linear(inputs, weight, None, pack_mask(mask)).sum().backward()
+    masked_linear(inputs, weight, None, pack_mask(mask) if masked else None).sum().backward()
     assert inputs.grad is not None
     assert weight.grad is not None
     assert distance(inputs.grad, weight.detach().sum(0).expand(5, 7)) <= 1e-6
-    assert distance(weight.grad, inputs.detach().sum(0).expand(3, 7) * mask) <= 1e-6
+    whole = inputs.detach().sum(0).expand(3, 7)
+    assert distance(weight.grad, whole * mask if masked else whole) <= 1e-6
 
 
 @pytest.mark.parametrize("wanted", range(3), ids=["input", "weight", "bias"])
