@@ -6,10 +6,12 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from lth_fast.nn.attributes import buffer, parameter, under_functorch
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.padding import pad
+from lth_fast.nn.tracing import node_of
 from lth_fast.ops import masked_conv2d
 
 
@@ -28,6 +30,8 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         self.mask = None
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return node_of(self, input)
         unbatched = input.dim() == 3
         batched, padding = pad(self, input.unsqueeze(0) if unbatched else input)
         weight, bias = self.masked_weight(), parameter(self, "bias")

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from lth_fast.nn.masked import MaskedLayer
+from lth_fast.nn.tracing import node_of
 
 
 class MaskedEmbedding(MaskedLayer, nn.Embedding):
@@ -24,6 +26,8 @@ class MaskedEmbedding(MaskedLayer, nn.Embedding):
         self.mask = None
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return node_of(self, input)
         if self.max_norm is not None and torch.compiler.is_compiling():  # where the weight below is a masked copy
             with torch.no_grad():
                 torch.embedding_renorm_(self.weight, input.contiguous(), self.max_norm, self.norm_type)

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.fx import Proxy
 
 from lth_fast.nn.attributes import buffer, parameter
 from lth_fast.nn.padding import pad
 from lth_fast.nn.sparse import SparseLayer
+from lth_fast.nn.tracing import node_of
 from lth_fast.ops import SparseConv2dPattern, sparse_conv2d, sparse_conv2d_pattern
 from lth_fast.ops.sparse_conv2d import from_dense, to_dense
 
@@ -80,6 +82,8 @@ class SparseConv2d(SparseLayer):
         return SparseConv2dPattern(*[buffer(self, name) for name in self.pattern_fields])
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return node_of(self, input)
         unbatched = input.dim() == 3
         batched, padding = pad(self, input.unsqueeze(0) if unbatched else input)
         if self._computes_densely(input):

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.fx import Proxy
 
 from lth_fast.nn.attributes import buffer, parameter
 from lth_fast.nn.sparse import SparseLayer
+from lth_fast.nn.tracing import node_of
 from lth_fast.ops import SparsePattern, sparse_pattern
 from lth_fast.ops.sparse_linear import from_dense, to_dense
 
@@ -69,6 +71,8 @@ class SparseLinear(SparseLayer):
         return SparsePattern(*[buffer(self, name) for name in self.pattern_fields])
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return node_of(self, input)
         if self._computes_densely(input):
             return F.linear(input, self.weight, self.bias)
         # The op itself, and the buffers where they are held: a small layer computes no longer than a few calls take.
