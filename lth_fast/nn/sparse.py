@@ -205,22 +205,39 @@ class SparseLayer(nn.Module):
                 state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
             )
             return
-        # Torch's own loading, on a copy in which the dense weight has become the values.
+        missing: list[str] = []
+        # Torch's own loading, on a copy; behind the hooks of users, which may rename keys, the values take the place of
+        # the dense weight.
+        last = self.register_load_state_dict_pre_hook(type(self)._put_values_for_weight)
+        try:
+            super()._load_from_state_dict(
+                dict(state_dict), prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
+            )
+        finally:
+            last.remove()
+        missing_keys.extend(f"{prefix}weight" if key == f"{prefix}values" else key for key in missing)
+
+    def _put_values_for_weight(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         weight_key, values_key = f"{prefix}weight", f"{prefix}values"
-        translated = dict(state_dict)
-        if translated.pop(values_key, None) is not None and strict:
+        if state_dict.pop(values_key, None) is not None and strict:
             unexpected_keys.append(values_key)
-        weight = translated.pop(weight_key, None)
+        weight = state_dict.pop(weight_key, None)
         if weight is not None:
             if weight.shape == self.weight_shape:
-                translated[values_key] = self._survivors_of(weight.detach(), weight_key)
+                state_dict[values_key] = self._survivors_of(weight.detach(), weight_key)
             else:
                 expected, given = list(self.weight_shape), list(weight.shape)
                 error_msgs.append(f"{weight_key} must have shape {expected}, got {given}")
-                translated[values_key] = self.values
-        missing: list[str] = []
-        super()._load_from_state_dict(translated, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
-        missing_keys.extend(weight_key if key == values_key else key for key in missing)
+                state_dict[values_key] = self.values
 
     def _survivors_of(self, weight: Tensor, name: str) -> Tensor:
         mask = self.mask.to(weight.device)

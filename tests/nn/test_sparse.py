@@ -232,6 +232,21 @@ def test_missing_and_unexpected_keys_are_reported_in_the_plain_layers_words(kind
         sparse.load_state_dict({"bias": dense.bias})
 
 
+def test_a_users_hook_may_rename_keys_before_they_are_loaded(kind: Kind) -> None:
+    sparse, dense = kind.pair()
+
+    def from_old_name(layer: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        state[f"{prefix}weight"] = state.pop(f"{prefix}kernel")
+
+    sparse.register_load_state_dict_pre_hook(from_old_name)
+    model = nn.Sequential(sparse)
+    state = {"0.kernel": 2 * dense.weight.detach(), "0.bias": dense.bias.detach() + 1}
+    model.load_state_dict(state)
+    assert torch.equal(sparse.weight, state["0.kernel"])
+    assert torch.equal(sparse.bias, state["0.bias"])
+    assert [entry.hook for entry in sparse._load_state_dict_pre_hooks.values()] == [from_old_name]
+
+
 # ---- copies ----
 
 
