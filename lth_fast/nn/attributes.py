@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 
 def parameter(module: nn.Module, name: str) -> Any:
@@ -24,8 +25,9 @@ def buffer(module: nn.Module, name: str) -> Any:
     return held[name] if name in held else getattr(module, name)
 
 
-under_functorch = torch._C._are_functorch_transforms_active
-"""Whether a transform of ``torch.func`` (``grad``, ``vmap``, ``jvp``) is at work.
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` (``grad``, ``vmap``, ``jvp``) or forward-mode differentiation is at work.
 
-Our operators cannot follow one: the layers compute by torch's own then.
-"""
+    Our operators cannot follow one: the layers compute by torch's own then.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

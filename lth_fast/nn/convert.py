@@ -280,7 +280,7 @@ def _choice_without_mask(layer: nn.Module) -> Choice:
 def _obstacle(layer: MaskedLayer) -> str | None:
     """Why this masked layer cannot be sparse."""
     if layer.weight.dtype not in (torch.float32, torch.float64):
-        return f"sparse layers compute in float32 or float64, this one has {layer.weight.dtype}"
+        return f"sparse layers compute on survivors in float32 or float64, this one has {layer.weight.dtype}"
     if parametrize.is_parametrized(layer):
         return f"a parametrization computes its {', '.join(layer.parametrizations)}"  # type: ignore[arg-type]
     return None

@@ -11,7 +11,7 @@ from torch._guards import detect_fake_mode
 from torch.nn.utils import parametrize
 
 from lth_fast.nn import shared_mask
-from lth_fast.nn.attributes import parameter, under_functorch
+from lth_fast.nn.attributes import parameter, transformed
 from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.ops import masked_apply, pack_mask, unpack_mask
 
@@ -99,7 +99,7 @@ class MaskedLayer(nn.Module):
         if torch.compiler.is_compiling():
             # A graph cannot look at version counters: it always applies the mask, as a differentiable copy.
             return masked_apply(weight, self.mask_bits)
-        if under_functorch():
+        if transformed():
             return torch.where(self.mask, weight, 0)
         if type(weight) is not nn.Parameter:  # computed, or a caller's own: to be read, not written
             return masked_apply(weight, self.mask_bits)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from lth_fast.nn.attributes import buffer, parameter, under_functorch
+from lth_fast.nn.attributes import buffer, parameter, transformed
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.padding import pad
 from lth_fast.nn.tracing import node_of
@@ -36,7 +36,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         batched, padding = pad(self, input.unsqueeze(0) if unbatched else input)
         weight, bias = self.masked_weight(), parameter(self, "bias")
         geometry = (self.stride, padding, self.dilation, self.groups)
-        if self.masks_gradient and not under_functorch():
+        if self.masks_gradient and not transformed():
             output = masked_conv2d(batched, weight, bias, buffer(self, "mask_bits"), *geometry)
         else:
             output = F.conv2d(batched, weight, bias, *geometry)

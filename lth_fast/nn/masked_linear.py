@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from lth_fast.nn.attributes import buffer, parameter, under_functorch
+from lth_fast.nn.attributes import buffer, parameter, transformed
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.tracing import node_of
 from lth_fast.ops import masked_linear
@@ -29,7 +29,7 @@ class MaskedLinear(MaskedLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, Proxy):
             return node_of(self, input)
-        if under_functorch():
+        if transformed():
             return F.linear(input, self.masked_weight(), parameter(self, "bias"))
         bits = buffer(self, "mask_bits") if self.masks_gradient else None
         return masked_linear(input, self.masked_weight(), parameter(self, "bias"), bits)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lth_fast.nn import shared_mask
-from lth_fast.nn.attributes import under_functorch
+from lth_fast.nn.attributes import transformed
 from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.nn.masked import check_mask
 from lth_fast.ops import masked_apply, pack_mask, unpack_mask
@@ -82,7 +82,7 @@ class MaskedParameter(nn.Module):
         """Nothing: the forward masks whatever is there."""
 
     def forward(self, original: Tensor) -> Tensor:
-        return torch.where(self.mask, original, 0) if under_functorch() else masked_apply(original, self.mask_bits)
+        return torch.where(self.mask, original, 0) if transformed() else masked_apply(original, self.mask_bits)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         bits = self.mask_bits

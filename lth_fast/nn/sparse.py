@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lth_fast.nn.attributes import buffer, under_functorch
+from lth_fast.nn.attributes import buffer, transformed
 from lth_fast.nn.dynamic_sizes import compile_for_any_number_of_survivors
 from lth_fast.nn.masked import MaskedLayer, check_mask
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Where a layer on the meta device keeps the pattern that it had before.
 _PATTERN_ASIDE = "_pattern_aside"
+_HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 class SparseLayer(nn.Module):
@@ -44,8 +45,10 @@ class SparseLayer(nn.Module):
         raise NotImplementedError
 
     def _computes_densely(self, input: Tensor) -> bool:
-        """Whether torch's dense operators compute: half precision under autocast, and transforms of ``torch.func``."""
-        return under_functorch() or (not input.is_meta and torch.is_autocast_enabled(input.device.type))
+        """Whether torch's dense operators compute: half precision, also under autocast, and transforms."""
+        if transformed() or input.dtype in _HALF_PRECISION:
+            return True
+        return not input.is_meta and torch.is_autocast_enabled(input.device.type)
 
     def _check_pattern(self) -> None:
         """Raise RuntimeError where the pattern is not the mask's: the kernels go where its numbers tell.

@@ -25,7 +25,8 @@ class SparseConv2d(SparseLayer):
 
     Args:
         *args, **kwargs: Those of ``nn.Conv2d``; every stride, padding (also ``"same"`` and the padding modes), dilation
-            and group count works, in ``torch.float32`` or ``torch.float64``.
+            and group count works, in ``torch.float32`` or ``torch.float64``; in half precision the dense weight is made
+            and computed with.
         mask: bool ``[out_channels, in_channels / groups, *kernel_size]``, ``True`` where the weight survives; ``None``
             keeps every weight.
 

@@ -25,7 +25,7 @@ class SparseLinear(SparseLayer):
         out_features: Size of the last dimension of the output.
         bias: Whether to add a bias.
         device: Where the parameters live.
-        dtype: ``torch.float32`` or ``torch.float64``.
+        dtype: ``torch.float32`` or ``torch.float64``; in half precision the dense weight is made and computed with.
         mask: bool ``[out_features, in_features]``, ``True`` where the weight survives; ``None`` keeps every weight.
 
     Shape: input ``[..., in_features]`` → output ``[..., out_features]``. The parameters start as the survivors of what

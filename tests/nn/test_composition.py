@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
 
 from lth_fast.nn import convert, masks, restore, set_masks, sparse_layers
@@ -147,8 +148,9 @@ def test_a_frozen_linear_layer_keeps_no_input_for_the_backward_and_a_first_one_n
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's own use of it, in jvp
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # and in linearize
 @pytest.mark.parametrize("form", ["masked", "sparse"])
-def test_transforms_of_torch_func_see_the_masked_model(form):
+def test_transforms_and_forward_mode_see_the_masked_model(form):
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5))
     convert(model, {name: torch.rand(model.get_parameter(name).shape) < 0.5 for name in ("0.weight", "3.weight")}, form)
     set_masks(model, {"3.bias": torch.arange(5) < 3})
@@ -170,6 +172,11 @@ def test_transforms_of_torch_func_see_the_masked_model(form):
     torch.testing.assert_close(
         forward_mode, (model(inputs + step) - model(inputs - step)) / (2 * step), rtol=0.02, atol=0.02
     )
+    with forward_ad.dual_level():
+        output = model(forward_ad.make_dual(inputs, torch.ones_like(inputs)))
+        torch.testing.assert_close(forward_ad.unpack_dual(output).tangent, forward_mode)
+    _, along = torch.func.linearize(lambda given: model(given), inputs)
+    torch.testing.assert_close(along(torch.ones_like(inputs)), forward_mode)
 
 
 def _prune_inside(rank: int, folder: str) -> None:

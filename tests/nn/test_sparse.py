@@ -317,6 +317,17 @@ def test_the_pattern_stays_what_it_is_through_the_meta_device_and_memory_without
         kind.assert_same_function(layer, dense)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_a_layer_computes_densely(kind: Kind, dtype: torch.dtype) -> None:
+    sparse, dense = (layer.to(dtype) for layer in kind.pair())
+    inputs = kind.inputs(dtype)
+    assert torch.equal(sparse(inputs), dense(inputs))
+    sparse(inputs).sum().backward()
+    dense(inputs).sum().backward()
+    assert torch.equal(sparse.values.grad, sparse.collect(dense.weight.grad))
+    assert torch.equal(sparse.bias.grad, dense.bias.grad)
+
+
 def test_on_the_meta_device_a_layer_gives_shapes(kind: Kind) -> None:
     sparse, dense = kind.pair()
     inputs = kind.inputs().to("meta")
