@@ -164,8 +164,9 @@ def choices(model: nn.Module) -> dict[str, Choice]:
         for name, part in model.named_modules()
         for layer, choice in part.__dict__.get(CHOICES, {}).items()
     }
-    # A layer whose mask was taken off since is a plain one, whatever was decided.
-    still = {"masked": masked_parameters(model).keys(), "sparse": sparse_layers(model).keys(), "dense": found.keys()}
+    # A layer whose mask was taken off since is a plain one, and one that has got a mask is none, whatever was decided.
+    masked, sparse = masked_parameters(model).keys(), sparse_layers(model).keys()
+    still = {"masked": masked, "sparse": sparse, "dense": found.keys() - masked - sparse}
     return {name: choice for name, choice in found.items() if name in still[choice.form]}
 
 

@@ -252,8 +252,8 @@ def restore(model: nn.Module) -> nn.Module:
     return model
 
 
-CHOICES = "_choices"
-"""Where a model keeps what :func:`lth_fast.nn.convert` decided for it."""
+CHOICES = "_lth_fast_choices"
+"""Where a model keeps what :func:`lth_fast.nn.convert` decided for it, by a name that no user gives an attribute."""
 
 
 def forget_choices(model: nn.Module) -> None:

@@ -114,6 +114,41 @@ def test_a_layer_whose_mask_was_removed_is_in_no_plan():
     assert plan(model) == {"5.weight": "masked"}
 
 
+def test_a_layer_that_was_dense_and_has_got_a_mask_since_is_in_no_plan_that_would_drop_it(capsys):
+    model = network()
+    kept = random_masks(model, 0.3)
+    convert(model, {"1.weight": kept["1.weight"]}, form="masked")
+    assert plan(model)["3.weight"] == "dense"
+    set_masks(model, {"3.weight": kept["3.weight"]})
+    assert plan(model) == {"1.weight": "masked", "5.weight": "dense"}
+    assert "3.weight" not in explain(model)
+    assert set(masks(convert(model, form=plan(model)))) == {"1.weight", "3.weight"}
+
+
+class Chooser(nn.Module):
+    """Has parts and a list that other code, too, would call choices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._choices = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+        self.head = nn.Sequential(nn.Linear(8, 2))
+        self.head._choices = ["a list"]
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self._choices[1](self._choices[0](inputs)))
+
+
+def test_what_a_user_calls_choices_is_left_alone():
+    model, inputs = Chooser(), torch.randn(3, 8)
+    kept = random_masks(model, 0.3)
+    expected = set_masks(copy.deepcopy(model), kept)(inputs)
+    convert(model, kept, form="sparse")
+    assert set(plan(model)) == set(kept)
+    torch.testing.assert_close(model(inputs), expected)
+    torch.testing.assert_close(restore(model)(inputs), expected)
+    assert model.head._choices == ["a list"]
+
+
 @pytest.mark.parametrize("form", ["masked", "sparse"])
 def test_parameters_that_a_user_put_on_a_layer_stay_on_it(form):
     model = network()
