@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch.compiler import set_stance
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lth_fast._machine import masked_linear_beats_plain
 from lth_fast.nn.calibration import Work, measured_times
@@ -48,6 +49,9 @@ _WORTH = 0.95
 _ASSUMED_BATCH = 64
 # ... and a convolution, whose image size nobody knows then, is sparse up to this density.
 _SPARSE_CONVOLUTION = 0.1
+
+# The stance of torch.compile is the whole process's: of two threads, the later one put back what the other had set.
+_one_at_a_time = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,9 @@ def convert(
             masks the model has.
         form: ``auto``; or ``dense``, ``masked``, ``sparse`` for every layer that can have it; or one of the three by
             parameter name, as :func:`plan` gives them (layers not named are masked).
-        example_input: The model's input, or a tuple of them, as in training. The model runs on it once, without
-            leaving a trace, to learn which layers run and on what shapes. Without one, linear layers are timed on a
-            batch of 64 and convolutions are sparse up to a density of 0.1.
+        example_input: The model's input, or a tuple of them, as in training. The model runs on a copy of it once,
+            without leaving a trace, to learn which layers run and on what shapes. Without one, linear layers are timed
+            on a batch of 64 and convolutions are sparse up to a density of 0.1.
 
     Returns:
         ``model``.
@@ -312,7 +316,7 @@ def _observe(model: nn.Module, shared: Mapping[str, Sequence[str]], example_inpu
     works: dict[str, Work] = {}
     holders = masked_parameters(model)
     reads = _DirectReads({name: holder.weight for name, holder in holders.items()})
-    arguments = example_input if isinstance(example_input, (tuple, list)) else (example_input,)
+    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
 
     def enters(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         tensor = next((value for value in tree_leaves((given, named)) if isinstance(value, Tensor)), None)
@@ -332,8 +336,15 @@ def _observe(model: nn.Module, shared: Mapping[str, Sequence[str]], example_inpu
         )
         hooks.append(holder.register_forward_hook(leaves, always_call=True))
     try:
-        with _without_a_trace(model), set_stance("force_eager"), reads:  # compiled code shows no calls of layers
-            model(*arguments)
+        with (
+            _one_at_a_time,
+            _without_a_trace(model),
+            set_stance("force_eager"),
+        ):  # compiled code shows no calls of layers
+            # Copies, for a model may write to its input, and autograd does not take one made in inference mode.
+            copies = tree_map_only(Tensor, Tensor.clone, arguments)
+            with reads:
+                model(*copies)
     finally:
         for hook in hooks:
             hook.remove()
@@ -354,7 +365,8 @@ def _without_a_trace(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     with torch.random.fork_rng(devices=list(devices)), torch.inference_mode(False), torch.enable_grad():
-        model.eval()
+        for module in modes:  # not by eval(), which a model may use to do more (LoRA merges weights) that stays done
+            module.training = False
         try:
             yield
         finally:
@@ -373,8 +385,10 @@ class _DirectReads(TorchFunctionMode):
         found: Names of the weights that were read while none of their layers ran.
     """
 
-    _METADATA = frozenset(("shape", "dtype", "device", "requires_grad", "is_leaf", "layout", "ndim", "grad_fn"))
-    _QUESTIONS = frozenset(("size", "dim", "numel", "stride", "is_contiguous", "is_floating_point", "data_ptr"))
+    _METADATA = frozenset(("shape", "dtype", "device", "requires_grad", "layout", "ndim", "grad_fn", "nbytes"))
+    _QUESTIONS = frozenset(
+        ("size", "numel", "nelement", "dim", "ndimension", "stride", "element_size", "data_ptr", "__len__")
+    )
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -385,9 +399,11 @@ class _DirectReads(TorchFunctionMode):
         self.found: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        attribute = getattr(getattr(func, "__self__", None), "__name__", None)
-        asks_for_type = func.__name__ in self._QUESTIONS or (func.__name__ == "__get__" and attribute in self._METADATA)
-        if not asks_for_type:
+        # The attribute, or the function that is called; is_cuda is one, is_complex the other.
+        name, known = func.__name__, self._QUESTIONS
+        if name == "__get__":
+            name, known = getattr(func.__self__, "__name__", ""), self._METADATA
+        if name not in known and not name.startswith("is_"):
             for value in tree_leaves((args, kwargs)):
                 names = self._names.get(id(value), set())
                 if names.isdisjoint(self.running):

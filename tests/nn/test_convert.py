@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import pickle
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -320,6 +323,108 @@ def test_the_example_run_leaves_no_trace():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+class Adapted(nn.Module):
+    """Merges what is learned beside its weight into it for evaluation, as LoRA does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.learned, self.merged = nn.Linear(8, 8), nn.Parameter(torch.randn(8, 8)), False
+
+    def train(self, mode: bool = True) -> Adapted:
+        with torch.no_grad():
+            self.layer.weight += (self.merged - (not mode)) * -self.learned
+        self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layer(inputs) if self.merged else self.layer(inputs) + inputs @ self.learned.T
+
+
+def test_the_example_run_does_not_do_what_a_model_does_besides_when_it_is_evaluated():
+    model = Adapted()
+    set_masks(model, {"layer.weight": torch.rand(8, 8) < 0.5})
+    before = copy.deepcopy(model.state_dict())
+    convert(model, form="masked", example_input=torch.randn(2, 8))
+    assert model.training
+    assert not model.merged
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class InPlace(nn.Module):
+    """Writes to its inputs, which come as a dictionary and as a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, batch: dict[str, torch.Tensor], images: list[torch.Tensor]) -> torch.Tensor:
+        return self.layer(batch["first"].mul_(2)) + self.layer(images[0].add_(1))
+
+
+def test_the_example_stays_what_it_is_and_may_come_from_inference_mode():
+    model = InPlace()
+    with torch.inference_mode():
+        first, image = torch.randn(2, 8), torch.randn(2, 8)
+        before = first.clone(), image.clone()
+        convert(model, {"layer.weight": torch.rand(8, 8) < 0.5}, "sparse", ({"first": first}, [image]))
+    assert plan(model) == {"layer.weight": "sparse"}
+    assert torch.equal(first, before[0])
+    assert torch.equal(image, before[1])
+
+
+def test_a_list_is_one_input_and_a_tuple_is_several():
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+            return [self.layer(image) for image in images]
+
+    images = [torch.randn(2, 8), torch.randn(3, 8)]
+    for example in (images, (images,)):
+        model = convert(Detector(), {"layer.weight": torch.rand(8, 8) < 0.5}, "sparse", example)
+        assert plan(model) == {"layer.weight": "sparse"}
+
+
+def test_threads_that_convert_at_a_time_leave_torch_compile_at_work():
+    runs, both_are_there = [], threading.Barrier(2)
+
+    class Meeting(nn.Module):
+        """Waits for the other thread's model, unless only one of them can run."""
+
+        def __init__(self, leaves_first: bool) -> None:
+            super().__init__()
+            self.layer, self.leaves_first = nn.Linear(8, 8), leaves_first
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both_are_there.wait(0.5)
+                time.sleep(0 if self.leaves_first else 0.2)
+            return self.layer(inputs)
+
+    def converting(leaves_first: bool) -> None:
+        time.sleep(0 if leaves_first else 0.1)  # comes last, and leaves last
+        model, mask = Meeting(leaves_first), torch.rand(8, 8) < 0.5
+        convert(model, {"layer.weight": mask}, "masked", torch.randn(2, 8))
+
+    threads = [threading.Thread(target=converting, args=(first,)) for first in (True, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    def count(graph, inputs):
+        runs.append(graph)
+        return graph.forward
+
+    try:
+        torch.compile(nn.ReLU(), backend=count)(torch.randn(2))
+    finally:
+        torch.compiler.set_stance("default")
+    assert len(runs) == 1
+
+
 class Unusual(nn.Module):
     """Reads one weight around its layer, never runs another, shares a third, and has a subclass."""
 
@@ -602,14 +707,17 @@ def test_a_compiled_model_shows_its_layers_to_the_example_input():
     assert isinstance(model[0], SparseLinear)
 
 
-def test_asking_a_weight_for_its_size_does_not_count_as_reading_it():
+def test_asking_a_weight_for_its_size_or_kind_does_not_count_as_reading_it():
     class Asks(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(6, 5)
 
         def forward(self, inputs):
-            return self.layer(inputs) / (self.layer.weight.size(1) * self.layer.weight.dim())
+            weight = self.layer.weight
+            inputs = inputs.cuda() if weight.is_cuda else inputs
+            assert weight.is_floating_point()
+            return self.layer(inputs) / (weight.size(1) * weight.dim() * len(weight) * weight.nbytes)
 
     model = Asks()
     convert(model, {"layer.weight": torch.rand(5, 6) < 0.5}, form="sparse", example_input=torch.randn(2, 6))
