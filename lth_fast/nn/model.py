@@ -315,24 +315,32 @@ def make_masked(model: nn.Module) -> None:
     """Turn every sparse layer of ``model`` into its masked form in place. The gradient goes along.
 
     Raises:
-        TypeError: The values of a sparse layer are computed instead of being a parameter; nothing has changed then.
+        TypeError: Values or bias of a sparse layer are computed, not by a mask of ours, instead of being a parameter;
+            nothing has changed then.
     """
     layers = sparse_layers(model)
     for name, layer in layers.items():
-        if "values" not in layer._parameters:
-            values = f"{name.removesuffix('weight')}values"
-            raise TypeError(
-                f"model: expected sparse layers whose values are parameters, got {values!r} computed by a "
-                "parametrization or by torch.nn.utils.prune; remove it first"
-            )
+        for attribute in ("values", "bias"):
+            under_our_mask = attribute == "bias" and masked_parameter(layer, attribute) is not None
+            if attribute not in layer._parameters and not under_our_mask:
+                computed = f"{name.removesuffix('weight')}{attribute}"
+                raise TypeError(
+                    f"model: expected sparse layers whose values and biases are parameters, got {computed!r} computed "
+                    "by a parametrization or by torch.nn.utils.prune; remove it first"
+                )
     for layer in layers.values():
         mask, gradient = layer.mask, layer.values.grad
+        on_bias = masked_parameter(layer, "bias")
+        if on_bias is not None:
+            unmask_parameter(layer, "bias")
         plain = layer.to_dense()
         if gradient is not None:
             plain.weight.grad = layer.spread(gradient)
         mask_changes.note_replaced(layer.values)
         _become(layer, plain)
         mask_layer(layer, mask, TWINS[type(plain)])
+        if on_bias is not None:
+            mask_parameter(layer, "bias", on_bias.mask)
 
 
 @contextmanager
@@ -360,16 +368,18 @@ def masked_for_a_while(model: nn.Module) -> Iterator[None]:
 
 
 def _become(layer: nn.Module, other: nn.Module) -> None:
-    """Give ``layer`` class, parameters and buffers of ``other``; hooks and whatever a user has put on it stay."""
+    """Give ``layer`` class, parameters and buffers of ``other``; hooks and whatever a user has put on it stay.
+
+    The parameters keep their order, by which the state of an optimizer goes.
+    """
     own = {"mask_bits", *getattr(layer, "pattern_fields", ())}
     users = {name: buffer for name, buffer in layer._buffers.items() if name not in own}
-    users_parameters = {
-        name: parameter for name, parameter in layer._parameters.items() if name not in ("weight", "values", "bias")
-    }
     transient = layer._non_persistent_buffers_set - own
+    names = dict.fromkeys(("weight", "values"), "values" if "values" in other._parameters else "weight")
+    held = {**layer._parameters, **other._parameters}
     forget_state(layer)
     layer.__class__ = other.__class__
-    layer._parameters = {**other._parameters, **users_parameters}
+    layer._parameters = {names.get(name, name): held[names.get(name, name)] for name in layer._parameters}
     layer._buffers = {**users, **other._buffers}
     layer._non_persistent_buffers_set = transient | other._non_persistent_buffers_set
 

@@ -199,6 +199,19 @@ def test_the_order_of_parameters_stays_so_that_optimizers_mean_the_same():
     ]
 
 
+def test_a_bias_that_comes_before_its_weight_stays_there_in_every_form():
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4))
+    weight = model[0].weight
+    del model[0].weight
+    model[0].weight = weight  # as torch.nn.utils.prune.remove and remove_weight_norm leave it
+    before = [parameter.shape for parameter in model.parameters()]
+    convert(model, random_masks(model, 0.5), form="sparse")
+    assert [name for name, _ in model.named_parameters()] == ["0.bias", "0.values", "1.values", "1.bias"]
+    for form in ("masked", "sparse", "dense"):
+        convert(model, form=form)
+    assert [parameter.shape for parameter in model.parameters()] == before
+
+
 def test_hooks_and_attributes_that_a_user_put_on_a_layer_stay():
     model, seen = network(), []
     model[1].register_forward_hook(lambda *_: seen.append(1))
@@ -661,6 +674,42 @@ def test_a_layer_that_turned_sparse_tells_its_density(layer):
     assert model[0].density == pytest.approx(mask.float().mean().item())
     assert f"density={model[0].density:.4g}" in repr(model)
     assert "density" not in repr(convert(restore(model), form="dense"))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 6), nn.Conv2d(8, 6, 1)], ids=["linear", "conv2d"])
+def test_a_bias_that_got_a_mask_in_a_sparse_layer_keeps_it_in_the_other_forms(layer):
+    model, inputs = (
+        nn.Sequential(copy.deepcopy(layer)),
+        torch.randn(8, 1, 1) if layer.weight.dim() > 2 else torch.ones(8),
+    )
+    bias, on_bias = model[0].bias, torch.arange(6) % 2 == 0
+    convert(model, {"0.weight": torch.rand(layer.weight.shape) < 0.5}, form="sparse")
+    set_masks(model, {"0.bias": on_bias})
+    expected, found = model(inputs), masks(model)
+    expected.sum().backward()
+    gradient = bias.grad.clone()
+    with pytest.raises(RuntimeError):
+        convert(model, example_input=torch.randn(7))
+    assert torch.equal(model(inputs), expected)
+    for form in ("masked", "sparse", "dense"):
+        convert(model, form=form)
+        torch.testing.assert_close(model(inputs), expected)
+        assert torch.equal(masks(model)["0.bias"], on_bias)
+        assert form == "dense" or torch.equal(masks(model)["0.weight"], found["0.weight"])
+    assert type(restore(model)[0]) is type(layer)
+    assert model[0].bias is bias
+    assert torch.equal(bias.grad, gradient)
+    torch.testing.assert_close(model(inputs), expected)
+
+
+def test_a_sparse_layer_whose_bias_something_else_computes_is_refused_by_its_name():
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4))
+    convert(model, random_masks(model, 0.5), form="sparse")
+    nn.utils.prune.l1_unstructured(model[1], "bias", 0.5)
+    for change in (convert, restore):
+        with pytest.raises(TypeError, match=r"got '1.bias' computed by .*torch.nn.utils.prune; remove it first"):
+            change(model)
+        assert [type(layer) for layer in model] == [SparseLinear, SparseLinear]
 
 
 def test_a_bias_keeps_its_mask_where_the_weight_becomes_dense():
