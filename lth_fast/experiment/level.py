@@ -15,7 +15,7 @@ from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.forms import take_forms
 from lth_fast.experiment.progress import Monitor
 from lth_fast.experiment.stepping import replicate_stepper, stepper_of, trainee
-from lth_fast.nn import dense_state
+from lth_fast.nn import dense_state, load_dense_state
 from lth_fast.optim import dense_optimizer_state, load_dense_optimizer_state
 from lth_fast.record import Level, Replicate
 from lth_fast.train import (
@@ -175,8 +175,8 @@ class _Training:
 
         self.together = together
         self.checkpoint = None if together else level.checkpoint()
-        weights = start if self.checkpoint is None else self.checkpoint["model"]
-        self.model, self.optimizer = trainee(experiment, weights, masks)
+        # A checkpoint's weights come later, for no layer becomes sparse with weights of NaN, if it diverged.
+        self.model, self.optimizer = trainee(experiment, start, masks)
         if not together:
             take_forms(experiment, record, level.number, self.model, self.optimizer)
         self.batches = experiment.batches(level.number)
@@ -200,6 +200,7 @@ class _Training:
         else:
             iteration = checkpoint["iteration"]
             self.level.log.truncate(checkpoint["log_size"])
+            load_dense_state(self.model, checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             best = checkpoint["best"]
             self.best = _Best(

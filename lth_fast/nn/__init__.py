@@ -10,7 +10,16 @@ from lth_fast.nn.masked_conv2d import MaskedConv2d
 from lth_fast.nn.masked_embedding import MaskedEmbedding
 from lth_fast.nn.masked_linear import MaskedLinear
 from lth_fast.nn.masked_parameter import MaskedParameter
-from lth_fast.nn.model import dense_state, masked_layers, masks, restore, set_masks, share_masks, sparse_layers
+from lth_fast.nn.model import (
+    dense_state,
+    load_dense_state,
+    masked_layers,
+    masks,
+    restore,
+    set_masks,
+    share_masks,
+    sparse_layers,
+)
 from lth_fast.nn.sparse import SparseLayer
 from lth_fast.nn.sparse_conv2d import SparseConv2d
 from lth_fast.nn.sparse_linear import SparseLinear
@@ -30,6 +39,7 @@ __all__ = [
     "convert",
     "dense_state",
     "explain",
+    "load_dense_state",
     "masked_layers",
     "masks",
     "plan",

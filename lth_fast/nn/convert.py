@@ -38,6 +38,7 @@ from lth_fast.nn.model import (
     sparse_layers,
     unmask,
 )
+from lth_fast.nn.sparse import check_finite
 
 FORMS = ("auto", "dense", "masked", "sparse")
 
@@ -111,7 +112,7 @@ def convert(
 
     Raises:
         ValueError: ``form`` is none of these, or a layer named there cannot have the form, or layers would become
-            sparse in a model that ``DistributedDataParallel`` wraps.
+            sparse in a model that ``DistributedDataParallel`` wraps, or with survivors that are NaN or infinite.
         KeyError, TypeError, ValueError: ``masks`` are not as :func:`~lth_fast.nn.set_masks` takes them.
     """
     asked = {name: _form(value, f"form[{name!r}]") for name, value in form.items()} if isinstance(form, Mapping) else {}
@@ -143,6 +144,9 @@ def convert(
                 raise ValueError(
                     f"form[{name!r}]: expected a form that the layer can have, got 'sparse': {choice.reason}"
                 )
+            layer = layers[name]
+            if isinstance(layer, MaskedLayer) and choice.form == "sparse":  # now, before any layer changes
+                check_finite(layer.weight[layer.mask], f"model: {name!r} of a sparse layer")
     for name, choice in decided.items():
         layer = layers[name]
         if isinstance(layer, MaskedLayer) and choice.form == "sparse":

@@ -75,6 +75,12 @@ def dense_state(model: nn.Module) -> dict[str, Tensor]:
     return {_PARAMETRIZED.sub(r"\1", name): value for name, value in model.state_dict().items()}
 
 
+def load_dense_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load what :func:`dense_state` gave, whatever carries a mask here."""
+    names = {_PARAMETRIZED.sub(r"\1", name): name for name in model.state_dict()}
+    model.load_state_dict({names.get(name, name): value for name, value in state.items()})
+
+
 def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """Set masks by parameter name.
 

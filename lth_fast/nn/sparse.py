@@ -21,6 +21,12 @@ _PATTERN_ASIDE = "_pattern_aside"
 _HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
+def check_finite(survivors: Tensor, name: str) -> None:
+    """Raise ValueError, calling the layer ``name``, where one of its surviving weights is NaN or infinite."""
+    if not bool(survivors.isfinite().all()):
+        raise ValueError(f"{name}: expected finite weights at the survivors, got NaN or infinity")
+
+
 class SparseLayer(nn.Module):
     """Base of ``SparseLinear`` and ``SparseConv2d``: a layer under a fixed mask that holds and computes survivors only.
 
@@ -116,8 +122,7 @@ class SparseLayer(nn.Module):
             for name, part in zip(self.pattern_fields, self._find_pattern(mask), strict=True):
                 self.register_buffer(name, part, persistent=False)
             values = self.collect(weight.detach())
-            if not bool(values.isfinite().all()):
-                raise ValueError("layer: expected finite weights at the survivors, got NaN or infinity")
+            check_finite(values, "layer")
             self.values = nn.Parameter(values, requires_grad=weight.requires_grad)
         self.register_parameter("bias", layer.bias)
 

@@ -71,6 +71,32 @@ def test_an_interrupted_level_goes_on_with_the_forms_it_had(make_experiment, new
     assert bits(run) == bits(reference)
 
 
+def test_an_interrupted_level_that_has_diverged_goes_on_in_its_sparse_layers(make_experiment, new_run, bits):
+    class Diverging(nn.CrossEntropyLoss):
+        steps = 0
+
+        def forward(self, outputs, labels):
+            self.steps += outputs.requires_grad
+            loss = super().forward(outputs, labels)
+            return loss * float("nan") if outputs.requires_grad and self.steps == 18 else loss
+
+    class Interrupting(Monitor):
+        def stepped(self, iteration, losses):
+            if losses.isnan().any() and iteration >= 10:
+                raise KeyboardInterrupt
+
+    run, reference = new_run(), new_run()
+    settings = {"checkpoint_seconds": 0.0, "plan": "sparse", "rounds": 1}
+    run_replicate(make_experiment(**settings, criterion=Diverging()), reference.replicate(0), Monitor())
+    experiment = make_experiment(**settings, criterion=Diverging())
+    with pytest.raises(KeyboardInterrupt):
+        run_replicate(experiment, run.replicate(0), Interrupting())
+    assert "sparse" in forms(run).values()
+    run_replicate(experiment, run.replicate(0), Monitor())
+    assert losses(run).isnan().any()
+    assert bits(run) == bits(reference)
+
+
 def test_all_replicates_share_the_plan(make_experiment, new_run, fickle_times):
     run = new_run()
     run_replicate(make_experiment(), run.replicate(0), Monitor())

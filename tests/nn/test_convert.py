@@ -192,6 +192,19 @@ def test_sparse_layers_and_their_parameters_stay_where_convert_fails():
     assert model[0].extra_repr() == SparseLinear.from_dense(model[0].to_dense(), model[0].mask).extra_repr()
 
 
+def test_layers_and_their_parameters_stay_where_a_later_layer_has_diverged():
+    model = network()
+    convert(model, random_masks(model, 0.3), form={"1.weight": "sparse"})
+    before = dict(model.named_parameters())
+    with torch.no_grad():
+        model[3].weight[masks(model)["3.weight"]] = float("nan")
+    with pytest.raises(ValueError, match=r"'3.weight' of a sparse layer: expected finite weights at the survivors"):
+        convert(model, form="sparse")
+    assert [type(layer) for layer in model[1::2]] == [SparseLinear, MaskedLinear, MaskedLinear]
+    assert all(parameter is before[name] for name, parameter in model.named_parameters())
+    assert plan(model) == {"1.weight": "sparse", "3.weight": "masked", "5.weight": "masked"}
+
+
 def test_the_order_of_parameters_stays_so_that_optimizers_mean_the_same():
     model = convert(network(), random_masks(network(), 0.3), form="sparse")
     assert [name for name, _ in model.named_parameters()] == [

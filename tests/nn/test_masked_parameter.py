@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lth_fast import prune
-from lth_fast.nn import MaskedLinear, dense_state, masks, restore, set_masks
+from lth_fast.nn import MaskedLinear, dense_state, load_dense_state, masks, restore, set_masks
 
 
 class Special(nn.Linear):
@@ -92,6 +92,18 @@ def test_the_dense_state_has_the_plain_keys_and_loads_into_the_plain_network():
     plain.load_state_dict(dense_state(model))
     for name, mask in PRUNED.items():
         assert (plain.get_parameter(name)[~mask] == 0).all()
+
+
+def test_the_dense_state_loads_into_a_network_under_masks_which_hold():
+    model = set_masks(network(), PRUNED)
+    given = {name: torch.ones_like(value) for name, value in dense_state(model).items()}
+    load_dense_state(model, given)
+    held = dense_state(model)
+    assert set(held) == set(given)
+    for name, value in held.items():
+        assert torch.equal(value, masks(model)[name].to(value) if name in masks(model) else given[name])
+    with pytest.raises(RuntimeError, match=r"(?s)Missing key.*Unexpected key"):
+        load_dense_state(model, {"other": torch.ones(1)})
 
 
 def test_restoring_gives_the_plain_network_back_with_the_same_parameters():
