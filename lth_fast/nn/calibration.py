@@ -70,7 +70,7 @@ def measured_times(layer: nn.Module, density: float, work: Work, forms: Forms) -
     bucket = round(4 * math.log2(max(density, 2.0**-16)))
     weight = layer.weight
     key = f"{layer}, {weight.dtype}, input {list(work.input_shape)}, input_grad {work.input_grad}, 2^({bucket}/4)"
-    with _locked(cache_file()) as file:
+    with _locked_file() as file:
         known = _read(file)
         of_this_machine = known.setdefault(machine_name(weight.device), {})  # type: ignore[arg-type]
         entry = of_this_machine.get(key)
@@ -90,7 +90,7 @@ def cache_file() -> Path:
     """Where the times are kept: in the folder ``LTH_FAST_CACHE``, else in ``lth_fast`` of the user's cache folder."""
     folder = os.environ.get("LTH_FAST_CACHE")
     if folder:
-        return Path(folder) / "calibration.json"
+        return Path(folder).expanduser() / "calibration.json"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lth_fast" / "calibration.json"
 
 
@@ -158,35 +158,47 @@ def _wait_for(device: torch.device) -> None:
 
 
 @contextmanager
-def _locked(file: Path) -> Iterator[Path | None]:
-    """Hold the lock beside ``file``; where that folder cannot be written, go on without a file and say so."""
+def _locked_file() -> Iterator[Path | None]:
+    """Hold the lock beside the file of times; where it cannot be had or written to, go on without a file and say so."""
+    file, descriptor = None, None
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        warnings.warn(f"times of layers cannot be remembered, they are measured anew: {error}", stacklevel=2)
-        yield None
-        return
-    try:
+        place = cache_file()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        file = place
+    except (OSError, RuntimeError) as error:  # the latter from a user without a home
+        warnings.warn(f"times of layers cannot be remembered, they are measured anew: {error}", stacklevel=2)
+    try:
         yield file
     finally:
-        os.close(descriptor)
+        if file is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # type: ignore[arg-type]  # a process forked off meanwhile holds it, too
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _read(file: Path | None) -> dict[str, dict[str, dict[str, float]]]:
     try:
         found = json.loads(file.read_bytes()) if file is not None else {}
-    except (OSError, ValueError):  # missing, or damaged: what it held can be measured again
+    except (OSError, ValueError, RecursionError):  # missing, or damaged: what it held can be measured again
         return {}
     if not isinstance(found, dict):
         return {}
-    fields = Times.__dataclass_fields__.keys()
     return {
-        machine: {key: entry for key, entry in times.items() if isinstance(entry, dict) and entry.keys() == fields}
+        machine: {key: entry for key, entry in times.items() if _are_times(entry)}
         for machine, times in found.items()
         if isinstance(times, dict)
     }
+
+
+def _are_times(entry: Any) -> bool:
+    fields = Times.__dataclass_fields__.keys()
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == fields
+        and all(isinstance(seconds, float) and 0 < seconds < math.inf for seconds in entry.values())
+    )
 
 
 def _write(file: Path | None, known: dict[str, dict[str, dict[str, float]]]) -> None:

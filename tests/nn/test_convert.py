@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
+import fcntl
 import json
+import math
+import os
 import pickle
+import pwd
+import signal
 import threading
 import time
 import warnings
@@ -807,11 +813,66 @@ def test_times_that_are_no_times_are_measured_anew(calibration_folder):
     convert(set_masks(nn.Sequential(nn.Linear(64, 32)), {"0.weight": torch.rand(32, 64) < 0.5}))
     file = calibration_folder / "calibration.json"
     (machine,) = json.loads(file.read_text())
-    for damaged in ({machine: 3}, {machine: {key: {"masked": 1} for key in json.loads(file.read_text())[machine]}}):
+    (key,) = json.loads(file.read_text())[machine]
+    no_times = ({"masked": 1.0}, {"masked": "1", "sparse": "2"}, {"masked": 0.0, "sparse": 0.0})
+    no_times += ({"masked": math.nan, "sparse": 1.0}, {"masked": 1.0, "sparse": None}, {"masked": -1.0, "sparse": 1.0})
+    for damaged in ({machine: 3}, *({machine: {key: entry}} for entry in no_times)):
         file.write_text(json.dumps(damaged))
         model = set_masks(nn.Sequential(nn.Linear(64, 32)), {"0.weight": torch.rand(32, 64) < 0.5})
         convert(model)
         assert choices(model)["0.weight"].sparse_seconds > 0
+        assert json.loads(file.read_text())[machine][key]["masked"] == choices(model)["0.weight"].masked_seconds
+
+
+def small_layer() -> nn.Sequential:
+    return set_masks(nn.Sequential(nn.Linear(64, 32)), {"0.weight": torch.arange(64 * 32).view(32, 64) % 2 == 0})
+
+
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some network file systems are."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users of containers are that have a number and no name."""
+    for variable in ("LTH_FAST_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+
+
+@pytest.mark.parametrize("situation", [without_locks, without_a_home])
+def test_where_times_cannot_be_kept_they_are_measured_anew(situation, monkeypatch):
+    situation(monkeypatch)
+    with pytest.warns(UserWarning, match="cannot be remembered"):
+        model = convert(small_layer())
+    assert choices(model)["0.weight"].sparse_seconds > 0
+
+
+def test_a_process_that_is_forked_while_a_layer_is_timed_keeps_nobody_from_timing(timed, monkeypatch):
+    timed(1.0, 0.5)
+    measure, children = calibration._measure, []
+
+    def forking(*arguments):
+        children.append(os.fork())  # as a DataLoader's worker
+        if children[-1] == 0:
+            time.sleep(20)
+            os._exit(0)
+        return measure(*arguments)
+
+    monkeypatch.setattr(calibration, "_measure", forking)
+    began = time.monotonic()
+    try:
+        for _ in range(2):
+            convert(small_layer())
+        assert time.monotonic() - began < 15  # the child is still at work
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def test_explain_tells_the_density_that_a_layer_has_now(capsys):
