@@ -37,9 +37,22 @@ def plan_source(given: Any) -> str:
 
 
 def recorded_plan(path: str) -> dict[str, Any]:
-    """The plan in the manifest of the run at ``path``: level → parameter name → form and how it came about."""
+    """The plan in the manifest of the run at ``path``: level → parameter name → form and how it came about.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no run at ``path``, or its plan is none.
+    """
     folder = Path(path).parent if Path(path).name == "meta.json" else Path(path)
     plan: dict[str, Any] = open_run(folder).manifest().get("plan", {})
+    try:
+        forms = [(name, entry["form"]) for layers in plan.values() for name, entry in layers.items()]
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(f"{folder / 'meta.json'}: plan: expected level, parameter name, form") from None
+    for name, form in forms:
+        if form not in ("dense", "masked", "sparse"):
+            raise ValueError(
+                f"{folder / 'meta.json'}: plan: expected dense, masked or sparse for {name!r}, got {form!r}"
+            )
     return plan
 
 

@@ -202,3 +202,22 @@ def test_a_plan_is_a_rule_or_a_run_that_has_one(make_experiment, new_run, tmp_pa
     for given in (str(empty.path), str(tmp_path / "nothing"), "dense", ""):
         with pytest.raises(ValueError, match="auto, masked, sparse, or the folder of a run that holds a plan"):
             plan_source(given)
+
+
+@pytest.mark.parametrize(
+    ("plan", "complaint"),
+    [
+        ([1], "plan: expected level, parameter name, form"),
+        ({"1": {"5.weight": "sparse"}}, "plan: expected level, parameter name, form"),
+        ({"1": {"5.weight": {}}}, "plan: expected level, parameter name, form"),
+        (
+            {"1": {"5.weight": {"form": "spares"}}, "2": {"5.weight": {"form": "sparse"}}},
+            "expected dense, masked or sparse for '5.weight', got 'spares'",
+        ),
+    ],
+)
+def test_a_plan_that_someone_has_spoilt_is_refused_before_anything_runs(new_run, plan, complaint):
+    run = new_run()
+    run.save_manifest({"plan": plan})
+    with pytest.raises(ValueError, match=complaint):
+        plan_source(str(run.path))
