@@ -311,7 +311,8 @@ def make_sparse(layer: MaskedLayer) -> None:
     """Turn a masked layer into its sparse form in place. The weight's gradient goes along."""
     sparse = SPARSE[layer.plain_class].from_dense(layer)
     if layer.weight.grad is not None:
-        sparse.values.grad = sparse.collect(layer.weight.grad)
+        with torch.inference_mode(False):  # what is made in it no later backward can add to
+            sparse.values.grad = sparse.collect(layer.weight.grad)
     mask_changes.forget(layer)
     mask_changes.note_replaced(layer.weight)
     _become(layer, sparse)
@@ -341,7 +342,8 @@ def make_masked(model: nn.Module) -> None:
             unmask_parameter(layer, "bias")
         plain = layer.to_dense()
         if gradient is not None:
-            plain.weight.grad = layer.spread(gradient)
+            with torch.inference_mode(False):
+                plain.weight.grad = layer.spread(gradient)
         mask_changes.note_replaced(layer.values)
         _become(layer, plain)
         mask_layer(layer, mask, TWINS[type(plain)])

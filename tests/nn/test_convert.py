@@ -767,6 +767,23 @@ def test_the_callers_modes_change_neither_the_times_nor_what_can_be_trained_afte
     assert next(model.parameters()).grad is not None
 
 
+@pytest.mark.parametrize("later", ["masked", "sparse"])
+@pytest.mark.parametrize("form", ["masked", "sparse"])
+def test_a_backward_adds_to_a_gradient_that_changed_its_form_in_inference_mode(form, later):
+    model, inputs = network(), torch.randn(4, 20)
+    convert(model, random_masks(model, 0.3), form=form)
+    twin = copy.deepcopy(model)
+    model(inputs).sum().backward()
+    with torch.inference_mode():
+        convert(model, form=later)
+    model(inputs).sum().backward()
+    for _ in range(2):
+        twin(inputs).sum().backward()
+    convert(twin, form=later)
+    for parameter, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad)
+
+
 def test_a_compiled_model_shows_its_layers_to_the_example_input():
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     compiled = torch.compile(model, backend="eager")
