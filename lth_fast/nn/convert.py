@@ -237,7 +237,7 @@ def _choose(name: str, layer: nn.Module, asked: str, observed: _Observed) -> Cho
         return Choice("masked", density, "its weight is computed, not a parameter")
     if asked in ("dense", "masked"):
         return Choice(asked, density, "asked for")
-    obstacle = observed.reasons.get(name) or _obstacle(layer)
+    obstacle = _obstacle(layer) or observed.reasons.get(name)
     if asked == "auto" and density == 1:
         if obstacle is None and _multiplies_faster(layer, observed.works.get(name)):
             return Choice("masked", density, "all weights survive; masked layers multiply faster than plain ones here")
@@ -292,6 +292,8 @@ def _obstacle(layer: MaskedLayer) -> str | None:
         return f"sparse layers compute on survivors in float32 or float64, this one has {layer.weight.dtype}"
     if parametrize.is_parametrized(layer):
         return f"a parametrization computes its {', '.join(layer.parametrizations)}"  # type: ignore[arg-type]
+    if "forward" in vars(layer):
+        return "its forward was replaced by another one"
     return None
 
 
@@ -353,8 +355,9 @@ def _observe(model: nn.Module, shared: Mapping[str, Sequence[str]], example_inpu
         for hook in hooks:
             hook.remove()
     for name, holder in holders.items():
-        if holder.read_directly != (name in reads.found):
-            holder.read_directly = name in reads.found
+        read_directly = name in reads.found or "forward" in vars(holder)  # a replaced one reads what it likes
+        if holder.read_directly != read_directly:
+            holder.read_directly = read_directly
             mask_changes.note(holder)
         if holder.read_directly:
             reasons.setdefault(name, "its weight is read outside of its forward")

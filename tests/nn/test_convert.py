@@ -488,6 +488,28 @@ def test_what_cannot_be_sparse_stays_masked_and_explain_tells_why(capsys):
     assert all(name in table and reason in table for name, reason in reasons.items())
 
 
+@pytest.mark.parametrize("form", ["auto", "masked", "sparse"])
+def test_a_layer_whose_forward_was_replaced_stays_masked_and_keeps_zeros_in_every_moment(form):
+    """As accelerate replaces it: by a function that calls what was there before."""
+    model, inputs = network(), torch.randn(4, 20)
+    layer, kept = model[1], random_masks(model, 0.3)
+    layer.forward = lambda inputs, before=layer.forward: 2 * before(inputs)
+    expected = model(inputs)
+    convert(model, {"1.weight": torch.ones(30, 20, dtype=torch.bool)}, "masked")
+    torch.testing.assert_close(model(inputs), expected)
+    convert(model, kept, form, inputs)
+    assert plan(model)["1.weight"] == "masked"
+    assert form == "masked" or choices(model)["1.weight"].reason == "its forward was replaced by another one"
+    assert all(parameter.grad is None for parameter in model.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(2):
+        model(inputs).square().sum().backward()
+        optimizer.step()
+    for value in (layer.weight, optimizer.state[layer.weight]["momentum_buffer"]):
+        assert value[~kept["1.weight"]].count_nonzero() == 0
+        assert value[kept["1.weight"]].count_nonzero() > 0
+
+
 def test_a_weight_read_around_its_sparse_layer_is_its_dense_form():
     model = Unusual()
     kept = {"read.weight": torch.rand(8, 8) < 0.3}
