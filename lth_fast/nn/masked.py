@@ -237,6 +237,8 @@ def _copy_as(cls: type[nn.Module], layer: nn.Module) -> Any:
     """A ``cls`` with the parameters, buffers and hooks of ``layer``; the tables that hold them are its own."""
     copy = cls.__new__(cls)
     for key, value in layer.__dict__.items():
+        if key == "_compiled_call_impl":  # by layer.compile(): it calls that very layer
+            continue
         copy.__dict__[key] = value.copy() if key.startswith("_") and isinstance(value, (dict, set)) else value
     return copy
 

@@ -814,6 +814,21 @@ def test_a_compiled_model_shows_its_layers_to_the_example_input():
     assert isinstance(model[0], SparseLinear)
 
 
+def test_a_compiled_layer_is_timed_as_a_layer_of_its_own_and_leaves_no_gradient():
+    model, inputs = nn.Sequential(nn.Linear(64, 32)), torch.randn(4, 64)
+    model[0].compile(backend="eager")
+    mask = torch.rand(32, 64) < 0.3
+    expected = set_masks(copy.deepcopy(model), {"0.weight": mask})(inputs)
+    convert(model, {"0.weight": mask}, example_input=inputs)
+    assert choices(model)["0.weight"].masked_seconds > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+    torch.testing.assert_close(model(inputs), expected)
+    convert(model, form="masked")
+    plain = model[0].to_dense()
+    plain.weight = nn.Parameter(torch.zeros(32, 64))
+    torch.testing.assert_close(plain(inputs), plain.bias.expand(4, 32))
+
+
 def test_asking_a_weight_for_its_size_or_kind_does_not_count_as_reading_it():
     class Asks(nn.Module):
         def __init__(self):
