@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch
@@ -171,6 +172,14 @@ class MaskedLayer(nn.Module):
         if weight is not None and not weight.is_meta:  # now, for whoever reads the weight before the next forward
             self.apply_mask()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # As without it; but a masked bias makes parametrize give the class its own, which leaves __setstate__ out.
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        state = {name: value for name, value in self.__dict__.items() if name != "_compiled_call_impl"}
+        twin.__setstate__(deepcopy(state, memo))
+        return twin
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # The copy's version counter starts anew, so what was noted about the original says nothing about it; and an
@@ -261,7 +270,8 @@ def unmask_layer(layer: MaskedLayer) -> None:
     if parametrize.is_parametrized(layer):  # a masked bias, whose class parametrize has made
         made = type(layer)
         bases = tuple(layer.plain_class if issubclass(base, MaskedLayer) else base for base in made.__bases__)
-        layer.__class__ = type(made.__name__, bases, dict(vars(made)))
+        # The class that parametrize makes of a plain one can be copied, too.
+        layer.__class__ = type(made.__name__, bases, {**vars(made), "__deepcopy__": MaskedLayer.__deepcopy__})
     else:
         layer.__class__ = layer.plain_class  # type: ignore[assignment]
     _forget_mask(layer)

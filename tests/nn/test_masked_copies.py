@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as stock
 
-from lth_fast.nn import MaskedConv2d, MaskedLinear, masked
+from lth_fast.nn import MaskedConv2d, MaskedLinear, convert, masked, set_masks
 
 
 def assert_same_layer(found: Any, expected: Any, inputs: torch.Tensor) -> None:
@@ -43,6 +43,26 @@ def test_state_dict_can_be_assigned(kind: Any) -> None:
     masked.load_state_dict(dense.state_dict(), assign=True)
     masked(kind.inputs())
     assert torch.equal(masked.weight != 0, masked.mask)
+
+
+def test_a_deep_copy_under_a_mask_on_its_bias_too_trains_under_both(kind: Any) -> None:
+    original = nn.Sequential(kind.layer())
+    original[0].bias.data.fill_(1.0)
+    pruned, inputs = ~original[0].mask, kind.inputs()
+    on_bias = torch.arange(len(original[0].bias)) % 2 == 0
+    set_masks(original, {"0.bias": on_bias})
+    model = copy.deepcopy(original)
+    optimizer, weight = torch.optim.SGD(model.parameters(), lr=0.1), model[0].weight
+    model(inputs).square().sum().backward()
+    weight.grad += 1.0  # noise, which no backward masks
+    optimizer.step()
+    assert weight[pruned].count_nonzero() == 0
+    assert weight[~pruned].count_nonzero() > 0
+    assert torch.equal(model[0].bias != 0, on_bias)
+    model[0].mask = torch.ones_like(pruned)
+    assert torch.equal(original[0].mask, ~pruned)
+    convert(model, form="dense")
+    assert torch.equal(copy.deepcopy(model)(inputs), model(inputs))
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
