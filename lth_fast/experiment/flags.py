@@ -57,18 +57,19 @@ class Flag:
             raise ValueError(f"{called or f'--{self.name}'}: expected {error}, got {given!r}") from None
 
 
-def integer(minimum: int, also: tuple[int, ...] = ()) -> Parse:
-    """Whole numbers from ``minimum`` on, and those of ``also``."""
+def integer(minimum: int, maximum: float = math.inf, also: tuple[int, ...] = ()) -> Parse:
+    """Whole numbers from ``minimum`` to ``maximum``, and those of ``also``."""
 
     def parse(given: Any) -> int:
-        expected = f"a whole number >= {minimum}" + "".join(f" or {value}" for value in also)
+        expected = f"a whole number >= {minimum}" + ("" if maximum == math.inf else f" and <= {maximum}")
+        expected += "".join(f" or {value}" for value in also)
         try:
             if isinstance(given, (bool, float)):
                 raise ValueError
             value = int(given)
         except (TypeError, ValueError):
             raise ValueError(expected) from None
-        if value < minimum and value not in also:
+        if not minimum <= value <= maximum and value not in also:
             raise ValueError(expected)
         return value
 
@@ -180,7 +181,7 @@ def initialiser(given: Any) -> str:
 FLAGS: tuple[Flag, ...] = (
     Flag("preset", "published settings that hold wherever a flag is not given", one_of(*presets)),
     Flag("data", "root folder of the data sets", text, ("-p",)),
-    Flag("batch_size", "training images per step", integer(1)),
+    Flag("batch_size", "training images per step", integer(1, 2**63 - 1)),
     Flag("optim", "optimizer, a class of torch.optim", optimizer_name, ("-o",)),
     Flag("learn_rate", "learning rate", number(0, above=True), ("-lr",)),
     Flag("iter", "training iterations of the dense network, exactly", integer(1), ("-i",)),
@@ -252,7 +253,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("seed", "seed of everything random; drawn and recorded if not given", integer(0), ("-rs",)),
     Flag("init_seed", "seed of the initial weights, instead of --seed", integer(0)),
     Flag("order_seed", "seed of the order of the training data, instead of --seed", integer(0)),
-    Flag("threads", "CPU threads; default 1 for lenet, all for other networks", integer(1)),
+    # Every thread has a stack of its own: tens of thousands of them leave a run no memory, or end the process.
+    Flag("threads", "CPU threads; default 1 for lenet, all for other networks", integer(1, 1024)),
     Flag("checkpoint_seconds", "least time between two checkpoints, in seconds", number(0)),
     Flag("gpu", "train on the CUDA device"),
 )

@@ -489,7 +489,7 @@ def with_lbfgs():
         ({"seed": -1}, ValueError, "seed: expected a whole number >= 0, got -1"),
         ({"seed": True}, ValueError, "seed: expected a whole number >= 0, got True"),
         ({"order_seed": 0.5}, ValueError, "order_seed: expected a whole number >= 0, got 0.5"),
-        ({"threads": 0}, ValueError, "threads: expected a whole number >= 1, got 0"),
+        ({"threads": 0}, ValueError, "threads: expected a whole number >= 1 and <= 1024, got 0"),
         ({"checkpoint_seconds": -1}, ValueError, "checkpoint_seconds: expected a number >= 0, got -1"),
         ({"model": lambda x: x}, TypeError, "model: expected an nn.Module, got function"),
         ({"prune_net": 0.2}, TypeError, "prune_net: expected a function of the model, got float"),
