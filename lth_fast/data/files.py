@@ -45,12 +45,13 @@ def obtain(files: DatasetFiles, root: str | os.PathLike[str], patience: float = 
             and what was tried.
         ValueError: An archive is damaged.
     """
-    base = Path(os.path.abspath(Path(root).expanduser()))
+    base = Path(os.path.abspath(os.path.expanduser(root)))
     # Of several folders the fullest counts: one forgotten file is then reported as one, not as all.
     folders = [base / folder for folder in files.folders]
     folder = max(folders, key=lambda folder: sum(_lies_in(folder, name) for name in files.names))
     missing = [name for name in files.names if not _lies_in(folder, name)]
     if missing:
+        attempt = "Downloading"
         try:
             if files.archive is None:
                 download({name: files.md5[name] for name in missing}, files.mirrors, folder, patience)
@@ -59,12 +60,13 @@ def obtain(files: DatasetFiles, root: str | os.PathLike[str], patience: float = 
                 if archive is None:
                     download(files.md5, files.mirrors, base, patience)
                     archive = base / files.archive
+                attempt = f"Unpacking {archive}"
                 unpack(archive, files.md5[files.archive], missing, folder)
         except OSError as error:
             raise FileNotFoundError(
                 f"{files.title} is incomplete: {', '.join(missing)} missing from {folder}. "
                 f"Put {'them' if files.archive is None else f'them or {files.archive}'} there, name another folder, "
-                f"or use the data set 'digits', which needs no files. Downloading failed: {error}"
+                f"or use the data set 'digits', which needs no files. {attempt} failed: {error}"
             ) from error
     return [_path_in(folder, name) for name in files.names]
 

@@ -151,3 +151,19 @@ def test_without_network_the_missing_archive_is_named(tmp_path, offline):
     with pytest.raises(FileNotFoundError, match=r"Put them or toy\.tar\.gz there") as error:
         obtain(ARCHIVED, tmp_path)
     assert f"train, test missing from {Path(tmp_path, 'toy-batches')}." in str(error.value)
+
+
+def test_an_archive_that_cannot_be_unpacked_is_not_said_to_have_failed_to_download(tmp_path, offline):
+    """A file in the place of the folder: as on a disk that takes nothing, it cannot be written to."""
+    put(tmp_path, {"toy.tar.gz": ARCHIVE, "toy-batches": b"no folder"})
+    with pytest.raises(FileNotFoundError, match="Toy is incomplete") as error:
+        obtain(ARCHIVED, tmp_path)
+    assert f"Unpacking {tmp_path / 'toy.tar.gz'} failed: [Errno " in str(error.value)
+    assert "Downloading" not in str(error.value)
+    assert offline == []
+
+
+def test_a_tilde_of_nobody_is_a_name_like_any_other(tmp_path, offline, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "~nobody_of_this_name", CONTENT)
+    assert [path.name for path in obtain(FILES, "~nobody_of_this_name")] == list(CONTENT)
