@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 from collections.abc import Callable
 
 import torch
@@ -30,12 +32,13 @@ def training_device(gpu: bool, called: str = "--gpu") -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def build_experiment(config: Config, ticket: Run | None = None) -> Experiment:
+def build_experiment(config: Config, ticket: Run | None = None, *, quiet: bool = False) -> Experiment:
     """Load the data, draw the initial weights of replicate 0 and put the experiment together.
 
     Args:
         config: The settings.
         ticket: For a control arm, the finished ticket run.
+        quiet: Say nothing of downloads.
 
     Raises:
         FileNotFoundError: The data set is neither there nor to be had.
@@ -44,13 +47,14 @@ def build_experiment(config: Config, ticket: Run | None = None) -> Experiment:
     """
     device = training_device(config.gpu)
     seeds = Seeds(config.seed, config.init_seed, config.order_seed)
-    splits = data.load(
-        config.dataset,
-        config.data,
-        train_batch_size=config.batch_size,
-        augment=config.augment,
-        split_seed=seeds.stream("split"),
-    )
+    with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
+        splits = data.load(
+            config.dataset,
+            config.data,
+            train_batch_size=config.batch_size,
+            augment=config.augment,
+            split_seed=seeds.stream("split"),
+        )
 
     def draw(seed: int) -> nn.Module:
         try:

@@ -135,7 +135,8 @@ def _complete(run: Run, config: Config) -> bool:
 
 
 def _run(config: Config, recovered: Run | None, *, quiet: bool, force: bool) -> Run:
-    experiment = build_experiment(config, ticket=None if config.ticket is None else _ticket(config.ticket, recovered))
+    ticket = None if config.ticket is None else _ticket(config.ticket, recovered)
+    experiment = build_experiment(config, ticket, quiet=quiet)
     run = recovered or _create(config)
     try:
         run_in(

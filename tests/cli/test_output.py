@@ -13,6 +13,8 @@ import subprocess
 import sys
 import termios
 import time
+import urllib.error
+import urllib.request
 
 import pytest
 import torch
@@ -69,6 +71,18 @@ def test_quiet_draws_the_figure_all_the_same(tmp_path, capsys):
     (path,) = tmp_path.iterdir()
     assert (path / "report.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr() == ("", "")
+
+
+def test_quiet_prints_nothing_of_downloads_but_that_they_failed(command, monkeypatch, tmp_path):
+    def urlopen(*args, **kwargs):
+        raise urllib.error.URLError("the network is down")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    outcome = command("lenet", "mnist", "--data", str(tmp_path), "--quiet")
+    assert (outcome.code, outcome.out) == (2, "")
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: MNIST is incomplete: ")
+    assert "the network is down" in line
 
 
 def test_quiet_prints_errors(command):
