@@ -68,6 +68,11 @@ def build_experiment(config: Config, ticket: Run | None = None, *, quiet: bool =
             )
         except TypeError as error:
             raise ValueError(str(error)) from error
+        except (ValueError, ImportError):
+            raise
+        except Exception as error:  # no memory, or whatever a network from elsewhere raises
+            expected = f"one that can be built for images {[*splits.train.input_shape]} of {config.dataset}"
+            raise ValueError(f"network {config.net}: expected {expected}, got {_in_a_line(error)}") from error
 
     model = draw(seeds.stream("init"))
     _check_fit(model, config, splits.train.input_shape, splits.train.classes)
@@ -137,9 +142,12 @@ def _check_fit(model: nn.Module, config: Config, input_shape: tuple[int, int, in
         try:
             outputs = copy.deepcopy(model).eval()(torch.zeros(2, *input_shape))
         except Exception as error:  # whatever the forward of a network from elsewhere raises
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{expected} [2, {classes}], got {type(error).__name__}: {reason}") from error
+            raise ValueError(f"{expected} [2, {classes}], got {_in_a_line(error)}") from error
     given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     # More outputs than classes can be trained.
     if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != 2 or outputs.shape[1] < classes:
         raise ValueError(f"{expected} [2, {classes}], got {given}")
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

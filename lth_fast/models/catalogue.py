@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -131,7 +132,9 @@ def _with_hidden_sizes(name: str, text: str) -> str:
     if name != "lenet":
         raise ValueError(f"network {name}:{text}: only lenet takes hidden sizes")
     sizes = text.split("-")
-    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise ValueError(f"network {name}:{text}: expected hidden sizes above 0 joined by dashes, as in lenet:500-200")
+    if not all(re.fullmatch(r"\d{1,12}", size) and int(size) > 0 for size in sizes):
+        raise ValueError(
+            f"network {name}:{text}: expected hidden sizes of 1 to 999999999999 joined by dashes, as in lenet:500-200"
+        )
     widths = tuple(map(int, sizes))
     return name if widths == fully_connected.LENET_HIDDEN else f"{name}:{'-'.join(map(str, widths))}"

@@ -65,7 +65,7 @@ def build_from_function(name: str, input_shape: Shape, classes: int, dropout: fl
     """Call ``module:function`` with those of ``input_shape``, ``classes`` and ``dropout`` that its signature names.
 
     Raises:
-        ValueError: The function is not found, or ``dropout`` is above 0 and the function does not take it.
+        ValueError: The function is not found or raises one, or ``dropout`` is above 0 and the function does not take it.
         TypeError: The function refuses these arguments or returns something else than an nn.Module.
     """
     function = find_function(name)
@@ -77,6 +77,8 @@ def build_from_function(name: str, input_shape: Shape, classes: int, dropout: fl
         model = function(**{key: value for key, value in offered.items() if key in taken})
     except TypeError as error:
         raise TypeError(f"network {name!r}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"network {name!r}: {error}") from error
     if not isinstance(model, nn.Module):
         raise TypeError(f"network {name!r}: expected the function to return an nn.Module, got {type(model).__name__}")
     return model

@@ -92,6 +92,12 @@ def a_pair():
 def a_number():
     return 3
 
+def divides(classes):
+    assert classes == 16, "classes should be\\n16"
+
+def dislikes(classes):
+    raise ValueError("no such number of classes")
+
 def needs_more(depth):
     return nn.Linear(64, 10)
 """
@@ -108,6 +114,7 @@ def zoo(tmp_path, monkeypatch):
 
 
 LOGITS = "expected one that maps images [2, 1, 8, 8] of digits to logits [2, 10], got"
+BUILT = "expected one that can be built for images [1, 8, 8] of digits"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +123,8 @@ LOGITS = "expected one that maps images [2, 1, 8, 8] of digits to logits [2, 10]
         ("another_size", f"network a_small_zoo:another_size: {LOGITS} RuntimeError: mat1 and mat2 shapes cannot be"),
         ("too_few_outputs", f"network a_small_zoo:too_few_outputs: {LOGITS} [2, 9]"),
         ("a_pair", f"network a_small_zoo:a_pair: {LOGITS} tuple"),
+        ("divides", f"network a_small_zoo:divides: {BUILT}, got AssertionError: classes should be 16"),
+        ("dislikes", "network 'a_small_zoo:dislikes': no such number of classes"),
         ("a_number", "network 'a_small_zoo:a_number': expected the function to return an nn.Module, got int"),
         ("needs_more", "network 'a_small_zoo:needs_more': needs_more() missing 1 required positional argument: 'dep"),
     ],
@@ -136,6 +145,14 @@ def test_images_too_small_for_a_network_of_torchvision_are_refused_in_a_line(com
     assert outcome.code == 2
     (line,) = outcome.err.splitlines()
     assert line.startswith(f"error: network torchvision:alexnet: {LOGITS} RuntimeError: ")
+    assert not outcome.save.exists()
+
+
+def test_a_network_that_does_not_fit_into_the_memory_is_refused_in_a_line(command):
+    outcome = command("lenet:999999999999", "digits", *SHORT)
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith(f"error: network lenet:999999999999: {BUILT}, got RuntimeError: ")
     assert not outcome.save.exists()
 
 

@@ -46,6 +46,9 @@ def positional(classes=3, /):
 def text():
     return "no network"
 
+def dislikes():
+    raise ValueError("something")
+
 number = 3
 """
 
@@ -122,6 +125,10 @@ class TestFunctions:
     def test_a_function_that_returns_no_network_is_refused(self, zoo: str) -> None:
         with pytest.raises(TypeError, match=r"network 'a_zoo:text': .* to return an nn.Module, got str"):
             models.build(f"{zoo}:text")
+
+    def test_what_a_function_refuses_is_said_with_the_name_of_the_network(self, zoo: str) -> None:
+        with pytest.raises(ValueError, match=r"network 'a_zoo:dislikes': something"):
+            models.build(f"{zoo}:dislikes")
 
     def test_dropout_is_refused_where_it_would_be_ignored(self, zoo: str) -> None:
         with pytest.raises(ValueError, match=r"dropout: a_zoo:fixed takes no argument dropout, expected 0, got 0.5"):
