@@ -189,6 +189,19 @@ def test_adam_keeps_pruned_weights_and_moments_at_zero_and_lets_survivors_move_a
             assert not found[~mask].signbit().any()
 
 
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+def test_without_a_memory_the_first_moment_is_the_gradient_bit_for_bit(
+    kernels: ctypes.CDLL, dtype: torch.dtype
+) -> None:
+    parameters = random_parameters(dtype)
+    gradients = gradients_for(parameters)
+    adam = Adam(kernels, parameters, None)
+    for exp_avg in adam.exp_avgs:
+        exp_avg.normal_(std=1e4)
+    adam.step(gradients, lr=0.01, betas=(0.0, 0.999))
+    assert all(torch.equal(moment, gradient) for moment, gradient in zip(adam.exp_avgs, gradients, strict=True))
+
+
 def test_adam_takes_its_learning_rate_from_the_device_where_it_is_there(kernels: ctypes.CDLL) -> None:
     parameters = random_parameters(torch.float32)
     gradients = gradients_for(parameters)

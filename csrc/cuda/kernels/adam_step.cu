@@ -71,7 +71,9 @@ __global__ void adam(AdamList list, AdamSettings settings) {
     if (settings.maximize) gradient = -gradient;
     if (penalty != 0) gradient += penalty * weight;
     const auto old_avg = static_cast<Number>(exp_avgs[i]), old_sq = static_cast<Number>(exp_avg_sqs[i]);
-    const Number exp_avg = old_avg + new_share * (gradient - old_avg);
+    // Towards the gradient from the nearer end: exact where the gradient is all of the moment.
+    const Number change = gradient - old_avg;
+    const Number exp_avg = new_share < Number{0.5} ? old_avg + new_share * change : gradient + (new_share - 1) * change;
     const Number exp_avg_sq = beta2 * old_sq + new_square * gradient * gradient;
     Number square = exp_avg_sq;
     if (max_exp_avg_sqs != nullptr) {
