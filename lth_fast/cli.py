@@ -94,7 +94,7 @@ def _default(name: str) -> str:
         "init_seed": "none",
         "order_seed": "none",
         "fc_rate": "none",
-        "whole": "none",
+        "whole": "output with --scope global, else none",
         "keep": "none",
         "milestones": "none",
         "threads": "1 for lenet, else all",

@@ -109,6 +109,8 @@ class Config:
             values["fc_rate"], sources["fc_rate"] = None, "default"
         if values.get("distribution", cls.distribution) != "uniform" and sources["scope"] == "preset":
             values["scope"], sources["scope"] = cls.scope, "default"
+        if values.get("scope") == "global" and sources["whole"] == "default":
+            values["whole"] = ("output",)
         if sources["optim"] == "given" and values["optim"] != preset.get("optim"):
             # The preset's settings belong to its own optimizer.
             for name in ("learn_rate", "momentum", "weight_decay"):

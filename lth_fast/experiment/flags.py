@@ -206,7 +206,7 @@ FLAGS: tuple[Flag, ...] = (
         ("-pr",),
     ),
     Flag("fc_rate", "the same for Linear layers, instead of --prune_rate", number(0, 0.99), ("-fc",)),
-    Flag("scope", "layerwise, or global: one threshold over all weights, the output layer left whole", one_of(*SCOPES)),
+    Flag("scope", "layerwise, or global: one threshold over all weights", one_of(*SCOPES)),
     Flag(
         "score",
         f"what the weights are ranked by, the lowest go: {', '.join(SCORES)}",

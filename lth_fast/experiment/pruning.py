@@ -45,7 +45,7 @@ def pruning_function(
     """The function that prunes a level's model for the next one; what it draws comes from torch's global generator.
 
     Args:
-        scope: ``layerwise``, or ``global``: one threshold over all layers but the output layer.
+        scope: ``layerwise``, or ``global``: one threshold over all layers.
         prune_rate: Share of the survivors to prune.
         fc_rate: The same for Linear layers, ``None``: as ``prune_rate``. Layer-wise and uniform, the output layer gets
             half of the rate of its kind (1803.03635, figure 2); globally, two rates mean two thresholds.
@@ -61,7 +61,7 @@ def pruning_function(
             _rates,
             prune_rate=prune_rate,
             fc_rate=prune_rate if fc_rate is None else fc_rate,
-            whole={*whole, "output"} if scope == "global" else set(whole),
+            whole=whole,
             bias=bias,
             halved=scope == "layerwise" and distribution == "uniform",
         ),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lth_fast import models
+from lth_fast.experiment.config import Config
 from lth_fast.experiment.presets import preset
 from lth_fast.experiment.pruning import Evidence, pruning_function
 from lth_fast.models import output_layer, shortcut_layers
@@ -38,8 +39,8 @@ def test_rate_zero_beside_a_rate_for_linear_layers_prunes_those_alone():
     assert densities(model) == pytest.approx({"0": 1.0, "2": 0.6, "3": 0.8})
 
 
-def test_global_is_one_threshold_over_everything_but_the_output_layer():
-    model = pruning_function("global", 0.3, None, (), False)(small())
+def test_global_is_one_threshold_over_all_layers_but_those_kept_whole():
+    model = pruning_function("global", 0.3, None, ("output",), False)(small())
     before = small()
     weights = torch.cat([before[0].weight.detach().reshape(-1), before[2].weight.detach().reshape(-1)])
     threshold = weights.abs().kthvalue(round(0.3 * weights.numel())).values
@@ -74,7 +75,7 @@ def test_scores_see_the_initial_weights_and_a_batch_that_follows_torchs_generato
     evidence = Evidence(dict(small().named_parameters()), nn.functional.cross_entropy, batch)
 
     def found(score, seed):
-        prune, model = pruning_function("global", 0.3, None, (), False, score, "uniform", evidence), small()
+        prune, model = pruning_function("global", 0.3, None, ("output",), False, score, "uniform", evidence), small()
         torch.manual_seed(seed)
         return {name: mask.tolist() for name, mask in masks(prune(model)).items()}
 
@@ -109,6 +110,25 @@ def test_every_score_prunes_a_real_network_exactly_by_its_rate(score, scope):
     sizes = [mask.numel() for mask in masks(model).values()]
     left = [size - round(0.2 * size) for size in (sizes if scope == "layerwise" else [sum(sizes)])]
     assert counts == [sum(left), sum(size - round(0.2 * size) for size in left)]
+
+
+@pytest.mark.parametrize(
+    ("net", "given", "pruned"),
+    [
+        ("resnet20", {"preset": "openlth"}, True),  # its default_hparams ignore no layer here
+        ("vgg11", {"preset": "openlth"}, False),
+        ("lenet", {"preset": "openlth"}, False),
+        ("resnet20", {}, False),
+        ("lenet", {"scope": "global"}, False),
+        ("lenet", {"scope": "global", "whole": "none"}, True),
+        ("lenet", {"prune_global": True, "whole": "output"}, False),
+    ],
+)
+def test_one_threshold_is_over_the_output_layer_too_where_a_flag_or_the_preset_says_so(net, given, pruned):
+    config = Config.resolve(net, "cifar10", given)
+    model = models.build(net, (3, 32, 32))
+    pruning_function(config.scope, config.prune_rate, config.fc_rate, config.whole, config.prune_bias)(model)
+    assert (output_layer(model) in densities(model)) == pruned == ("output" not in config.whole)
 
 
 @pytest.mark.parametrize(
