@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,36 +14,44 @@ from lth_fast.optim.fused import FusedOptimizer, Masks, learning_rate, of_one_ki
 
 
 class _FusedAdam(FusedOptimizer):
-    def _step_group(self, group: dict[str, Any]) -> None:
-        parameters: list[Tensor] = []
-        gradients: list[Tensor] = []
-        exp_avgs: list[Tensor] = []
-        exp_avg_sqs: list[Tensor] = []
-        max_exp_avg_sqs: list[Tensor] = []
-        steps: list[Tensor] = []
+    def _steps(self, group: dict[str, Any]) -> Iterable[Callable[[], None]]:
+        # Parameters, gradients, first moments, second moments, their maxima, step counts.
+        tensors: tuple[list[Tensor], ...] = ([], [], [], [], [], [])
         # torch's own: refuses sparse gradients and makes the state where there is none yet.
-        self._init_group(group, parameters, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps)  # type: ignore[attr-defined]
+        self._init_group(group, *tensors)  # type: ignore[attr-defined]
+        for (_, dtype), members in of_one_kind(tensors[0]).items():
+            self._check_dtype(dtype)
+            yield partial(self._step, group, *([each[i] for i in members] if each else [] for each in tensors))
+
+    def _step(
+        self,
+        group: dict[str, Any],
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        max_exp_avg_sqs: list[Tensor],
+        steps: list[Tensor],
+    ) -> None:
+        masks = Masks(parameters)
         beta1, beta2 = group["betas"]
-        for members in of_one_kind(parameters):
-            held = [parameters[i] for i in members]
-            masks = Masks(held)
-            adam_step_(
-                held,
-                [gradients[i] for i in members],
-                [exp_avgs[i] for i in members],
-                [exp_avg_sqs[i] for i in members],
-                [max_exp_avg_sqs[i] for i in members] if group["amsgrad"] else [],
-                [self._step_count(parameters[i], steps[i]) for i in members],
-                masks.bits,
-                **learning_rate(group["lr"]),
-                beta1=float(beta1),
-                beta2=float(beta2),
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                decoupled_weight_decay=group["decoupled_weight_decay"],
-                maximize=group["maximize"],
-            )
-            masks.applied()
+        adam_step_(
+            parameters,
+            gradients,
+            exp_avgs,
+            exp_avg_sqs,
+            max_exp_avg_sqs,
+            [self._step_count(*each) for each in zip(parameters, steps, strict=True)],
+            masks.bits,
+            **learning_rate(group["lr"]),
+            beta1=float(beta1),
+            beta2=float(beta2),
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            decoupled_weight_decay=group["decoupled_weight_decay"],
+            maximize=group["maximize"],
+        )
+        masks.applied()
 
     def _step_count(self, parameter: Tensor, step: Tensor) -> Tensor:
         """``step`` as a float on the parameter's device; torch keeps it on the CPU unless told otherwise."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lth_fast.nn.mask_changes import Holder, mask_changes
-from lth_fast.nn.masked import MaskedLayer
+from lth_fast.nn.masked import MASKABLE, MaskedLayer
 
 
 class FusedOptimizer(Optimizer):
@@ -51,18 +51,31 @@ class FusedOptimizer(Optimizer):
             What ``closure`` returned.
 
         Raises:
-            RuntimeError: A gradient is sparse, or a parameter is neither float32, float64, bfloat16 nor float16.
+            RuntimeError: A gradient is sparse, or a parameter is neither float32, float64, bfloat16 nor float16. No
+                parameter has been stepped then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            self._step_group(group)
+        # What cannot be stepped is found before anything is.
+        steps = [step for group in self.param_groups for step in self._steps(group)]
+        for step in steps:
+            step()
         return loss
 
-    def _step_group(self, group: dict[str, Any]) -> None:
+    def _steps(self, group: dict[str, Any]) -> Iterable[Callable[[], None]]:
+        """The steps of the parameters of ``group`` that have a gradient, one for each kind.
+
+        Raises:
+            RuntimeError: One of them cannot be stepped.
+        """
         raise NotImplementedError
+
+    def _check_dtype(self, dtype: torch.dtype) -> None:
+        if dtype not in MASKABLE:
+            expected = ", ".join(map(str, MASKABLE))
+            raise RuntimeError(f"{type(self).__name__}: expected parameters of one of {expected}, got {dtype}")
 
 
 def learning_rate(rate: float | Tensor) -> dict[str, Any]:
@@ -72,12 +85,12 @@ def learning_rate(rate: float | Tensor) -> dict[str, Any]:
     return {"lr": float(rate)}
 
 
-def of_one_kind(parameters: Sequence[Tensor]) -> Iterator[list[int]]:
+def of_one_kind(parameters: Sequence[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[int]]:
     """The indices of the parameters that one call of an op can take: one device, one dtype."""
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, parameter in enumerate(parameters):
         kinds.setdefault((parameter.device, parameter.dtype), []).append(i)
-    yield from kinds.values()
+    return kinds
 
 
 class Masks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         RuntimeError: ``differentiable`` is set: the step has no derivative.
     """
 
-    def _step_group(self, group: dict[str, Any]) -> None:
+    def _steps(self, group: dict[str, Any]) -> Iterable[Callable[[], None]]:
         has_momentum = group["momentum"] != 0
         # What one call of the op can take: one kind, and either all with momentum from earlier steps or all without. A
         # parameter whose first gradient comes later than the others' starts its momentum then.
@@ -34,28 +36,38 @@ class SGD(FusedOptimizer, torch.optim.SGD):
             kind = (parameter.device, parameter.dtype, first_step)
             call = calls.get(kind)
             if call is None:
+                self._check_dtype(parameter.dtype)
                 call = calls[kind] = ([], [], [])
             parameters, gradients, momentum_buffers = call
             parameters.append(parameter)
             gradients.append(gradient)
             if has_momentum:
                 momentum_buffers.append(torch.empty_like(parameter) if momentum is None else momentum)
-        for (*_, first_step), (parameters, gradients, momentum_buffers) in calls.items():
-            masks = Masks(parameters)
-            sgd_step_(
-                parameters,
-                gradients,
-                momentum_buffers,
-                masks.bits,
-                **learning_rate(group["lr"]),
-                momentum=group["momentum"],
-                dampening=group["dampening"],
-                weight_decay=float(group["weight_decay"]),
-                nesterov=group["nesterov"],
-                maximize=group["maximize"],
-                first_step=first_step,
-            )
-            masks.applied()
-            if first_step:
-                for parameter, momentum in zip(parameters, momentum_buffers, strict=True):
-                    self.state[parameter]["momentum_buffer"] = momentum
+        return [partial(self._step, group, first_step, *call) for (*_, first_step), call in calls.items()]
+
+    def _step(
+        self,
+        group: dict[str, Any],
+        first_step: bool,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        momentum_buffers: list[Tensor],
+    ) -> None:
+        masks = Masks(parameters)
+        sgd_step_(
+            parameters,
+            gradients,
+            momentum_buffers,
+            masks.bits,
+            **learning_rate(group["lr"]),
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            weight_decay=float(group["weight_decay"]),
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            first_step=first_step,
+        )
+        masks.applied()
+        if first_step:
+            for parameter, momentum in zip(parameters, momentum_buffers, strict=True):
+                self.state[parameter]["momentum_buffer"] = momentum

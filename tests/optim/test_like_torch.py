@@ -279,8 +279,23 @@ def test_a_refused_step_leaves_no_momentum_behind() -> None:
 def test_complex_parameters_are_refused(kind: type[Optimizer]) -> None:
     weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
     weight.grad = torch.ones_like(weight)
-    with pytest.raises(RuntimeError, match=r"parameters\[0\] must be float32, float64, .* got ComplexFloat"):
+    with pytest.raises(RuntimeError, match=f"{kind.__name__}: expected parameters of .*float32, .*got torch.complex64"):
         kind([weight]).step()
+
+
+@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("in_one_group", [True, False])
+def test_a_refused_step_steps_nothing(kind: type[Optimizer], in_one_group: bool) -> None:
+    weight, rotation = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    embedding = nn.Embedding(5, 3, sparse=True)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    for refused in (rotation, embedding.weight):
+        weight.grad, rotation.grad = torch.ones_like(weight), torch.ones_like(rotation)
+        optimizer = kind([weight, refused] if in_one_group else [{"params": [weight]}, {"params": [refused]}])
+        with pytest.raises(RuntimeError, match=r"got torch.complex64|does not support sparse gradients"):
+            optimizer.step()
+        assert weight.tolist() == [1.0, 1.0, 1.0]
+        assert optimizer.state[weight].get("step", 0) == 0
 
 
 @pytest.mark.parametrize("kind", OURS)
