@@ -137,11 +137,19 @@ class SparseLayer(nn.Module):
         plain.register_parameter("bias", self.bias)
         return plain.train(self.training)
 
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, as the plain layer draws its own."""
+        plain = self.to_dense()
+        plain.reset_parameters()
+        with torch.no_grad():
+            self.values.copy_(self.collect(plain.weight))
+
     @property
     def weight(self) -> Tensor:
         """The dense weight, computed anew at every access and differentiable.
 
-        For code that reads a layer's weight; it costs memory and time that the layer itself does not take.
+        For code that reads a layer's weight; it costs memory and time that the layer itself does not take. What is
+        written to it (``nn.init``) is lost: write ``layer.collect(weight)`` to ``values``.
         """
         return self.spread(self.values)
 

@@ -317,6 +317,19 @@ def test_the_pattern_stays_what_it_is_through_the_meta_device_and_memory_without
         kind.assert_same_function(layer, dense)
 
 
+def test_reset_parameters_draws_the_survivors_of_what_the_plain_layer_draws(kind: Kind) -> None:
+    sparse, dense = kind.pair()
+    values, mask, drawn = sparse.values, sparse.mask, []
+    for layer in (sparse, dense):
+        torch.manual_seed(3)
+        layer.reset_parameters()
+        drawn.append(torch.rand(1))
+    assert sparse.values is values
+    assert torch.equal(sparse.weight, dense.weight * mask)
+    assert torch.equal(sparse.bias, dense.bias)
+    assert torch.equal(*drawn)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_half_precision_a_layer_computes_densely(kind: Kind, dtype: torch.dtype) -> None:
     sparse, dense = (layer.to(dtype) for layer in kind.pair())
