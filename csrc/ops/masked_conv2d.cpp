@@ -92,7 +92,8 @@ struct MaskedConv2d : torch::autograd::Function<MaskedConv2d> {
                                         /*transposed=*/false, /*output_padding=*/std::vector<c10::SymInt>(2, 0), groups,
                                         {context->needs_input_grad(0), weight_wanted, bias_wanted});
     if (weight_wanted) {
-      if (differentiable) {
+      // Several gradients at a time (is_grads_batched) cannot be written in place.
+      if (differentiable || grad_weight.key_set().has(c10::DispatchKey::Batched)) {
         grad_weight = masked_apply(grad_weight, mask_bits);
       } else {
         masked_apply_(grad_weight, mask_bits);

@@ -127,3 +127,15 @@ def test_recomputing_activations_gives_the_same_gradients(kind: Any) -> None:
     expected, layer.weight.grad = layer.weight.grad, None
     torch.utils.checkpoint.checkpoint(layer, inputs, use_reentrant=False).square().sum().backward()
     assert torch.equal(layer.weight.grad, expected)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_several_gradients_at_a_time_are_those_of_one_after_the_other(kind: Any) -> None:
+    layer, inputs = kind.layer(), kind.inputs().requires_grad_()
+    output, wanted = layer(inputs), [inputs, layer.weight, layer.bias]
+    given = torch.randn(3, *output.shape)
+    together = torch.autograd.grad(output, wanted, given, is_grads_batched=True, retain_graph=True)
+    one_by_one = zip(*[torch.autograd.grad(output, wanted, each, retain_graph=True) for each in given], strict=True)
+    for found, expected in zip(together, one_by_one, strict=True):
+        torch.testing.assert_close(found, torch.stack(expected))
+    assert not together[1][:, ~layer.mask].any()
