@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from lth_fast.nn import shared_mask
 from lth_fast.nn.attributes import parameter, transformed
 from lth_fast.nn.mask_changes import mask_changes
+from lth_fast.nn.tracing import refuse_scripting
 from lth_fast.ops import masked_apply, pack_mask, unpack_mask
 
 MASKABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -165,6 +166,9 @@ class MaskedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, density={self.density:.4g}"
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        refuse_scripting(self)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lth_fast.nn.attributes import buffer, transformed
 from lth_fast.nn.dynamic_sizes import compile_for_any_number_of_survivors
 from lth_fast.nn.masked import MaskedLayer, check_mask
+from lth_fast.nn.tracing import refuse_scripting
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing's in Python 3.11
@@ -171,6 +172,9 @@ class SparseLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.plain_class.extra_repr(self)}, density={self.density:.4g}"
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        refuse_scripting(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

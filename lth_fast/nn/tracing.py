@@ -1,8 +1,8 @@
-"""One node for a layer of ours in a graph of ``torch.fx``, as plain layers have."""
+"""What layers of ours are to ``torch.fx`` and to ``torch.jit.script``."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 from torch.fx import Proxy
@@ -10,7 +10,7 @@ from torch.fx.proxy import TraceError
 
 
 def node_of(layer: nn.Module, input: Proxy) -> Any:
-    """The call of ``layer`` in the graph that is being traced.
+    """The call of ``layer`` in the graph that is being traced: one node, as of a plain layer.
 
     A tracer looks into every module that is not of ``torch.nn`` itself, and ours ask for values there that it has not.
     """
@@ -22,3 +22,11 @@ def node_of(layer: nn.Module, input: Proxy) -> Any:
             "an nn.Sequential"
         )
     return tracer.create_proxy("call_module", path, (input,), {})
+
+
+def refuse_scripting(layer: nn.Module) -> NoReturn:
+    """Raise TypeError: TorchScript knows none of the Python that our layers are made of."""
+    raise TypeError(
+        f"{type(layer).__name__}: torch.jit.script takes plain layers, script lth_fast.nn.restore(copy.deepcopy(model))"
+        "; torch.export and torch.jit.trace take this one"
+    )

@@ -1,13 +1,15 @@
-"""Masked and sparse layers in graphs of ``torch.fx``."""
+"""Masked and sparse layers in graphs of ``torch.fx`` and in TorchScript."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 import torch.fx
 from torch import nn
 
-from lth_fast.nn import MaskedEmbedding, SparseConv2d, convert
+from lth_fast.nn import MaskedEmbedding, SparseConv2d, convert, restore
 
 
 def converted(form: str) -> nn.Sequential:
@@ -46,3 +48,14 @@ def test_features_are_extracted_by_the_names_of_layers(form):
 def test_a_layer_by_itself_is_refused():
     with pytest.raises(torch.fx.proxy.TraceError, match="SparseConv2d: expected a layer inside of the model"):
         torch.fx.symbolic_trace(SparseConv2d(2, 3, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.(script|trace|trace_method). is deprecated:FutureWarning")
+@pytest.mark.parametrize(("form", "layer"), [("masked", "MaskedConv2d"), ("sparse", "SparseConv2d")])
+def test_torchscript_traces_the_layers_and_scripts_plain_ones(form, layer):
+    model, images = converted(form), torch.randn(4, 2, 6, 6)
+    with pytest.raises(TypeError, match=rf"{layer}: torch.jit.script takes plain layers, script lth_fast.nn.restore"):
+        torch.jit.script(model)
+    assert torch.equal(torch.jit.trace(model, (images,))(images), model(images))
+    plain = torch.jit.script(restore(copy.deepcopy(model)))
+    torch.testing.assert_close(plain(images), model(images))
