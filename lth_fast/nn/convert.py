@@ -22,7 +22,7 @@ from lth_fast.nn.calibration import Work, measured_times
 from lth_fast.nn.distributed import broadcast_masks, from_first
 from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.nn.masked import MaskedLayer
-from lth_fast.nn.masked_parameter import masked_parameter
+from lth_fast.nn.masked_parameter import mask_on
 from lth_fast.nn.model import (
     CHOICES,
     SPARSE,
@@ -278,7 +278,7 @@ def _both_forms(plain: nn.Module, mask: Tensor) -> tuple[nn.Module, nn.Module]:
 
 
 def _choice_without_mask(layer: nn.Module) -> Choice:
-    masked = masked_parameter(layer, "weight")
+    masked = mask_on(layer, "weight")
     if masked is not None:
         kind = type(layer).__mro__[1].__name__  # under the class that parametrize makes
         density = float(masked.mask.float().mean())

@@ -99,7 +99,7 @@ class MaskedParameter(nn.Module):
         mask_changes.note(self)
 
 
-def masked_parameter(module: nn.Module, name: str) -> MaskedParameter | None:
+def mask_on(module: nn.Module, name: str) -> MaskedParameter | None:
     """The mask parametrization of ``module``'s parameter ``name``, if it has one."""
     if not parametrize.is_parametrized(module, name):
         return None
@@ -126,7 +126,7 @@ def mask_parameter(module: nn.Module, name: str, mask: Tensor) -> None:
 
 def unmask_parameter(module: nn.Module, name: str) -> None:
     """Make the parameter plain again, zeros where it was pruned, in the place it had among the module's parameters."""
-    entry = masked_parameter(module, name)
+    entry = mask_on(module, name)
     assert entry is not None
     mask_changes.forget(entry)
     # A deep copy has the class that parametrize made for the original; it takes the parameter's property out of it.

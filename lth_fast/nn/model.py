@@ -18,7 +18,7 @@ from lth_fast.nn.masked import MaskedLayer, check_mask, forget_state, mask_layer
 from lth_fast.nn.masked_conv2d import MaskedConv2d
 from lth_fast.nn.masked_embedding import MaskedEmbedding
 from lth_fast.nn.masked_linear import MaskedLinear
-from lth_fast.nn.masked_parameter import MaskedParameter, mask_parameter, masked_parameter, unmask_parameter
+from lth_fast.nn.masked_parameter import MaskedParameter, mask_on, mask_parameter, unmask_parameter
 from lth_fast.nn.sparse import SparseLayer
 from lth_fast.nn.sparse_conv2d import SparseConv2d
 from lth_fast.nn.sparse_linear import SparseLinear
@@ -50,7 +50,7 @@ def masked_parameters(model: nn.Module) -> dict[str, MaskedLayer | MaskedParamet
             holders[_join(name, "weight")] = module
         if parametrize.is_parametrized(module):
             for parameter in module.parametrizations:
-                entry = masked_parameter(module, parameter)
+                entry = mask_on(module, parameter)
                 if entry is not None:
                     holders[_join(name, parameter)] = entry
     return holders
@@ -271,7 +271,7 @@ def forget_choices(model: nn.Module) -> None:
 def unmask(model: nn.Module, name: str) -> None:
     """Take the mask off the parameter ``name``; its pruned values stay as zeros."""
     module, attribute = _owner(model, name)
-    if masked_parameter(module, attribute) is not None:
+    if mask_on(module, attribute) is not None:
         unmask_parameter(module, attribute)
     elif isinstance(module, MaskedLayer):
         unmask_layer(module)
