@@ -322,7 +322,7 @@ def _observe(model: nn.Module, shared: Mapping[str, Sequence[str]], example_inpu
     works: dict[str, Work] = {}
     holders = masked_parameters(model)
     reads = _DirectReads({name: holder.weight for name, holder in holders.items()})
-    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    arguments = example_input if type(example_input) is tuple else (example_input,)  # one with names is one input
 
     def enters(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         tensor = next((value for value in tree_leaves((given, named)) if isinstance(value, Tensor)), None)

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from lth_fast import _C, optim, prune
 from lth_fast.nn import (
@@ -404,7 +405,15 @@ def test_the_example_stays_what_it_is_and_may_come_from_inference_mode():
     assert torch.equal(image, before[1])
 
 
-def test_a_list_is_one_input_and_a_tuple_is_several():
+def test_a_list_or_a_tuple_with_names_is_one_input_and_a_tuple_is_several():
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reader, self.layer = nn.LSTM(8, 8), nn.Linear(8, 8)
+
+        def forward(self, words: PackedSequence) -> torch.Tensor:
+            return self.layer(self.reader(words)[0].data)
+
     class Detector(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -417,6 +426,10 @@ def test_a_list_is_one_input_and_a_tuple_is_several():
     for example in (images, (images,)):
         model = convert(Detector(), {"layer.weight": torch.rand(8, 8) < 0.5}, "sparse", example)
         assert plan(model) == {"layer.weight": "sparse"}
+    words = pack_padded_sequence(torch.randn(5, 2, 8), torch.tensor([5, 3]))
+    assert plan(convert(Reader(), {"layer.weight": torch.rand(8, 8) < 0.5}, "sparse", words)) == {
+        "layer.weight": "sparse"
+    }
 
 
 def test_threads_that_convert_at_a_time_leave_torch_compile_at_work():
