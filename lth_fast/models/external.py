@@ -65,7 +65,7 @@ def build_from_function(name: str, input_shape: Shape, classes: int, dropout: fl
     """Call ``module:function`` with those of ``input_shape``, ``classes`` and ``dropout`` that its signature names.
 
     Raises:
-        ValueError: The function is not found or raises one, or ``dropout`` is above 0 and the function does not take it.
+        ValueError: The function is not found, raises one, or does not take ``dropout``, which is above 0.
         TypeError: The function refuses these arguments or returns something else than an nn.Module.
     """
     function = find_function(name)

@@ -172,7 +172,10 @@ def test_names_take_any_case_and_unambiguous_prefixes(name: str, full: str) -> N
         ("conv", r"network 'conv' is ambiguous: it could be conv2, conv4, conv6"),
         ("lennet:500-200", r"unknown network 'lennet'; did you mean lenet\?"),
         ("conv2:300", r"network conv2:300: only lenet takes hidden sizes"),
-        ("lenet:300-", r"network lenet:300-: expected hidden sizes of 1 to 999999999999 joined by dashes, as in lenet:500-200"),
+        (
+            "lenet:300-",
+            r"network lenet:300-: expected hidden sizes of 1 to 999999999999 joined by dashes, as in lenet:500-200",
+        ),
         ("lenet:300-0", r"network lenet:300-0: expected hidden sizes of 1 to 999999999999"),
         ("lenet:1000000000000", r"network lenet:1000000000000: expected hidden sizes of 1 to 999999999999"),
         ("lenet:3x", r"network lenet:3x: expected hidden sizes of 1 to 999999999999"),
