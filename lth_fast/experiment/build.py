@@ -14,6 +14,7 @@ from lth_fast import data, models
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.experiment import Experiment, Loaders
 from lth_fast.experiment.pruning import Evidence, pruning_function
+from lth_fast.prune.layers import prunable
 from lth_fast.record import Run
 from lth_fast.train import OptimizerRecipe, ResidentBatches, Seeds
 from lth_fast.train.schedule import StepSchedule
@@ -76,6 +77,8 @@ def build_experiment(config: Config, ticket: Run | None = None, *, quiet: bool =
 
     model = draw(seeds.stream("init"))
     _check_fit(model, config, splits.train.input_shape, splits.train.classes)
+    if config.rounds and not prunable(model):
+        raise ValueError(f"network {config.net}: expected one with Linear or Conv2d layers, which are pruned, got none")
     loaders = Loaders(*(split if split is None else split.to(device) for split in splits))
     criterion = torch.nn.CrossEntropyLoss()
 

@@ -92,6 +92,17 @@ def a_pair():
 def a_number():
     return 3
 
+def nothing_to_prune():
+    return nn.Sequential(nn.Flatten(), Product())
+
+class Product(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(64, 10))
+
+    def forward(self, images):
+        return images @ self.factor
+
 def divides(classes):
     assert classes == 16, "classes should be\\n16"
 
@@ -123,6 +134,10 @@ BUILT = "expected one that can be built for images [1, 8, 8] of digits"
         ("another_size", f"network a_small_zoo:another_size: {LOGITS} RuntimeError: mat1 and mat2 shapes cannot be"),
         ("too_few_outputs", f"network a_small_zoo:too_few_outputs: {LOGITS} [2, 9]"),
         ("a_pair", f"network a_small_zoo:a_pair: {LOGITS} tuple"),
+        (
+            "nothing_to_prune",
+            "network a_small_zoo:nothing_to_prune: expected one with Linear or Conv2d layers, which are pruned, got none",
+        ),
         ("divides", f"network a_small_zoo:divides: {BUILT}, got AssertionError: classes should be 16"),
         ("dislikes", "network 'a_small_zoo:dislikes': no such number of classes"),
         ("a_number", "network 'a_small_zoo:a_number': expected the function to return an nn.Module, got int"),
