@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import shlex
 import sys
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0: done; 1: a run ended early; 2: wrong arguments or missing data; 130: interrupted.
     """
+    _print_whatever_comes()
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = _COMMANDS.get(given[0]) if given else None
     try:
@@ -52,6 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), FAILURE)
     except KeyboardInterrupt:
         return _fail("interrupted before anything was started", INTERRUPT)
+
+
+def _print_whatever_comes() -> None:
+    """Neither a character that the terminal lacks (the ± of a table) nor a closed stream ends a run."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 class Parser(argparse.ArgumentParser):

@@ -22,6 +22,7 @@ import torch
 from lth_fast import cli
 from lth_fast.experiment import build
 from lth_fast.experiment.environment import cpu_name
+from lth_fast.record import open_run
 
 BASE = ("lenet:8", "digits", "--rounds", "1", "--seed", "1")
 LOG_LINE = re.compile(
@@ -265,6 +266,30 @@ def test_report_of_no_run_is_refused(make, tmp_path, capsys):
     make(tmp_path / "run")
     assert cli.main(["report", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.startswith(f"error: no run at {tmp_path / 'run'}: ")
+
+
+def test_a_terminal_that_lacks_a_character_gets_the_table_all_the_same(command):
+    run = command(*BASE, "--iter", "3", "--replicates", "2").run
+    done = subprocess.run(
+        [sys.executable, "-m", "lth_fast", "report", str(run.path)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "4 of 4 levels complete (2 replicates; mean ? sample sd)" in done.stdout
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_stream_that_is_closed_does_not_end_the_run(closed, tmp_path):
+    words = " ".join([sys.executable, "-m", "lth_fast", *BASE, "--iter", "3", "--save", str(tmp_path / "runs")])
+    redirections = {"stdout": ">&-", "stderr": "2>&-"}
+    done = subprocess.run(f"{words} {redirections[closed]}", shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "runs").iterdir()
+    assert all(open_run(path).replicate(0).level(number).complete for number in (0, 1))
+    assert (path / "report.png").exists()
 
 
 def test_a_reader_that_has_seen_enough_ends_the_program_quietly():
