@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shlex
 import sys
@@ -175,7 +176,9 @@ def _create(config: Config) -> Run:
         return create_run(
             config.save, _folder_name(config.net), config.dataset, "" if config.branch == "ticket" else config.branch
         )
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise ValueError(f"--save: expected a folder to write to, got {config.save!r} ({error})") from error
 
 

@@ -390,9 +390,10 @@ def test_a_flag_without_its_value_is_refused_by_name(flag, command, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_made_is_refused(command, tmp_path):
+@pytest.mark.parametrize("name", ["file/runs", "a" * 300])
+def test_a_folder_that_cannot_be_made_is_refused(name, command, tmp_path):
     (tmp_path / "file").touch()
-    outcome = command(*BASE, "--save", str(tmp_path / "file" / "runs"), save=False)
+    outcome = command(*BASE, "--save", str(tmp_path / name), save=False)
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1].startswith("error: --save: expected a folder to write to, got")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
