@@ -8,6 +8,7 @@ import io
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -198,6 +199,8 @@ def _interrupted(interrupted: Interrupted) -> int:
         return _fail(f"interrupted; {again}", INTERRUPT)
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return _fail(f"no space is left for {path} ({cause}); free some, then {again}", FAILURE)
+    if not isinstance(cause, OSError):  # nothing foreseen: whoever wrote the network wants to see where
+        traceback.print_exception(cause)
     return _fail(f"{cause}; {again}", FAILURE)
 
 

@@ -16,7 +16,7 @@ from lth_fast.experiment.config import Config
 from lth_fast.experiment.presets import shown_to_fail
 from lth_fast.experiment.progress import monitor_for
 from lth_fast.experiment.session import RunRefusedError, run_in
-from lth_fast.record import Run, create_run, open_run
+from lth_fast.record import Run, RunInUseError, create_run, open_run
 
 # In these a control arm and its ticket run may differ.
 _NOT_COMPARED = (
@@ -149,9 +149,9 @@ def _run(config: Config, recovered: Run | None, *, quiet: bool, force: bool) -> 
             recovering=recovered is not None,
             force=force,
         )
-    except RunRefusedError:
+    except (RunRefusedError, RunInUseError):
         raise
-    except (KeyboardInterrupt, OSError, ValueError) as error:
+    except (KeyboardInterrupt, Exception) as error:
         raise Interrupted(run, error) from error
     return run
 

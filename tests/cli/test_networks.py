@@ -103,6 +103,14 @@ class Product(nn.Module):
     def forward(self, images):
         return images @ self.factor
 
+def fails():
+    class Fails(nn.Linear):
+        def forward(self, images):
+            if self.training:
+                raise RuntimeError("in training")
+            return super().forward(images.flatten(1))
+    return Fails(64, 10)
+
 def divides(classes):
     assert classes == 16, "classes should be\\n16"
 
@@ -136,7 +144,7 @@ BUILT = "expected one that can be built for images [1, 8, 8] of digits"
         ("a_pair", f"network a_small_zoo:a_pair: {LOGITS} tuple"),
         (
             "nothing_to_prune",
-            "network a_small_zoo:nothing_to_prune: expected one with Linear or Conv2d layers, which are pruned, got none",
+            "network a_small_zoo:nothing_to_prune: expected one with Linear or Conv2d layers, which are pruned",
         ),
         ("divides", f"network a_small_zoo:divides: {BUILT}, got AssertionError: classes should be 16"),
         ("dislikes", "network 'a_small_zoo:dislikes': no such number of classes"),
@@ -169,6 +177,15 @@ def test_a_network_that_does_not_fit_into_the_memory_is_refused_in_a_line(comman
     (line,) = outcome.err.splitlines()
     assert line.startswith(f"error: network lenet:999999999999: {BUILT}, got RuntimeError: ")
     assert not outcome.save.exists()
+
+
+def test_a_training_that_fails_shows_where_and_says_how_to_go_on(command, zoo):
+    outcome = command(f"{zoo}:fails", "digits", *SHORT)
+    assert outcome.code == 1
+    assert "a_small_zoo.py" in outcome.err
+    assert outcome.err.splitlines()[-1] == (
+        f"error: in training; go on with: python -m lth_fast --recover '{outcome.run.path}'"
+    )
 
 
 def test_finding_out_whether_a_network_fits_leaves_no_trace(command, zoo):
