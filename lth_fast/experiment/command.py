@@ -87,7 +87,7 @@ def recover_command(
     configuration = run.manifest().get("configuration")
     if configuration is None:
         raise ValueError(f"{path}: this run was stopped before it was set up; start it anew")
-    if "made_by" in configuration:
+    if isinstance(configuration, dict) and "made_by" in configuration:
         raise ValueError(f"{path} was made by {configuration['made_by']}; go on with it there: recover={str(path)!r}")
     config = Config.from_record(configuration).recovered_with(net, dataset, given, force=force)
     if _complete(run, config):

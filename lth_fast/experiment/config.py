@@ -143,12 +143,21 @@ class Config:
             raise ValueError("--fc_rate: expected a rate > 0 beside --prune_rate 0, got 0")
 
     @classmethod
-    def from_record(cls, recorded: Mapping[str, Any]) -> Config:
-        """The configuration that :meth:`to_record` wrote."""
+    def from_record(cls, recorded: dict[str, Any]) -> Config:
+        """The configuration that :meth:`to_record` wrote.
+
+        Raises:
+            ValueError: It was changed since: it lacks something, or a value is wrong.
+        """
+        if not isinstance(recorded, dict) or not all(isinstance(recorded.get(key), str) for key in ("net", "dataset")):
+            raise ValueError("the record should name a network and a data set")
         known = {entry.name for entry in dataclasses.fields(cls)}
         unknown = sorted(set(recorded) - known)
         if unknown:
             raise ValueError(f"the record holds settings that this lth_fast does not know: {', '.join(unknown)}")
+        for name in recorded.keys() & BY_NAME.keys() - {"plan"}:  # the run of a plan may be gone
+            if recorded[name] is not None or getattr(cls, name) is not None:
+                BY_NAME[name].read(recorded[name], f"the record's {name}")
         tuples = {name: tuple(value) for name, value in recorded.items() if isinstance(value, list)}
         return cls(**{**recorded, **tuples})
 

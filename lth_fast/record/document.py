@@ -34,7 +34,7 @@ def read_document(path: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a whole JSON document: {error}") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path} should hold a JSON object, found {type(document).__name__}")

@@ -352,6 +352,29 @@ def test_what_is_no_run_of_the_command_line_is_refused(make, command, tmp_path):
     assert expected in line
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("configuration",), 3, "the record should name a network and a data set"),
+        (("configuration",), {"iter": 6}, "the record should name a network and a data set"),
+        (("configuration", "iter"), 6.5, "the record's iter: expected a whole number >= 1, got 6.5"),
+        (("configuration", "checkpoint_seconds"), None, "the record's checkpoint_seconds: expected a number >= 0"),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused_in_words(place, value, message, command, stopped):
+    file = stopped.path / "meta.json"
+    manifest = json.loads(file.read_text())
+    changed = manifest
+    for key in place[:-1]:
+        changed = changed[key]
+    changed[place[-1]] = value
+    file.write_text(json.dumps(manifest))
+    outcome = command("--recover", str(stopped.path), save=False)
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert message in line
+
+
 def test_a_damaged_checkpoint_is_named_and_not_papered_over(command, stopped):
     path = stopped.replicate(0).level(1).path / "checkpoint.pt"
     path.write_bytes(b"PK\x03\x04")

@@ -55,7 +55,7 @@ def test_what_json_cannot_hold_is_refused_by_its_place(tmp_path: Path, document:
     assert not (tmp_path / "file.json").exists()
 
 
-@pytest.mark.parametrize("content", ["", '{"a": 1', "[1, 2]", "\xff"])
+@pytest.mark.parametrize("content", ["", '{"a": 1', "[1, 2]", "\xff", "[" * 100_000])
 def test_a_damaged_document_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "file.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=r"file\.json"):
