@@ -274,7 +274,10 @@ class Level:
 
     def checkpoint(self) -> dict[str, Any] | None:
         """The state in the middle of the level, its tensors on the CPU."""
-        return _if_saved(read_checkpoint, self._checkpoint_file)
+        try:
+            return _if_saved(read_checkpoint, self._checkpoint_file)
+        except ValueError as error:
+            raise ValueError(f"{error}; delete it, and the level begins anew") from error
 
     def save_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Save the state in the middle of the level: tensors and plain Python values, nested in lists and dicts."""

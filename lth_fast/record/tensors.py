@@ -117,7 +117,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive surfaces as anything from EOFError to KeyError
-        raise ValueError(f"{path} is not a whole checkpoint: {error}") from error
+        # torch goes on with advice that is for those who call it.
+        raise ValueError(f"{path} is not a whole checkpoint: {str(error).partition('. ')[0]}") from error
     return checkpoint
 
 

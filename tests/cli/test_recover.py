@@ -375,10 +375,16 @@ def test_a_manifest_that_was_changed_is_refused_in_words(place, value, message, 
     assert message in line
 
 
-def test_a_damaged_checkpoint_is_named_and_not_papered_over(command, stopped):
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", bytes(100)])
+def test_a_damaged_checkpoint_is_named_and_not_papered_over(content, command, stopped, bits):
     path = stopped.replicate(0).level(1).path / "checkpoint.pt"
-    path.write_bytes(b"PK\x03\x04")
+    path.write_bytes(content)
     outcome = command("--recover", str(stopped.path), save=False)
     assert outcome.code == 1
-    assert f"{path} is not a whole checkpoint" in outcome.err
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith(f"error: {stopped.path}: {path} is not a whole checkpoint: ")
+    assert last.endswith("; delete it, and the level begins anew")
     assert not stopped.replicate(0).level(1).complete
+    path.unlink()
+    assert command("--recover", str(stopped.path), save=False).code == 0
+    assert bits(stopped) == bits(command(*BASE).run)
