@@ -77,7 +77,9 @@ _PAPER: Mapping[str, Settings] = {
 }
 
 # Defaults of OpenLTH (default_hparams of its models): epochs of 50,000 CIFAR and 60,000 MNIST images in batches of 128,
-# one threshold over all layers, initial weights kaiming_normal, no rewinding.
+# one threshold over all layers (of ResNets the output layer too), initial weights kaiming_normal, no rewinding. OpenLTH
+# draws the scales of BatchNorm from U(0, 1) and leaves biases of linear layers as torch draws them; here they are 1 and
+# 0. It has no validation set, and rounds the number to prune up.
 _OPENLTH_CIFAR: Settings = {
     **_SGD,
     **_GLOBAL,
