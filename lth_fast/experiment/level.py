@@ -332,7 +332,7 @@ class _Training:
             {
                 "level": self.level.number,
                 "density": self.density,
-                "layers": {name: float(mask.float().mean()) for name, mask in self.masks.items()},
+                "layers": {name: float(mask.double().mean()) for name, mask in self.masks.items()},
                 "first_iteration": self.first + 1,
                 "iterations": self.experiment.iterations - self.first,
                 "early_stop_iteration": self.best.iteration,
