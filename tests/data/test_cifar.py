@@ -39,6 +39,7 @@ def test_batches_are_joined_in_order_with_channels_first(tmp_path):
         ({"data": np.zeros((2, 3072)), "labels": [1, 2]}, r"uint8 array \[N, 3072\], got float64 \[2, 3072\]"),
         ({"data": [0] * 3072, "labels": [1]}, r"uint8 array \[N, 3072\], got list"),
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}, r"'labels' to be a list of 2 integers, got 1 entries"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": None}, r"'labels' to be a list of 1 integers, got NoneType"),
         ({"data": np.zeros((1, 3072), np.uint8), "labels": ["cat"]}, r"'labels' to be a list of 1 integers"),
         (
             {"data": np.zeros((1, 3072), np.uint8), "labels": [2**70]},

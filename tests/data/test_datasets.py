@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+
 import pytest
 
 from lth_fast.data import DataSplits, datasets, load
@@ -27,6 +29,21 @@ def test_a_name_may_have_a_separator_where_its_publisher_puts_one(tmp_path, offl
 def test_cifar10_is_not_ambiguous_although_it_begins_cifar100(tmp_path, offline):
     with pytest.raises(FileNotFoundError, match="CIFAR-10 is incomplete"):
         load("cifar10", tmp_path)
+
+
+# Mean and standard deviation of the training pixels by channel, pixels from 0 to 1, as they are commonly published.
+NORMALISATIONS = {
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+}
+
+
+@pytest.mark.parametrize("name", NORMALISATIONS)
+def test_the_normalisation_is_the_published_one(name):
+    description = importlib.import_module(f"lth_fast.data.{name}").DESCRIPTION
+    assert (description.mean, description.std) == NORMALISATIONS[name]
+    assert description.scale == 255.0
 
 
 @pytest.mark.parametrize(("name", "complaint"), [("cifar", "ambiguous"), ("mnits", "you mean mnist"), ("", "known")])

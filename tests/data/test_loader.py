@@ -223,6 +223,11 @@ def test_a_loader_survives_copying_and_pickling(duplicate):
     assert torch.equal(duplicate(loader).batch(torch.arange(5))[0], loader.batch(torch.arange(5))[0])
 
 
+def test_a_batch_may_be_a_single_image():
+    loader = make_loader(count=3, batch_size=1)
+    assert [inputs.shape[0] for inputs, _ in loader] == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
 from lth_fast.nn import MaskedConv2d, MaskedLinear, SparseLinear, masks
-from lth_fast.prune import custom_from_mask, global_unstructured, l1_unstructured, ln_structured
+from lth_fast.prune import (
+    custom_from_mask,
+    global_unstructured,
+    is_pruned,
+    l1_unstructured,
+    ln_structured,
+    random_unstructured,
+)
 
 
 def distinct(shape: torch.Size) -> Tensor:
@@ -84,6 +91,34 @@ def test_other_scores_can_rank_the_weights() -> None:
     layer: Any = nn.Linear(3, 1)
     l1_unstructured(layer, "weight", 1, importance_scores=torch.tensor([[2.0, 3.0, 1.0]]))
     assert layer.mask.tolist() == [[True, True, False]]
+
+
+def test_whole_numbers_rank_the_weights_by_their_magnitude() -> None:
+    layer: Any = nn.Linear(4, 1)
+    l1_unstructured(layer, "weight", 2, importance_scores=torch.tensor([[-7, 3, 2**40, -1]]))
+    assert layer.mask.tolist() == [[True, False, True, False]]
+
+
+def test_random_pruning_draws_what_stock_draws_for_weights_in_double_precision() -> None:
+    ours: Any = nn.Linear(30, 20, dtype=torch.float64)
+    theirs: Any = copy.deepcopy(ours)
+    torch.manual_seed(3)
+    random_unstructured(ours, "weight", 0.3)
+    torch.manual_seed(3)
+    stock.random_unstructured(theirs, "weight", 0.3)
+    assert torch.equal(ours.mask, theirs.weight_mask.bool())
+
+
+@pytest.mark.parametrize("pruned_before", [False, True])
+def test_a_given_mask_of_another_shape_is_refused_also_where_it_could_be_broadcast(pruned_before: bool) -> None:
+    layer: Any = nn.Linear(4, 3)
+    if pruned_before:
+        l1_unstructured(layer, "weight", 0.5)
+    before = masks(layer)
+    with pytest.raises(ValueError, match=r"mask must have the shape of weight \[3, 4\], got \[4\]"):
+        custom_from_mask(layer, "weight", torch.tensor([0, 1, 1, 1]))
+    assert masks(layer).keys() == before.keys()
+    assert all(torch.equal(mask, before[name]) for name, mask in masks(layer).items())
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -167,6 +202,22 @@ def test_a_module_and_a_part_of_it_are_pruned_under_one_threshold() -> None:
         pairs = [(model, "scale"), (model.linear, "weight")]
         global_unstructured(pairs, stock.L1Unstructured, amount=0.5)
     assert {name: int(mask.sum()) for name, mask in masks(model).items()} == {"scale": 4, "linear.weight": 1}
+
+
+@pytest.mark.parametrize("pruned", ["ours", "a bias", "sparse", "stock"])
+def test_a_module_is_pruned_where_anything_inside_it_carries_a_mask(pruned: str) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 3)), nn.ReLU())
+    assert not is_pruned(model)
+    layer = model[0][0]  # type: ignore[index]
+    if pruned == "sparse":
+        model[0][0] = SparseLinear.from_dense(layer, torch.rand(3, 4) > 0.5)  # type: ignore[index]
+    elif pruned == "stock":
+        stock.l1_unstructured(layer, "weight", 1)
+    else:
+        l1_unstructured(layer, "bias" if pruned == "a bias" else "weight", 1)
+    assert is_pruned(model)
+    assert is_pruned(model[0])
+    assert not is_pruned(model[1])
 
 
 def test_a_diverged_weight_is_refused() -> None:

@@ -45,6 +45,16 @@ def test_among_equal_scores_the_lowest_flat_index_goes_first() -> None:
     assert pruned_places(prune_smallest(scores, 2, before)) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("infinite", [False, True], ids=["whole numbers", "infinite"])
+def test_equal_scores_that_are_sorted_go_in_the_same_order(infinite: bool) -> None:
+    scores = torch.randint(0, 3, (40, 50))
+    scores = torch.where(scores == 2, torch.inf, scores.float()) if infinite else scores
+    before = torch.rand(40, 50) > 0.3
+    order = sorted(pruned_places(~before), key=lambda place: float(scores.reshape(-1)[place]))
+    for k in (1, 300, 700, len(order)):
+        assert pruned_places(prune_smallest(scores, k, before) | ~before) == sorted(order[:k])
+
+
 def test_both_zeros_are_equal_scores() -> None:
     assert pruned_places(prune_smallest(torch.tensor([0.0, -0.0, 0.0, -0.0]), 2)) == [0, 1]
 
