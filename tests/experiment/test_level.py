@@ -214,6 +214,35 @@ def test_dropout_follows_the_seed_whatever_the_global_generator_holds(make_exper
     assert losses[0] != losses[2]
 
 
+def test_every_level_of_every_replicate_draws_noise_of_its_own(make_experiment, new_run):
+    seeds = []
+
+    class Listening(Monitor):
+        def level_begins(self, *_):
+            seeds.append(torch.initial_seed())
+
+    for replicate in (0, 1):
+        run_replicate(make_experiment(replicate=replicate), new_run().replicate(replicate), Listening())
+    assert seeds == [Seeds(1).stream("noise", replicate, level) for replicate in (0, 1) for level in range(3)]
+
+
+def test_a_loader_that_draws_a_part_of_the_validation_set_draws_the_same_at_every_look(make_experiment, record):
+    loaders = make_experiment().loaders
+    validation = loaders.validation.dataset
+    sampler = RandomSampler(validation, num_samples=7)
+    experiment = make_experiment(
+        model=nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 3)),
+        loaders=loaders._replace(validation=DataLoader(validation, batch_size=7, sampler=sampler)),
+        optimizer=OptimizerRecipe.named("sgd", 1e-30),  # trains nothing
+        evaluate_every=1,
+        rounds=0,
+    )
+    run_replicate(experiment, record, Monitor())
+    measured = record.level(0).log.read()["valid_loss"].tolist()
+    assert len(measured) == 12
+    assert len(set(measured)) == 1
+
+
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_how_often_one_looks_changes_no_bit_of_the_training(shuffled, make_experiment, new_run):
     """Neither evaluations nor what a DataLoader draws for them, in a network with dropout."""
@@ -282,11 +311,12 @@ def test_the_log_holds_the_sparsity_in_percent(make_experiment, record):
 def test_summary_log_and_weights_tell_the_same_story(seed, make_experiment, record):
     # A learning rate that overshoots, so that the minimum is not at the end.
     experiment = make_experiment(
-        optimizer=OptimizerRecipe.named("adam", 0.2), evaluate_every=2, seeds=Seeds(seed), iterations=20
+        optimizer=OptimizerRecipe.named("adam", 0.2), evaluate_every=2, seeds=Seeds(seed), iterations=20, rewind=3
     )
     run_replicate(experiment, record, Monitor())
     for level in record.levels():
         log, summary = level.log.read(), level.summary()
+        assert (summary["first_iteration"], summary["iterations"]) == (log["iteration"][0], len(log["iteration"]))
         losses = [loss if loss == loss else math.inf for loss in log["valid_loss"].tolist()]
         best = losses.index(min(losses))
         assert summary["early_stop_iteration"] == log["iteration"][best]

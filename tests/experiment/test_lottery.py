@@ -16,6 +16,7 @@ from lth_fast.experiment.experiment import Loaders
 from lth_fast.experiment.lottery import run_replicate
 from lth_fast.experiment.progress import Monitor
 from lth_fast.prune import prune_all
+from lth_fast.train import Seeds
 
 # Frankle and Carbin 2019, figures 3 and 4: percent of LeNet's weights left, by level.
 LENET_DENSITIES = {3: "51.3", 7: "21.1", 9: "13.5", 12: "7.0", 15: "3.6", 18: "1.9", 26: "0.33"}
@@ -80,6 +81,19 @@ def test_given_the_same_weights_the_masks_of_three_levels_are_those_of_stock(cas
             stock.custom_from_mask(layer, "weight", previous.masks()[name])
             stock.l1_unstructured(layer, "weight", amount=rate / 2 if name == "7.weight" else rate)
             assert torch.equal(layer.weight_mask.bool(), masks[name])
+
+
+def test_random_pruning_draws_from_a_stream_of_its_replicate_and_level(make_experiment, new_run):
+    seeds = []
+
+    def prune_net(net):
+        seeds.append(torch.initial_seed())
+        return prune_all(net, 0.3)
+
+    for replicate in (0, 1):
+        experiment = make_experiment(prune_net=prune_net, replicate=replicate)
+        run_replicate(experiment, new_run().replicate(replicate), Monitor())
+    assert seeds == [Seeds(1).stream("mask", replicate, level) for replicate in (0, 1) for level in (1, 2)]
 
 
 def test_masks_only_ever_lose_weights(make_experiment, record):

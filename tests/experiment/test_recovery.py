@@ -158,6 +158,23 @@ def test_an_early_stop_before_the_interruption_is_not_forgotten(make_experiment,
     assert bits(run) == bits(reference)
 
 
+def test_the_time_before_an_interruption_counts(make_experiment, disk, record):
+    experiment = make_experiment(checkpoint_seconds=0.0, rounds=0)
+    level = record.level(0)
+
+    class Crashing(Monitor):
+        def stepped(self, iteration, losses):
+            if iteration == 8:
+                raise Killed
+
+    with pytest.raises(Killed):
+        run_replicate(experiment, record, Crashing())
+    level.save_checkpoint({**level.checkpoint(), "seconds": 2000.0, "train_seconds": 1000.0})
+    run_replicate(experiment, record, Monitor())
+    assert 2000 < level.summary()["seconds"] < 2100
+    assert 1000 < level.summary()["train_seconds"] < 1100
+
+
 def test_rows_behind_the_checkpoint_are_written_once(make_experiment, disk, record):
     """The log reaches the disk before the checkpoint that counts on it; what is behind it is trained again."""
     experiment = make_experiment(checkpoint_seconds=0.0, rounds=0)

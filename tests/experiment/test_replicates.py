@@ -13,10 +13,12 @@ import lth_fast
 from lth_fast import models
 from lth_fast.cli import main
 from lth_fast.experiment import level as level_module
+from lth_fast.experiment.branch import branch_masks
 from lth_fast.experiment.lottery import run_replicates
 from lth_fast.experiment.progress import Monitor
 from lth_fast.prune import prune_all
 from lth_fast.record import open_run
+from lth_fast.train import Seeds
 
 BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "2", "--rewind", "2", "--seed", "3", "--quiet")
 
@@ -135,9 +137,18 @@ def test_a_control_arm_takes_the_masks_of_the_same_replicate_of_its_ticket(run_o
         for level in (1, 2):
             masks = control.replicate(number).level(level).masks()
             theirs = ticket.replicate(number).level(level).masks()
+            expected = branch_masks(branch, theirs, Seeds(3).generator("mask", number, level))
             for name in theirs:
+                assert torch.equal(masks[name], expected[name])
                 assert int(masks[name].sum()) == int(theirs[name].sum())
                 assert torch.equal(masks[name], theirs[name]) == (branch == "reinit")
+
+
+def test_new_weights_are_those_of_the_replicate_and_the_level(run_of):
+    control = run_of(2, "--branch", "reinit")
+    levels = [control.replicate(number).level(level) for number in (0, 1) for level in (1, 2)]
+    starts = {level.weights("rewind")["classifier.fc1.weight"].numpy().tobytes() for level in levels}
+    assert len(starts) == 4
 
 
 def test_a_ticket_run_with_more_replicates_serves_and_one_with_fewer_does_not(run_of):
