@@ -6,8 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from lth_fast import load_run
+from lth_fast.experiment.build import build_experiment
+from lth_fast.experiment.config import Config
 
 
 def in_a_process_of_its_own(arguments, save):
@@ -33,6 +36,16 @@ def test_the_same_command_twice_gives_the_same_bits(arguments, command, bits, tm
 def test_another_seed_gives_other_bits(command, bits):
     runs = [command("lenet:8", "digits", "--iter", "5", "--rounds", "1", "--seed", seed).run for seed in "12"]
     assert bits(runs[0]) != bits(runs[1])
+
+
+def test_the_validation_set_follows_the_seed_and_no_other():
+    def validation(**seeds):
+        config = Config.resolve("lenet:8", "digits", seeds)
+        return build_experiment(config).loaders.validation.images
+
+    images = validation(seed=1)
+    assert not torch.equal(images, validation(seed=2))
+    assert torch.equal(images, validation(seed=1, init_seed=2, order_seed=3))
 
 
 @pytest.mark.real_data

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -100,6 +102,18 @@ def test_the_function_is_called_once_per_level_so_that_it_may_follow_a_schedule(
 
     densities = [density(masks) for masks in prune_repeatedly(following_a_schedule, 3)]
     assert densities == pytest.approx([1, 0.5, 0.4, 0.36], abs=2e-3)
+
+
+def test_what_was_pruned_by_ours_stays_pruned_where_the_function_goes_on_with_stocks():
+    model, state = model_and_state()
+    turns = iter([with_ours, with_ours, with_stock_at_random])
+    step = PruneStep(lambda model: next(turns)(model))
+    masks = [everything(model)]
+    for seed in range(3):
+        masks.append(step(model, state, masks[-1], seed))
+    for before, after in itertools.pairwise(masks):
+        assert not any((after[name] & ~before[name]).any() for name in before)
+        assert density(after) < density(before)
 
 
 def test_the_function_sees_the_weights_at_the_end_of_the_level():

@@ -169,6 +169,18 @@ def test_a_mask_on_the_embedding_alone_holds_for_the_output_layer_when_that_is_p
     assert not (masks(model)["2.weight"] & ~before).any()
 
 
+@pytest.mark.parametrize("name", ["0.weight", "2.weight"])
+def test_a_gradient_ranks_it_under_each_of_its_names(name: str) -> None:
+    model, inputs = two_linear(), torch.randn(8, FEATURES)
+    (gradient,) = torch.autograd.grad(model(inputs).square().mean(), [model[0].weight])
+    expected = (gradient * model[0].weight).abs().detach()
+    gradients = prune.Gradients(model, lambda outputs, _: outputs.square().mean(), lambda: (inputs, None))
+    prune_by_score(model, {name: 0.4}, "snip", gradients=gradients)
+    for found in (masks(model)["0.weight"], masks(model)["2.weight"]):
+        assert int(found.sum()) == 60
+        assert expected[found].min() > expected[~found].max()
+
+
 def test_two_rates_for_one_weight_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"rates: expected one rate for '0.weight' and '2.weight', which share a weight"

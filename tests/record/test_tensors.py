@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -104,6 +105,13 @@ def test_loaded_masks_may_be_changed(tmp_path: Path) -> None:
     masks["w"][1] = False
     assert masks["w"].tolist() == [True, False, True]
     assert read_masks(tmp_path / "masks")["w"].all()
+
+
+@pytest.mark.parametrize("bits", [torch.zeros(1).byte(), torch.zeros(3).byte(), torch.zeros(2).char(), torch.zeros(2)])
+def test_a_mask_of_other_bytes_than_its_shape_takes_is_damaged(tmp_path: Path, bits: Tensor) -> None:
+    (tmp_path / "masks").write_bytes(save({"w": bits}, {"shapes": json.dumps({"w": [3, 5]})}))
+    with pytest.raises(ValueError, match=r"masks is damaged: mask 'w' of shape \[3, 5\]"):
+        read_masks(tmp_path / "masks")
 
 
 def test_a_mask_that_is_not_bool_is_refused_by_name(tmp_path: Path) -> None:
