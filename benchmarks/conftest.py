@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,3 +75,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             f"{name:{width}}  {1e3 * result['ours']:10.3f} {1e3 * result['rival']:10.3f} {result['ratio']:7.2f}  "
             f"{result['low']:.2f} to {result['high']:.2f}  {bar:>6}  {missed}{note}"
         )
+    missing = [peer for peer in ("SparseProp", "SparseLab") if importlib.util.find_spec(peer.lower()) is None]
+    if missing and any("layer" in entry.extra_info for entry in session.benchmarks):
+        names = " and ".join(missing)
+        terminalreporter.write_line(f"without {names}: pip install --no-build-isolation -e '.[peers]' brings them")
