@@ -90,6 +90,11 @@ def test_digits_are_not_mirrored_and_the_short_data_set_is_trained_short():
     assert (config.augment, config.iter, config.rewind, config.milestones) == (False, 2000, 33, (1333, 1666))
 
 
+@pytest.mark.parametrize("dataset", ["mnist", "digits", "svhn", "cifar10", "cifar100", "fashion_mnist"])
+def test_no_preset_mirrors_digits(dataset):
+    assert Config.resolve("vgg16", dataset, {}).augment == (dataset not in ("mnist", "digits", "svhn"))
+
+
 def test_a_given_prune_rate_alone_sets_every_layer():
     assert Config.resolve("conv2", "cifar10", {"prune_rate": 0.3}).fc_rate is None
     assert Config.resolve("conv2", "cifar10", {"prune_rate": 0.3, "fc_rate": 0.1}).fc_rate == 0.1
