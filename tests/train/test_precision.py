@@ -64,6 +64,50 @@ def test_tensor_cores_round_float32_only_where_asked_for_and_the_setting_is_put_
     assert (matmul.allow_tf32, cudnn.allow_tf32) == before
 
 
+NEWER_NAMES = {
+    "matmul": torch.backends.cuda.matmul,
+    "conv": torch.backends.cudnn.conv,
+    "rnn": torch.backends.cudnn.rnn,
+    "cpu": torch.backends.mkldnn.matmul,
+}
+
+
+def float32_settings():
+    """What torch has been told, by its newer names, and by the older one as far as it can be read."""
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        older = "not to be read beside the newer names"
+    return [*(of.fp32_precision for of in NEWER_NAMES.values()), older]
+
+
+@pytest.fixture
+def told(request):
+    """What a user has told torch: by one of its newer names, or by the older one; all is put back."""
+    name, value = request.param
+    before = [of.fp32_precision for of in NEWER_NAMES.values()]
+    if name in NEWER_NAMES:
+        NEWER_NAMES[name].fp32_precision = value
+    else:
+        torch.set_float32_matmul_precision(value)
+    yield
+    torch.set_float32_matmul_precision("highest")
+    for of, precision in zip(NEWER_NAMES.values(), before, strict=True):
+        of.fp32_precision = precision
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "told", [("matmul", "tf32"), ("conv", "ieee"), ("older", "high"), ("older", "medium")], indirect=True, ids=str
+)
+def test_whatever_a_user_has_told_torch_holds_again_behind_the_block(told, precision):
+    before = float32_settings()
+    with float32_arithmetic(precision):
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (precision == "tf32",) * 2
+        assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else "highest")
+    assert float32_settings() == before
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_tf32_is_coarser_than_float32():
     draw = torch.Generator("cuda").manual_seed(0)
