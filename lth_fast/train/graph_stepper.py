@@ -17,9 +17,17 @@ from lth_fast.train.stepper import Schedule
 def capture(step: Action) -> Action:
     """Record what ``step`` launches on the current CUDA device in a graph, without running it; return its replay."""
     graph = torch.cuda.CUDAGraph()
-    # Other threads (a data loader's that pins memory, for instance) may go on using the device.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        step()
+    try:
+        # The first: torch stays on the stream of a recording that fails. The mode: other threads (a data loader's that
+        # pins memory, for instance) may go on using the device.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, capture_error_mode="thread_local"),
+        ):
+            step()
+    except Exception as error:
+        # Where a step cannot be recorded, ending the recording raises once more, and that error says less.
+        raise error.__context__ or error from None
     return graph.replay
 
 

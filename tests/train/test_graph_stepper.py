@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 
@@ -24,7 +25,7 @@ from lth_fast.train import (
     own_random_state,
 )
 from lth_fast.train import static_stepper as static_module
-from lth_fast.train.graph_stepper import optimizer_refusal
+from lth_fast.train.graph_stepper import capture, optimizer_refusal
 from lth_fast.train.schedule import StepSchedule
 from lth_fast.train.static_stepper import WARM_UP
 
@@ -202,6 +203,44 @@ def test_an_optimizer_that_may_count_its_steps_in_python_is_refused():
     assert optimizer_refusal(torch.optim.SGD(parameters)) is None
 
 
+class PretendedCuda:
+    """Streams by name, and recordings that fail as torch's do: on their own stream, with an error of their own."""
+
+    def __init__(self, monkeypatch):
+        self.current = "the caller's stream"
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.current)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+        monkeypatch.setattr(torch.cuda, "stream", self.stream)
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
+
+    @contextlib.contextmanager
+    def stream(self, name):
+        before, self.current = self.current, name
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextlib.contextmanager
+    def graph(self, graph, capture_error_mode):
+        self.current = "the recording's stream"
+        try:
+            yield
+        except RuntimeError:
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
+
+
+def test_a_recording_that_fails_says_why_and_leaves_the_stream_it_was_on(monkeypatch):
+    cuda = PretendedCuda(monkeypatch)
+
+    def step():
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        capture(step)
+    assert cuda.current == "the caller's stream"
+
+
 # ---- on a GPU ----
 
 
@@ -291,7 +330,9 @@ def test_a_model_that_waits_for_the_device_cannot_be_recorded(on_gpu):
             outputs = self.layer(images.flatten(1))
             return outputs * float(outputs.detach().abs().max().item() < 1e9)
 
+    stream = torch.cuda.current_stream()
     with pytest.raises(RuntimeError):
         make(GraphStepper, model=Waiting().to(on_gpu)).advance(WARM_UP + 1)
+    assert torch.cuda.current_stream() == stream
     torch.cuda.synchronize()
     assert gpu_run(GraphStepper, "adam", on_gpu)[1].isfinite().all()  # the device goes on working
