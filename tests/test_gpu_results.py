@@ -65,6 +65,16 @@ def test_without_a_measurement_the_stages_are_there(results, logs, measured):
     assert set(written["stages"]) == {"build", "memcheck"}
 
 
+def test_without_git_what_was_measured_is_written_all_the_same(monkeypatch, tmp_path):
+    specification = importlib.util.spec_from_file_location("benchmarks_conftest", BENCHMARKS / "conftest.py")
+    conftest = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(conftest)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    commit = {}
+    conftest.pytest_benchmark_update_commit_info(None, commit)
+    assert commit == {"short": "", "uncommitted": False}
+
+
 def test_the_script_is_a_whole_one():
     script = BENCHMARKS / "gpu.sh"
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
