@@ -96,26 +96,6 @@ class WorkingTensors {
   std::vector<at::Tensor> kept_, written_;
 };
 
-// Whether some of the parameters may have memory in common, as those tied through a transposed view have. They take
-// their steps one after the other then.
-inline bool share_memory(at::TensorList parameters) {
-  if (parameters.size() < 2) return false;
-  std::vector<std::pair<const char*, const char*>> spans;  // from the first byte to behind the last one
-  spans.reserve(parameters.size());
-  for (const at::Tensor& parameter : parameters) {
-    if (parameter.numel() == 0) continue;
-    int64_t last = 0;
-    for (int64_t d = 0; d < parameter.dim(); ++d) last += (parameter.size(d) - 1) * parameter.stride(d);
-    const auto* first = static_cast<const char*>(parameter.const_data_ptr());
-    spans.emplace_back(first, first + (last + 1) * static_cast<int64_t>(parameter.element_size()));
-  }
-  std::sort(spans.begin(), spans.end());
-  for (size_t i = 1; i < spans.size(); ++i) {
-    if (spans[i].first < spans[i - 1].second) return true;
-  }
-  return false;
-}
-
 // Calls work(parameter, first, count) for pieces that cover all parameters, in parallel; threads have equal shares of
 // the weights. Every `first` is a multiple of 8: a byte of the mask belongs to one piece.
 template <typename Work>
@@ -148,13 +128,6 @@ void step_in_working_type(at::TensorList parameters, const Step& step) {
     step(float{});
   }
 }
-
-// Entry i of a list that has one per parameter, or none at all.
-inline at::TensorList entry(at::TensorList tensors, size_t i) {
-  return tensors.empty() ? tensors : tensors.slice(i, 1);
-}
-
-inline OptionalTensors entry(const OptionalTensors& tensors, size_t i) { return OptionalTensors({tensors.get(i)}); }
 
 inline double learning_rate(double lr, const std::optional<at::Tensor>& lr_tensor) {
   return lr_tensor.has_value() ? lr_tensor->item<double>() : lr;

@@ -15,6 +15,14 @@ void adam_step_(at::TensorList parameters, at::TensorList gradients, at::TensorL
                 double beta2, double eps, double weight_decay, bool decoupled_weight_decay, bool maximize) {
   check_adam_step(parameters, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, mask_bits, lr_tensor);
   if (parameters.empty()) return;
+  if (share_memory(parameters)) {
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      adam_step_(entry(parameters, i), entry(gradients, i), entry(exp_avgs, i), entry(exp_avg_sqs, i),
+                 entry(max_exp_avg_sqs, i), entry(steps, i), entry(mask_bits, i), lr, lr_tensor, beta1, beta2, eps,
+                 weight_decay, decoupled_weight_decay, maximize);
+    }
+    return;
+  }
   const c10::cuda::CUDAGuard guard(parameters[0].device());
   WorkingTensors working;
   std::vector<cuda::AdamTensor> tensors;

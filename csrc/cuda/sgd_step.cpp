@@ -14,6 +14,13 @@ void sgd_step_(at::TensorList parameters, at::TensorList gradients, at::TensorLi
                double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step) {
   check_sgd_step(parameters, gradients, momentum_buffers, mask_bits, lr_tensor);
   if (parameters.empty()) return;
+  if (share_memory(parameters)) {
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      sgd_step_(entry(parameters, i), entry(gradients, i), entry(momentum_buffers, i), entry(mask_bits, i), lr,
+                lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, first_step);
+    }
+    return;
+  }
   const c10::cuda::CUDAGuard guard(parameters[0].device());
   WorkingTensors working;
   std::vector<cuda::SgdTensor> tensors;

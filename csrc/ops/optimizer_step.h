@@ -1,6 +1,10 @@
 // What the optimizer steps share: lists of tensors, one entry per parameter, all of one dtype and device.
 #pragma once
 
+#include <algorithm>
+#include <utility>
+#include <vector>
+
 #include "ops/checks.h"
 
 namespace lth_fast {
@@ -54,5 +58,32 @@ inline void check_lr_tensor(const char* function, const std::optional<at::Tensor
               ": lr_tensor must be on the device of the parameters (", parameters[0].device(), "), got ",
               lr_tensor->device());
 }
+
+// Whether some of the parameters may have memory in common, as those tied through a transposed view have. They take
+// their steps one after the other then.
+inline bool share_memory(at::TensorList parameters) {
+  if (parameters.size() < 2) return false;
+  std::vector<std::pair<const char*, const char*>> spans;  // from the first byte to behind the last one
+  spans.reserve(parameters.size());
+  for (const at::Tensor& parameter : parameters) {
+    if (parameter.numel() == 0) continue;
+    int64_t last = 0;
+    for (int64_t d = 0; d < parameter.dim(); ++d) last += (parameter.size(d) - 1) * parameter.stride(d);
+    const auto* first = static_cast<const char*>(parameter.const_data_ptr());
+    spans.emplace_back(first, first + (last + 1) * static_cast<int64_t>(parameter.element_size()));
+  }
+  std::sort(spans.begin(), spans.end());
+  for (size_t i = 1; i < spans.size(); ++i) {
+    if (spans[i].first < spans[i - 1].second) return true;
+  }
+  return false;
+}
+
+// Entry i of a list that has one per parameter, or none at all.
+inline at::TensorList entry(at::TensorList tensors, size_t i) {
+  return tensors.empty() ? tensors : tensors.slice(i, 1);
+}
+
+inline OptionalTensors entry(const OptionalTensors& tensors, size_t i) { return OptionalTensors({tensors.get(i)}); }
 
 }  // namespace lth_fast

@@ -330,11 +330,13 @@ def test_an_infinite_weight_stays_infinite_where_nothing_decays(
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_parameters_that_are_views_of_one_memory_take_their_steps_one_after_the_other(kind: type[Optimizer]) -> None:
+def test_parameters_that_are_views_of_one_memory_take_their_steps_one_after_the_other(
+    kind: type[Optimizer], device: torch.device
+) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        start, gradients = torch.randn(300, 400), [torch.randn(300, 400), torch.randn(400, 300)]
+        start, *gradients = (torch.randn(shape, device=device) for shape in ((300, 400), (300, 400), (400, 300)))
         results = []
         for one in (kind, TWINS[kind]):
             encoder = nn.Parameter(start.clone())
