@@ -328,7 +328,7 @@ def make_masked(model: nn.Module) -> None:
     layers = sparse_layers(model)
     for name, layer in layers.items():
         for attribute in ("values", "bias"):
-            under_our_mask = attribute == "bias" and masked_parameter(layer, attribute) is not None
+            under_our_mask = attribute == "bias" and mask_on(layer, attribute) is not None
             if attribute not in layer._parameters and not under_our_mask:
                 computed = f"{name.removesuffix('weight')}{attribute}"
                 raise TypeError(
@@ -337,7 +337,7 @@ def make_masked(model: nn.Module) -> None:
                 )
     for layer in layers.values():
         mask, gradient = layer.mask, layer.values.grad
-        on_bias = masked_parameter(layer, "bias")
+        on_bias = mask_on(layer, "bias")
         if on_bias is not None:
             unmask_parameter(layer, "bias")
         plain = layer.to_dense()
