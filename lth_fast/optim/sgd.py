@@ -25,13 +25,14 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         # What one call of the op can take: one kind, and either all with momentum from earlier steps or all without. A
         # parameter whose first gradient comes later than the others' starts its momentum then.
         calls: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
+        state = self.state
         for parameter in group["params"]:
             gradient = parameter.grad
             if gradient is None:
                 continue
             if gradient.is_sparse:
                 raise RuntimeError("SGD does not support sparse gradients; use torch.optim.SGD for this parameter")
-            momentum = self.state[parameter].get("momentum_buffer") if has_momentum else None
+            momentum = state[parameter].get("momentum_buffer") if has_momentum else None
             first_step = has_momentum and momentum is None
             kind = (parameter.device, parameter.dtype, first_step)
             call = calls.get(kind)
