@@ -17,12 +17,14 @@ _ops = torch.ops.lth_fast
 Shape = Sequence[int]  # in place of a tensor
 
 
-@register_flop_formula([_ops.masked_linear, _ops.masked_linear_input_grad])
-def _(input: Shape, weight: Shape, *others: object, out_shape: Shape) -> int:
-    return 2 * math.prod(input[:-1]) * math.prod(weight)
+@register_flop_formula(
+    [_ops.masked_linear, _ops.masked_linear_input_grad, _ops.sparse_linear, _ops.sparse_linear_input_grad]
+)
+def _(input: Shape, weights: Shape, *others: object, out_shape: Shape) -> int:
+    return 2 * math.prod(input[:-1]) * math.prod(weights)
 
 
-@register_flop_formula(_ops.masked_linear_weight_grad)
+@register_flop_formula([_ops.masked_linear_weight_grad, _ops.sparse_linear_values_grad])
 def _(grad_output: Shape, input: Shape, *others: object, out_shape: Shape) -> int:
     return 2 * math.prod(input[:-1]) * math.prod(out_shape)
 
@@ -30,16 +32,6 @@ def _(grad_output: Shape, input: Shape, *others: object, out_shape: Shape) -> in
 @register_flop_formula(_ops.masked_conv2d)  # whose backward is torch's
 def _(input: Shape, weight: Shape, *others: object, out_shape: Shape) -> int:
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
-
-
-@register_flop_formula([_ops.sparse_linear, _ops.sparse_linear_input_grad])
-def _(input: Shape, values: Shape, *others: object, out_shape: Shape) -> int:
-    return 2 * math.prod(input[:-1]) * math.prod(values)
-
-
-@register_flop_formula(_ops.sparse_linear_values_grad)
-def _(grad_output: Shape, input: Shape, *others: object, out_shape: Shape) -> int:
-    return 2 * math.prod(input[:-1]) * math.prod(out_shape)
 
 
 @register_flop_formula(_ops.sparse_conv2d)
