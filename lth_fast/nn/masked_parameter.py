@@ -119,6 +119,8 @@ def mask_parameter(module: nn.Module, name: str, mask: Tensor) -> None:
             "parametrization; use its cell (LSTMCell, GRUCell, RNNCell)"
         )
     module.__dict__.setdefault(_ORDER, tuple(module._parameters))
+    if parametrize.is_parametrized(module):
+        _give_own_class(module)
     entry = MaskedParameter(module.get_parameter(name), mask)
     parametrize.register_parametrization(module, name, entry)
     entry.take_place(module.parametrizations[name])  # type: ignore[index, arg-type]
@@ -129,9 +131,7 @@ def unmask_parameter(module: nn.Module, name: str) -> None:
     entry = mask_on(module, name)
     assert entry is not None
     mask_changes.forget(entry)
-    # A deep copy has the class that parametrize made for the original; it takes the parameter's property out of it.
-    shared = type(module)
-    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    _give_own_class(module)
     parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     # The state of an optimizer goes by the order of the parameters.
     order = module.__dict__.get(_ORDER, ())
@@ -141,3 +141,12 @@ def unmask_parameter(module: nn.Module, name: str) -> None:
     module._parameters.update(held)
     if not parametrize.is_parametrized(module):
         module.__dict__.pop(_ORDER, None)
+
+
+def _give_own_class(module: nn.Module) -> None:
+    """Part a parametrized ``module`` from its deep copies, which have the class that parametrize made for the first.
+
+    Parametrize puts properties into that class and takes them out again.
+    """
+    shared = type(module)
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))

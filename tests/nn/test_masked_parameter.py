@@ -142,6 +142,18 @@ def test_restoring_a_copy_leaves_the_original_masked():
     assert [type(module) for module in model] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, Special]
 
 
+def test_masking_one_more_parameter_of_a_copy_leaves_the_original_as_it_is():
+    model = set_masks(network(), {name: mask for name, mask in PRUNED.items() if name != "0.bias"})
+    inputs = torch.randn(8, 6)
+    expected = model(inputs)
+    one_more = {"1.bias": PRUNED["1.weight"], "3.bias": torch.tensor([True, False, True])}
+    copied = set_masks(copy.deepcopy(model), one_more)
+    assert torch.equal(model(inputs), expected)
+    assert set(masks(copied)) == {"0.weight", "1.weight", "1.bias", "3.weight", "3.bias"}
+    restore(copied)
+    assert torch.equal(model(inputs), expected)
+
+
 def test_removing_the_mask_of_one_parameter_leaves_the_others():
     model = set_masks(network(), PRUNED)
     prune.remove(model[0], "bias")
