@@ -109,13 +109,17 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """
     sparse = sparse_layers(model)
     holders = masked_parameters(model)
-    parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    parameters: dict[str, Tensor] = {
+        _PARAMETRIZED.sub(r"\1", name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
     users = plain_users(model)
-    names = {id(holder.masked_parameter): name for name, holder in holders.items()}
+    held = {name: holder.masked_parameter for name, holder in holders.items()}
+    names = {id(parameter): name for name, parameter in held.items() if parameter is not None}
     chosen: dict[int, tuple[str, Tensor]] = {}
     for given, mask in masks.items():
         # A module that has two names has its mask under the first of them.
-        name = given if given in holders else names.get(id(parameters.get(given)), given)
+        plain = _PARAMETRIZED.sub(r"\1", given)
+        name = plain if plain in holders else names.get(id(parameters.get(plain)), plain)
         if name in sparse:
             raise TypeError(
                 f"masks[{name!r}]: expected a layer that can take a mask, got a sparse one, whose mask is part of its "
@@ -123,7 +127,7 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
             )
         _refuse_computed(model, name, holders)
         if name not in holders and id(parameters.get(name)) not in users:
-            known = ", ".join(_PARAMETRIZED.sub(r"\1", parameter) for parameter in parameters)
+            known = ", ".join(parameters)
             raise KeyError(f"masks: the model has no parameter {name!r}; it has: {known}")
         parameter = holders[name].weight if name in holders else parameters[name]
         check_mask(mask, parameter, f"masks[{name!r}]")

@@ -216,3 +216,12 @@ def test_all_masks_are_checked_before_the_first_is_set(case: str) -> None:
     assert type(plain) is nn.Linear
     assert torch.equal(plain.weight, before)
     assert masks(model) == {}
+
+
+def test_a_name_of_nobody_is_refused_where_the_weight_of_a_masked_layer_is_computed() -> None:
+    model = set_masks(nn.Sequential(nn.Linear(4, 5)), {"0.weight": torch.rand(5, 4) < 0.5})
+    nn.utils.parametrizations.weight_norm(model[0])
+    before = masks(model)
+    with pytest.raises(KeyError, match="masks: the model has no parameter 'nobody'"):
+        set_masks(model, {"nobody": torch.ones(5, 4) > 0})
+    assert_equal_masks(masks(model), before)

@@ -338,13 +338,15 @@ def test_a_compiled_masked_embedding_limits_the_norm_of_its_rows():
     torch.testing.assert_close(model.weight, eager.weight)
 
 
-def test_a_layer_that_has_two_names_takes_its_mask_under_either_again_and_again():
+@pytest.mark.parametrize("parameter", ["weight", "bias"])
+def test_a_layer_that_has_two_names_takes_its_mask_under_either_again_and_again(parameter: str) -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
     model.append(model[0])
+    shape = model[0].get_parameter(parameter).shape
     for density in (0.8, 0.4):
-        mask = torch.rand(6, 6) < density
-        set_masks(model, {"2.weight": mask})
-        assert torch.equal(model[0].mask, mask)
+        mask = torch.rand(shape) < density
+        set_masks(model, {f"2.{parameter}": mask})
+        assert torch.equal(masks(model)[f"0.{parameter}"], mask)
 
 
 def test_two_parameters_that_are_views_of_one_memory_are_refused_and_left_alone():
