@@ -288,8 +288,9 @@ def parameter_names(model: nn.Module) -> dict[int, list[str]]:
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for attribute, parameter in module._parameters.items():
-            plain = _PARAMETRIZED.sub(r"\1", _join(name, attribute))
-            names.setdefault(id(parameter), []).append(plain)
+            if parameter is not None:
+                plain = _PARAMETRIZED.sub(r"\1", _join(name, attribute))
+                names.setdefault(id(parameter), []).append(plain)
     return names
 
 

@@ -535,6 +535,16 @@ def test_a_weight_read_around_its_sparse_layer_is_its_dense_form():
     assert model.read.values.grad.shape == (int(kept["read.weight"].sum()),)
 
 
+def test_masked_weights_of_subclasses_have_no_parameter_in_common_with_absent_biases():
+    class Special(nn.Linear):
+        pass
+
+    model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(2)), Special(8, 8), Special(8, 8))
+    kept = {name: torch.rand(8, 8) < 0.5 for name in ("2.weight", "3.weight")}
+    convert(model, kept, form={"0.weight": "dense", "2.weight": "masked", "3.weight": "auto"})
+    assert plan(model) == {"0.weight": "dense", "1.weight": "dense", "2.weight": "masked", "3.weight": "masked"}
+
+
 def test_half_precision_layers_stay_masked():
     model = nn.Sequential(nn.Linear(8, 8)).to(torch.bfloat16)
     convert(model, {"0.weight": torch.rand(8, 8) < 0.2}, form="sparse")
