@@ -105,6 +105,7 @@ def _default(name: str) -> str:
         "init_seed": "none",
         "order_seed": "none",
         "fc_rate": "none",
+        "validation": "5000, of digits 250",
         "whole": "output with --scope global, else none",
         "keep": "none",
         "milestones": "none",

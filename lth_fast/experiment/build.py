@@ -55,6 +55,7 @@ def build_experiment(config: Config, ticket: Run | None = None, *, quiet: bool =
             train_batch_size=config.batch_size,
             augment=config.augment,
             split_seed=seeds.stream("split"),
+            **({} if config.validation is None else {"validation": config.validation}),
         )
 
     def draw(seed: int) -> nn.Module:
@@ -97,6 +98,7 @@ def build_experiment(config: Config, ticket: Run | None = None, *, quiet: bool =
             config.score,
             config.distribution,
             evidence,
+            config.count,
         )
 
     scheduled = bool(config.warmup or config.milestones)

@@ -30,6 +30,7 @@ class Config:
     net: str
     dataset: str
     data: str = "./datasets/"
+    validation: int | float | None = None
     batch_size: int = 128
     optim: str = "sgd"
     learn_rate: float = 0.01
@@ -44,6 +45,7 @@ class Config:
     score: str = "magnitude"
     distribution: str = "uniform"
     whole: tuple[str, ...] = ()
+    count: str = "nearest"
     prune_bias: bool = False
     branch: str = "ticket"
     init: str | None = None
@@ -109,6 +111,9 @@ class Config:
             values["fc_rate"], sources["fc_rate"] = None, "default"
         if values.get("distribution", cls.distribution) != "uniform" and sources["scope"] == "preset":
             values["scope"], sources["scope"] = cls.scope, "default"
+        one_threshold = values.get("scope") == "global" and values.get("fc_rate") is None
+        if sources["count"] == "preset" and not one_threshold:
+            values["count"], sources["count"] = cls.count, "default"
         if values.get("scope") == "global" and sources["whole"] == "default":
             values["whole"] = ("output",)
         if sources["optim"] == "given" and values["optim"] != preset.get("optim"):
@@ -128,6 +133,8 @@ class Config:
             raise ValueError(f"--distribution: expected uniform with --scope {self.scope}, got {self.distribution!r}")
         if self.distribution != "uniform" and self.fc_rate is not None:
             raise ValueError(f"--fc_rate: expected with --distribution uniform, got it with {self.distribution!r}")
+        if self.count != "nearest" and (self.scope != "global" or self.fc_rate is not None):
+            raise ValueError(f"--count: expected nearest without --scope global or with --fc_rate, got {self.count!r}")
         if self.keep and self.keep[-1] > self.iter:
             raise ValueError(f"--keep: expected iterations up to --iter {self.iter}, got {self.keep[-1]}")
         if self.nesterov and not self.momentum:

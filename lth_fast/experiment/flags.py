@@ -11,7 +11,7 @@ from lth_fast._names import match_name
 from lth_fast.experiment.branch import BRANCHES
 from lth_fast.experiment.forms import plan_source
 from lth_fast.experiment.presets import presets
-from lth_fast.experiment.pruning import ROLES
+from lth_fast.experiment.pruning import COUNTS, ROLES
 from lth_fast.prune import DISTRIBUTIONS, SCOPES, SCORES
 from lth_fast.train.optimizers import optimizer_class
 from lth_fast.train.precision import PRECISIONS
@@ -94,20 +94,26 @@ def number(minimum: float, maximum: float = math.inf, *, above: bool = False) ->
     return parse
 
 
-def rewind_point(given: Any) -> int | float:
-    """An iteration (int >= 0) or a share of the iterations (float in (0, 1))."""
-    expected = "an iteration (a whole number >= 0) or a share of the iterations between 0 and 1"
-    try:
-        if isinstance(given, bool):
-            raise ValueError
-        value = float(given)
-    except (TypeError, ValueError):
-        raise ValueError(expected) from None
-    if 0 < value < 1:
-        return value
-    if value < 0 or not value.is_integer():
-        raise ValueError(expected)
-    return int(value)
+def number_or_share(expected: str) -> Parse:
+    """Whole numbers >= 0 (int) and shares in (0, 1) (float) of what ``expected`` calls them."""
+
+    def parse(given: Any) -> int | float:
+        try:
+            if isinstance(given, bool):
+                raise ValueError
+            value = float(given)
+        except (TypeError, ValueError):
+            raise ValueError(expected) from None
+        if 0 < value < 1:
+            return value
+        if value < 0 or not value.is_integer():
+            raise ValueError(expected)
+        return int(value)
+
+    return parse
+
+
+rewind_point = number_or_share("an iteration (a whole number >= 0) or a share of the iterations between 0 and 1")
 
 
 def text(given: Any) -> str:
@@ -169,18 +175,23 @@ def initialiser(given: Any) -> str:
     """A scheme of :func:`lth_fast.models.initialise`."""
     name, colon, sigma = str(given).lower().partition(":")
     try:
-        if name in ("glorot", "kaiming", "orthogonal") and not colon:
+        if name in ("glorot", "kaiming", "openlth", "orthogonal") and not colon:
             return name
         if name == "normal" and number(0, above=True)(sigma):
             return f"normal:{sigma}"
     except ValueError:
         pass
-    raise ValueError("glorot, kaiming, orthogonal or normal:SIGMA with SIGMA > 0")
+    raise ValueError("glorot, kaiming, openlth, orthogonal or normal:SIGMA with SIGMA > 0")
 
 
 FLAGS: tuple[Flag, ...] = (
     Flag("preset", "published settings that hold wherever a flag is not given", one_of(*presets)),
     Flag("data", "root folder of the data sets", text, ("-p",)),
+    Flag(
+        "validation",
+        "training images held out for validation, a number or a share in (0, 1); 0: none, and no early-stop iteration",
+        number_or_share("a number of images (a whole number >= 0) or a share of the training set between 0 and 1"),
+    ),
     Flag("batch_size", "training images per step", integer(1, 2**63 - 1)),
     Flag("optim", "optimizer, a class of torch.optim", optimizer_name, ("-o",)),
     Flag("learn_rate", "learning rate", number(0, above=True), ("-lr",)),
@@ -220,6 +231,12 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag("prune_global", "the same as --scope global", stands_for=("scope", "global")),
     Flag("whole", "layers that are not pruned: output, shortcuts, both with a comma, or none", several_of(*ROLES)),
+    Flag(
+        "count",
+        "how many weights go with --scope global: nearest: the share of those in the layers pruned, rounded; openlth: "
+        "of all, layers of --whole too, rounded up, and one more",
+        one_of(*COUNTS),
+    ),
     Flag("prune_bias", "prune the biases of the pruned layers too (the reference project did)"),
     Flag(
         "branch",
@@ -228,7 +245,12 @@ FLAGS: tuple[Flag, ...] = (
         one_of(*BRANCHES),
     ),
     Flag("random", "the paper's control, the same as --branch reinit", stands_for=("branch", "reinit")),
-    Flag("init", "initial weights: glorot, kaiming, orthogonal or normal:SIGMA", initialiser),
+    Flag(
+        "init",
+        "initial weights: glorot, kaiming, orthogonal, normal:SIGMA or openlth: kaiming with torch's biases and scales "
+        "of BatchNorm in (0, 1)",
+        initialiser,
+    ),
     Flag("keep_optimizer", "go on with the optimizer's state from level to level (the reference project did)"),
     Flag("keep", "iterations of the dense network whose weights are kept, e.g. 0,100,500", iterations),
     Flag("dropout", "share of activations dropped in networks that have dropout, 0 to 0.99", number(0, 0.99)),
@@ -239,7 +261,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         "milestones", "iterations after which the learning rate drops to a tenth, e.g. 20000,25000, or none", iterations
     ),
-    Flag("warmup", "iterations over which the learning rate rises linearly from 0", integer(0)),
+    Flag("warmup", "iterations N over which the learning rate rises linearly, from 1/N of it in the first", integer(0)),
     Flag(
         "precision", "arithmetic of forward and backward: float32, tf32 (GPU) or bf16 (autocast)", one_of(*PRECISIONS)
     ),

@@ -76,35 +76,32 @@ _PAPER: Mapping[str, Settings] = {
     **{name: _LMC_VGG for name in ("vgg11", "vgg13", "vgg16")},
 }
 
-# Defaults of OpenLTH (default_hparams of its models): epochs of 50,000 CIFAR and 60,000 MNIST images in batches of 128,
-# one threshold over all layers (of ResNets the output layer too), initial weights kaiming_normal, no rewinding. OpenLTH
-# draws the scales of BatchNorm from U(0, 1) and leaves biases of linear layers as torch draws them; here they are 1 and
-# 0. It has no validation set, and rounds the number to prune up.
-_OPENLTH_CIFAR: Settings = {
-    **_SGD,
+# Defaults of OpenLTH (default_hparams of its models): epochs of all 50,000 CIFAR and 60,000 MNIST images in batches of
+# 128, one threshold over all layers (of ResNets the output layer too), no rewinding. README says what still differs.
+_OPENLTH_ALL: Settings = {
     **_GLOBAL,
+    "count": "openlth",
+    "init": "openlth",
+    "validation": 0,
     "batch_size": 128,
-    "iter": 160 * 391,
-    "milestones": (80 * 391, 120 * 391),
-    "init": "kaiming",
+    "optim": "sgd",
+    "learn_rate": 0.1,
     "rewind": 0,
 }
+_OPENLTH_CIFAR: Settings = {**_OPENLTH_ALL, **_SGD, "iter": 160 * 391, "milestones": (80 * 391, 120 * 391)}
+_OPENLTH_VGG: Settings = {**_OPENLTH_CIFAR, "whole": ("output",)}
+_OPENLTH_RESNET: Settings = {**_OPENLTH_CIFAR, "whole": ()}
 _OPENLTH: Mapping[str, Settings] = {
-    "lenet": {
-        **_GLOBAL,
-        "batch_size": 128,
-        "iter": 40 * 469,
-        "optim": "sgd",
-        "learn_rate": 0.1,
-        "init": "kaiming",
-        "whole": ("output",),
-        "rewind": 0,
-    },
-    **{name: {**_OPENLTH_CIFAR, "whole": ("output",)} for name in ("vgg11", "vgg13", "vgg16", "vgg19")},
-    **{name: {**_OPENLTH_CIFAR, "whole": ()} for name in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")},
+    "lenet": {**_OPENLTH_ALL, "iter": 40 * 469, "whole": ("output",)},
+    **{name: _OPENLTH_VGG for name in ("vgg11", "vgg13", "vgg16", "vgg19")},
+    **{name: _OPENLTH_RESNET for name in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")},
 }
 
 _PRESETS: Mapping[str, Mapping[str, Settings]] = {"paper": _PAPER, "openlth": _OPENLTH}
+_OF_TORCHVISION: Mapping[str, tuple[Settings, Settings]] = {
+    "paper": (_LMC_VGG, _LMC_RESNET),
+    "openlth": (_OPENLTH_VGG, _OPENLTH_RESNET),
+}
 
 presets: tuple[str, ...] = tuple(_PRESETS)
 
@@ -118,8 +115,8 @@ _DEEP = ("vgg", "resnet", "torchvision")
 def preset(name: str, net: str, dataset: str) -> dict[str, Any]:
     """The settings that the preset ``name`` has for ``net`` on ``dataset``; what it leaves open is missing.
 
-    A network that the papers did not train gets the settings of its kind: torchvision's those of the deep networks in
-    1912.05671, one of your own none.
+    A network that nobody published settings of gets those of its kind: torchvision's those of the deep networks in
+    1912.05671 or in OpenLTH, one of your own none.
 
     Args:
         name: One of :data:`presets`, or an unambiguous prefix.
@@ -133,7 +130,8 @@ def preset(name: str, net: str, dataset: str) -> dict[str, Any]:
     family = net.split(":")[0]
     settings = dict(_PRESETS[chosen].get(family, {}))
     if family == "torchvision":
-        settings = dict(_LMC_VGG if "vgg" in net else _LMC_RESNET)
+        vgg, others = _OF_TORCHVISION[chosen]
+        settings = dict(vgg if "vgg" in net else others)
     if chosen == "paper" and dataset in _DATASETS:
         shorter = _DATASETS[dataset]["iter"]
         if "milestones" in settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lth_fast.models import output_layer, shortcut_layers
+from lth_fast.nn import masks
 from lth_fast.prune import Gradients, prune_by_score
 from lth_fast.prune.layers import prunable, prunable_names
 
 ROLES = ("output", "shortcuts")
+COUNTS = ("nearest", "openlth")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ def pruning_function(
     score: str = "magnitude",
     distribution: str = "uniform",
     evidence: Evidence | None = None,
+    count: str = "nearest",
 ) -> Callable[[nn.Module], nn.Module]:
     """The function that prunes a level's model for the next one; what it draws comes from torch's global generator.
 
@@ -54,17 +58,19 @@ def pruning_function(
         score: A name of :data:`lth_fast.prune.SCORES`.
         distribution: A name of :data:`lth_fast.prune.DISTRIBUTIONS`.
         evidence: For scores that look at more than the weights.
+        count: ``openlth``: globally and by one rate, as many weights go as in OpenLTH; else the nearest to the rate.
     """
+    rates = partial(
+        _rates,
+        prune_rate=prune_rate,
+        fc_rate=prune_rate if fc_rate is None else fc_rate,
+        whole=whole,
+        bias=bias,
+        halved=scope == "layerwise" and distribution == "uniform",
+    )
     return partial(
         _prune,
-        rates=partial(
-            _rates,
-            prune_rate=prune_rate,
-            fc_rate=prune_rate if fc_rate is None else fc_rate,
-            whole=whole,
-            bias=bias,
-            halved=scope == "layerwise" and distribution == "uniform",
-        ),
+        rates=partial(_openlth_rates, rates=rates, bias=bias) if count == "openlth" else rates,
         score=score,
         scope=scope,
         distribution=distribution,
@@ -103,3 +109,20 @@ def _rates(
             rate = fc_rate if isinstance(layers[layer], nn.Linear) else prune_rate
             rates[name] = float(rate / 2 if halved and layer == output else rate)
     return rates
+
+
+def _openlth_rates(model: nn.Module, rates: Callable[[nn.Module], dict[str, float]], bias: bool) -> dict[str, float]:
+    """``rates``, all of them one, such that one threshold prunes as many weights as OpenLTH's ``sparse_global`` does.
+
+    Its rate is a share of all survivors, those of layers that are kept whole too, and rounded up; the weight at the
+    threshold goes as well. It ends in an IndexError where so many are not left; here all that are left go.
+    """
+    chosen, before = rates(model), masks(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    left = {
+        name: int(before[name].sum()) if name in before else parameters[name].numel()
+        for name in prunable_names(model, bias)
+    }
+    available = sum(left[name] for name in chosen)
+    wanted = math.ceil(max(chosen.values(), default=0.0) * sum(left.values())) + 1
+    return dict.fromkeys(chosen, min(wanted, available) / max(1, available))

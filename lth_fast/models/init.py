@@ -27,7 +27,8 @@ def initialise(model: nn.Module, scheme: str = "glorot", generator: torch.Genera
     """Draw every parameter of ``model`` again, in place.
 
     Weights of Linear and convolution layers follow ``scheme`` and their biases become 0; normalisation layers get
-    weight 1, bias 0 and fresh running statistics; any other module that can redraw itself (``reset_parameters``) does.
+    weight 1, bias 0 and fresh running statistics (but see ``"openlth"``); any other module that can redraw itself
+    (``reset_parameters``) does.
     A parameter of a module that cannot, such as a class token, keeps its value: only building anew draws that again.
 
     The draws are float32 on the generator's device (CPU without one) and are then copied, so that a seed gives the same
@@ -42,6 +43,8 @@ def initialise(model: nn.Module, scheme: str = "glorot", generator: torch.Genera
             - ``"glorot"``: normal, std sqrt(2 / (fan_in + fan_out)), truncated as in the lottery-ticket paper
               (Glorot & Bengio 2010, eq. 12).
             - ``"kaiming"``: normal, std sqrt(2 / fan_in) (He et al. 2015, eq. 10).
+            - ``"openlth"``: as ``"kaiming"``, with biases uniform in ±1 / sqrt(fan_in), as torch draws them, and
+              weights of BatchNorm uniform in (0, 1): ``kaiming_normal`` and ``uniform`` of OpenLTH.
             - ``"orthogonal"``: orthonormal rows or columns, gain 1 (Saxe et al. 2013).
             - ``"normal:SIGMA"``: normal, std ``SIGMA`` > 0.
         generator: Source of all random numbers; None is torch's global one, which stays untouched otherwise.
@@ -52,7 +55,13 @@ def initialise(model: nn.Module, scheme: str = "glorot", generator: torch.Genera
             module's ``reset_parameters`` needs an argument. Nothing is drawn then.
     """
     draw = _parse(scheme)
+    openlth = draw is _openlth
     device = "cpu" if generator is None else generator.device
+
+    def uniform(parameter: Tensor, low: float, high: float) -> None:
+        drawn = torch.empty(parameter.shape, dtype=torch.float32, device=device)
+        parameter.copy_(drawn.uniform_(low, high, generator=generator))
+
     for name, module in model.named_modules():
         _check(module, f"{name}." if name else "")
     with torch.no_grad():
@@ -64,8 +73,12 @@ def initialise(model: nn.Module, scheme: str = "glorot", generator: torch.Genera
                     )
                     if module.bias is not None:
                         module.bias.zero_()
+                        if openlth and (fan_in := math.prod(module.weight.shape[1:])):
+                            uniform(module.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
                 elif isinstance(module, _NORMALISATIONS):
                     module.reset_parameters()
+                    if openlth and isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+                        uniform(module.weight, 0, 1)
                 elif (reset := _reset(module)) is not None:
                     with global_draws_from(generator):
                         reset()
@@ -148,6 +161,10 @@ def _kaiming(weight: Tensor, generator: torch.Generator | None) -> Tensor:
     return nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
 
 
+def _openlth(weight: Tensor, generator: torch.Generator | None) -> Tensor:
+    return _kaiming(weight, generator)
+
+
 def _orthogonal(weight: Tensor, generator: torch.Generator | None) -> Tensor:
     return nn.init.orthogonal_(weight, generator=generator)
 
@@ -156,7 +173,12 @@ def _normal(sigma: float) -> _Draw:
     return lambda weight, generator: weight.normal_(0, sigma, generator=generator)
 
 
-_SCHEMES: dict[str, _Draw] = {"glorot": _glorot, "kaiming": _kaiming, "orthogonal": _orthogonal}
+_SCHEMES: dict[str, _Draw] = {
+    "glorot": _glorot,
+    "kaiming": _kaiming,
+    "openlth": _openlth,
+    "orthogonal": _orthogonal,
+}
 
 
 def _parse(scheme: str) -> _Draw:

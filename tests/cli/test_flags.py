@@ -133,6 +133,26 @@ def sees_one_threshold(outcome):
     equal(found["classifier.fc1.weight"], pytest.approx(0.8, abs=0.001))
 
 
+def sees_openlths_count(outcome):
+    # Of all 592 weights 118.4 are a fifth; OpenLTH rounds that up and prunes one more.
+    equal(kept(outcome), {"classifier.fc1.weight": (512 - 120) / 512, "classifier.fc2.weight": 1.0})
+
+
+def sees_validation_images(count):
+    def seen(outcome):
+        sizes = {"train": 1547 - count, "validation": count, "test": 250}
+        equal(outcome.run.manifest()["examples"], {name: size for name, size in sizes.items() if size})
+        summary = outcome.level(1).summary()
+        equal((summary["early_stop_iteration"] is None, summary["test_accuracy"] is None), (count == 0, False))
+
+    return seen
+
+
+def sees_biases_drawn(outcome):
+    bias = outcome.run.replicate(0).initial()["classifier.fc1.bias"]
+    assert 0 < bias.abs().min() < bias.abs().max() <= 1 / 64**0.5
+
+
 def sees_other_weights_pruned(outcome):
     equal(
         kept(outcome),
@@ -206,6 +226,9 @@ def sees_the_preset(outcome):
     equal((configuration["scope"], configuration["optim"], configuration["batch_size"]), ("global", "sgd", 128))
     equal(configuration["sources"]["scope"], "preset")
     equal(len(outcome.steps[0].labels), 128)
+    sees_openlths_count(outcome)
+    sees_validation_images(0)(outcome)
+    sees_biases_drawn(outcome)
 
 
 ROWS = [
@@ -220,11 +243,13 @@ ROWS = [
     Row("--score synflow", sees_other_weights_pruned),
     Row("--distribution erk", sees_the_densities_of_erk),
     Row("--whole output", sees_one_threshold),
+    Row("--count openlth --scope global", sees_openlths_count),
     Row("--prune_bias", sees_pruned_biases),
     Row("--init normal:0.5", sees_initial_weights_of_spread(0.5)),
     Row("--init glorot", sees_initial_weights_of_spread((2 / 72) ** 0.5)),
     Row("--init kaiming", sees_initial_weights_of_spread((2 / 64) ** 0.5)),
     Row("--init orthogonal", sees_orthogonal_rows),
+    Row("--init openlth", sees_biases_drawn),
     Row("--keep_optimizer", sees_the_optimizer_go_on),
     Row("--keep 0,3", sees_the_kept_weights),
     Row("--momentum 0.5 --optim sgd", sees_settings_of_the_optimizer(momentum=0.5, nesterov=False)),
@@ -241,6 +266,9 @@ ROWS = [
     Row("--preset openlth", sees_the_preset),
     Row("--data {data} mnist", sees_the_data_folder),
     Row("-p {data} mnist", sees_the_data_folder),
+    Row("--validation 0", sees_validation_images(0)),
+    Row("--validation 47", sees_validation_images(47)),
+    Row("--validation 0.1", sees_validation_images(155)),
     Row("--batch_size 500", sees_the_batch_size),
     Row("--optim RMSprop", sees_the_optimizer),
     Row("-o rms", sees_the_optimizer),
@@ -302,9 +330,10 @@ WRONG = {
     "whole": ("some of output, shortcuts", ("input", "", "output,")),
     "branch": ("one of ticket, reinit, random_mask", ("r", "lottery", "")),
     "init": (
-        "glorot, kaiming, orthogonal or normal:SIGMA",
+        "glorot, kaiming, openlth, orthogonal or normal:SIGMA",
         ("xavier", "normal", "normal:0", "normal:x", "glorot:1", ""),
     ),
+    "count": ("one of nearest, openlth", ("ceil", "")),
     "keep": ("iterations", (*ITERATIONS, "7")),
     "dropout": ("a number >= 0 and <= 0.99", ("-0.1", "1", "half", "")),
     "momentum": ("a number >= 0 and <= 0.999", ("-0.1", "1", "much", "")),
@@ -313,6 +342,7 @@ WRONG = {
     "warmup": ("a whole number >= 0", ("-1", *WHOLE_NUMBERS)),
     "plan": ("auto, masked, sparse, or the folder of a run that holds a plan", ("dense", "", "no/such/run")),
     "precision": ("one of float32, tf32, bf16", ("float64", "half", "")),
+    "validation": ("a number of images", ("-1", "1.5", "-0.5", "nan", "some", "")),
     "batch_size": (f"a whole number >= 1 and <= {2**63 - 1}", ("0", "-1", f"{2**63}", *WHOLE_NUMBERS)),
     "optim": ("an optimizer of torch.optim", ("adm", "ada", "lbfgs", "")),
     "learn_rate": ("a number > 0", ("0", "-0.1", "nan", "inf", "fast", "")),

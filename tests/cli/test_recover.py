@@ -17,6 +17,7 @@ BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "1", "--seed", "1")
 
 # For every setting another value than the one of a run BASE.
 OTHER = {
+    "validation": "0",
     "batch_size": "61",
     "optim": "sgd",
     "learn_rate": "0.5",
@@ -40,6 +41,7 @@ OTHER = {
     "distribution": "erk",
     "prune_global": None,
     "whole": "output",
+    "count": "openlth",
     "prune_bias": None,
     "branch": "random_mask",
     "random": None,

@@ -77,12 +77,38 @@ def test_the_networks_of_the_first_paper_start_from_its_glorot_weights(net):
     assert Config.resolve(net, "cifar10", {"init": "kaiming"}).init == "kaiming"
 
 
-def test_openlth_trains_lenet_and_the_deep_networks_its_own_way():
-    lenet = Config.resolve("lenet", "mnist", {"preset": "openlth"})
-    assert (lenet.batch_size, lenet.iter, lenet.optim, lenet.learn_rate) == (128, 18_760, "sgd", 0.1)
-    assert (lenet.scope, lenet.whole, lenet.init) == ("global", ("output",), "kaiming")
-    resnet = Config.resolve("resnet20", "cifar10", {"preset": "openlth"})
-    assert (resnet.iter, resnet.milestones, resnet.rewind) == (62_560, (31_280, 46_920), 0)
+# default_hparams of OpenLTH's mnist_lenet, cifar_vgg and cifar_resnet: 40 and 160 epochs of all images, 80ep and 120ep.
+OPENLTH_ALL = {
+    **{"batch_size": 128, "optim": "sgd", "learn_rate": 0.1, "scope": "global", "prune_rate": 0.2, "rewind": 0},
+    **{"count": "openlth", "init": "openlth", "validation": 0},
+}
+OPENLTH_CIFAR = {
+    **OPENLTH_ALL,
+    **{"momentum": 0.9, "weight_decay": 1e-4, "augment": True, "iter": 62_560, "milestones": (31_280, 46_920)},
+}
+OPENLTH_VGG, OPENLTH_RESNET = {**OPENLTH_CIFAR, "whole": ("output",)}, {**OPENLTH_CIFAR, "whole": ()}
+
+
+@pytest.mark.parametrize(
+    ("net", "dataset", "expected"),
+    [
+        ("lenet", "mnist", {**OPENLTH_ALL, "iter": 18_760, "whole": ("output",)}),
+        *((net, "cifar10", OPENLTH_VGG) for net in ("vgg11", "vgg13", "vgg16", "vgg19", "torchvision:vgg11")),
+        *((net, "cifar10", OPENLTH_RESNET) for net in ("resnet20", "resnet56", "resnet110", "torchvision:resnet18")),
+        ("conv2", "cifar10", {}),  # OpenLTH has none
+    ],
+)
+def test_openlths_settings_are_its_own(net, dataset, expected):
+    config = Config.resolve(net, dataset, {"preset": "openlth"})
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert {name for name, source in config.sources.items() if source == "preset"} == set(expected)
+
+
+@pytest.mark.parametrize("given", [{"scope": "layerwise"}, {"fc_rate": 0.1}, {"distribution": "erk"}])
+def test_openlths_count_goes_with_its_one_threshold(given):
+    assert Config.resolve("lenet", "mnist", {"preset": "openlth", "prune_rate": 0.1}).count == "openlth"
+    config = Config.resolve("lenet", "mnist", {"preset": "openlth", **given})
+    assert (config.count, config.sources["count"]) == ("nearest", "default")
 
 
 def test_digits_are_not_mirrored_and_the_short_data_set_is_trained_short():
@@ -131,6 +157,11 @@ def test_a_training_shorter_than_the_presets_rewind_point_keeps_it_in_proportion
             "--distribution: expected uniform with --scope global, got 'erk'",
         ),
         ({"distribution": "erk", "fc_rate": 0.1}, "--fc_rate: expected with --distribution uniform, got it with 'erk'"),
+        ({"count": "openlth"}, "--count: expected nearest without --scope global or with --fc_rate, got 'openlth'"),
+        (
+            {"count": "openlth", "scope": "global", "fc_rate": 0.1},
+            "--count: expected nearest without --scope global or with --fc_rate, got 'openlth'",
+        ),
         ({"random": True, "branch": "ticket"}, "--random: means --branch reinit, got it with --branch ticket"),
     ],
 )

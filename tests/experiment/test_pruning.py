@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -129,6 +130,41 @@ def test_one_threshold_is_over_the_output_layer_too_where_a_flag_or_the_preset_s
     model = models.build(net, (3, 32, 32))
     pruning_function(config.scope, config.prune_rate, config.fc_rate, config.whole, config.prune_bias)(model)
     assert (output_layer(model) in densities(model)) == pruned == ("output" not in config.whole)
+
+
+def sparse_global_of_openlth(weights, kept, ignored, fraction):
+    """The masks that OpenLTH's ``sparse_global`` makes of ``kept``, arrays by name."""
+    count = int(np.ceil(fraction * sum(mask.sum() for mask in kept.values())))
+    ranked = np.sort(np.concatenate([abs(weights[name][kept[name]]) for name in weights if name not in ignored]))
+    return {
+        name: mask if name in ignored else mask & (abs(weights[name]) > ranked[count]) for name, mask in kept.items()
+    }
+
+
+@pytest.mark.parametrize("net", ["lenet", "resnet20"])
+def test_the_masks_of_the_preset_openlth_are_those_of_openlth(net):
+    config = Config.resolve(net, "cifar10", {"preset": "openlth"})
+    model = models.build(net, (3, 8, 8), init=config.init, generator=torch.Generator().manual_seed(0))
+    prune = pruning_function(
+        config.scope, config.prune_rate, config.fc_rate, config.whole, config.prune_bias, count=config.count
+    )
+    names = [f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    ignored = {f"{output_layer(model)}.weight"} if net == "lenet" else set()
+    kept = {name: np.ones(tuple(model.get_parameter(name).shape), dtype=bool) for name in names}
+    for _ in range(12):
+        weights = {name: model.get_parameter(name).detach().numpy() for name in names}
+        kept = sparse_global_of_openlth(weights, kept, ignored, 0.2)
+        found = masks(prune(model))
+        for name in names:
+            assert np.array_equal(found[name].numpy() if name in found else np.ones_like(kept[name]), kept[name])
+    size = sum(mask.size for mask in kept.values())
+    assert sum(mask.sum() for mask in kept.values()) / size == pytest.approx(0.8**12, abs=10 / size)
+
+
+def test_openlths_count_ends_where_nothing_is_left_to_prune():
+    prune, model = pruning_function("global", 0.9, None, ("output",), False, count="openlth"), small()
+    for _ in range(2):
+        assert densities(prune(model)) == {"0": 0.0, "2": 0.0}
 
 
 @pytest.mark.parametrize(

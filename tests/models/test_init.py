@@ -116,6 +116,40 @@ class TestEveryScheme:
         assert all(a is b and b.requires_grad and b.is_leaf for a, b in zip(before, model.parameters(), strict=True))
 
 
+class TestOpenLTH:
+    def test_weights_are_kaimings(self) -> None:
+        for layer, fan_in in ((nn.Linear(400, 200), 400), (nn.Conv2d(64, 96, 3), 64 * 9)):
+            initialise(layer, "openlth", seeded(fan_in))
+            assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / fan_in), rel=0.01)
+
+    def test_biases_are_uniform_as_torch_draws_them(self) -> None:
+        for layer, fan_in in ((nn.Linear(4, 20_000), 4), (nn.Conv2d(2, 20_000, 3), 18)):
+            initialise(layer, "openlth", seeded(fan_in))
+            bound = 1 / math.sqrt(fan_in)
+            assert layer.bias.abs().max().item() == pytest.approx(bound, rel=1e-3)
+            assert layer.bias.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+
+    def test_scales_of_batch_normalisation_are_uniform_and_the_rest_of_it_starts_afresh(self) -> None:
+        layer = nn.BatchNorm2d(20_000)
+        with torch.no_grad():
+            layer.bias.fill_(7)
+        initialise(layer, "openlth", seeded(1))
+        scales = layer.weight.detach()
+        assert 0 <= scales.min() < 1e-3 < 1 - 1e-3 < scales.max() <= 1
+        assert scales.mean().item() == pytest.approx(0.5, abs=0.01)
+        assert torch.equal(layer.bias, torch.zeros_like(layer.bias))
+        assert torch.equal(layer.running_var, torch.ones_like(layer.running_var))
+        initialise(nn.BatchNorm2d(3, affine=False), "openlth")  # has no scales
+
+    def test_the_seed_alone_decides(self) -> None:
+        first, again, other = network(), network(), network()
+        for model, seed in ((first, 1), (again, 1), (other, 2)):
+            initialise(model, "openlth", seeded(seed))
+        for name, value in first.named_parameters():
+            assert torch.equal(value, again.get_parameter(name))
+            assert name == "1.bias" or not torch.equal(value, other.get_parameter(name))
+
+
 def test_layers_draw_in_the_order_of_the_parameters() -> None:
     shared = seeded(1)
     model, conv, linear = network(), nn.Conv2d(2, 6, 3), nn.Linear(24, 5)
@@ -167,7 +201,8 @@ def test_scheme_names_take_any_case_and_prefixes() -> None:
     [
         (
             "glorott",
-            r"unknown initialisation 'glorott'; did you mean glorot\? \(known: glorot, kaiming, normal, orthogonal\)",
+            r"unknown initialisation 'glorott'; did you mean glorot\? "
+            r"\(known: glorot, kaiming, normal, openlth, orthogonal\)",
         ),
         ("", r"unknown initialisation ''"),
         ("normal", r"init: expected a finite standard deviation above 0, as in normal:0.01, got 'normal'"),
