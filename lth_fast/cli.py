@@ -81,7 +81,8 @@ def parser() -> Parser:
         epilog="info prints versions, build and devices; report DIR prints the table of a run and draws its figure.",
         argument_default=argparse.SUPPRESS,
     )
-    result.add_argument("net", nargs="?", metavar="NET", help=f"network: {', '.join(models.models)}")
+    others = "lenet:500-200 (its hidden sizes), torchvision:resnet18 (any of its names) or module:function (yours)"
+    result.add_argument("net", nargs="?", metavar="NET", help=f"network: {', '.join(models.models)}, {others}")
     result.add_argument("dataset", nargs="?", metavar="DATASET", help=f"data set: {', '.join(data.datasets)}")
     for flag in FLAGS:
         spellings = (*flag.short, f"--{flag.name}")

@@ -185,7 +185,7 @@ def initialiser(given: Any) -> str:
 
 
 FLAGS: tuple[Flag, ...] = (
-    Flag("preset", "published settings that hold wherever a flag is not given", one_of(*presets)),
+    Flag("preset", f"published settings that hold where a flag is not given: {', '.join(presets)}", one_of(*presets)),
     Flag("data", "root folder of the data sets", text, ("-p",)),
     Flag(
         "validation",
@@ -276,7 +276,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("init_seed", "seed of the initial weights, instead of --seed", integer(0)),
     Flag("order_seed", "seed of the order of the training data, instead of --seed", integer(0)),
     # Every thread has a stack of its own: tens of thousands of them leave a run no memory, or end the process.
-    Flag("threads", "CPU threads; default 1 for lenet, all for other networks", integer(1, 1024)),
+    Flag("threads", "CPU threads", integer(1, 1024)),
     Flag("checkpoint_seconds", "least time between two checkpoints, in seconds", number(0)),
     Flag("gpu", "train on the CUDA device"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,12 +11,16 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from lth_fast import __version__, data
+from lth_fast import __version__, data, models
 from lth_fast.cli import main, parser
+from lth_fast.experiment.branch import BRANCHES
 from lth_fast.experiment.config import Config
-from lth_fast.experiment.flags import FLAGS
-from lth_fast.prune import DISTRIBUTIONS, SCORES
+from lth_fast.experiment.flags import BY_NAME, FLAGS
+from lth_fast.experiment.presets import presets
+from lth_fast.experiment.pruning import ROLES
+from lth_fast.prune import DISTRIBUTIONS, SCOPES, SCORES
 from lth_fast.record import Level, open_run
+from lth_fast.train.precision import PRECISIONS
 
 BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "1", "--seed", "1")
 WHOLE_NUMBERS = ("0.5", "2.0", "many", "", "nan", "1e3")
@@ -544,8 +549,33 @@ def test_the_help_names_every_flag_network_and_data_set(capsys):
         main(["--help"])
     assert exit.value.code == 0
     text = capsys.readouterr().out
-    for word in (*spellings(), "lenet", "resnet20", "digits", "mnist"):
+    networks = (*models.models, "lenet:500-200", "torchvision:resnet18", "module:function")
+    for word in (*spellings(), *networks, *data.datasets):
         assert word in text
+
+
+CHOICES = {
+    "preset": presets,
+    "scope": SCOPES,
+    "score": SCORES,
+    "distribution": DISTRIBUTIONS,
+    "whole": (*ROLES, "none"),
+    "branch": BRANCHES,
+    "precision": PRECISIONS,
+}
+
+
+@pytest.mark.parametrize("flag", CHOICES)
+def test_the_help_of_a_flag_names_everything_one_can_choose(flag):
+    words = re.findall(r"\w+", BY_NAME[flag].help)
+    assert set(CHOICES[flag]) <= set(words)
+
+
+def test_the_help_tells_a_default_once(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    for entry in re.split(r"\n  -", capsys.readouterr().out):
+        assert entry.count("default") <= 1, entry
 
 
 def test_the_manifest_says_where_every_value_came_from(command):

@@ -10,7 +10,7 @@ import pytest
 
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.flags import BY_NAME, FLAGS
-from lth_fast.prune import SCORES
+from lth_fast.prune import DISTRIBUTIONS, SCORES
 from lth_fast.record import create_run, open_run
 
 BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "1", "--seed", "1")
@@ -98,7 +98,7 @@ def test_an_unfinished_level_is_trained_again_to_the_same_bits(command, spied_st
     [
         *(f"--score {score}" for score in SCORES),
         *(f"--score {score} --scope global" for score in SCORES),
-        "--distribution erk",
+        *(f"--distribution {distribution}" for distribution in DISTRIBUTIONS),
         "--distribution erk --score grasp",
     ],
 )
