@@ -220,7 +220,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("scope", "layerwise, or global: one threshold over all weights", one_of(*SCOPES)),
     Flag(
         "score",
-        f"what the weights are ranked by, the lowest go: {', '.join(SCORES)}",
+        f"what the weights are ranked by at the end of a level, the lowest go: {', '.join(SCORES)}",
         one_of(*SCORES),
     ),
     Flag(

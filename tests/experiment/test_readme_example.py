@@ -43,6 +43,18 @@ def mnist(root):
 
 
 @pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("data", ("load_CIFAR10", "load_MNIST")),
+        ("models", ("lenet", "conv2", "conv4", "conv6", "vgg19", "resnet20", "resnet32", "resnet44", "resnet56")),
+        ("prune", ("prune_all", "prune_fc", "prune_conv", "prune_conv_globally", "fetch_layers", "sparsity")),
+    ],
+)
+def test_functions_that_load_build_and_prune_have_the_reference_projects_names(module, names):
+    assert all(callable(getattr(getattr(lth_fast, module), name)) for name in names)
+
+
+@pytest.mark.parametrize(
     ("load", "inputs", "iterations"),
     [(digits, 64, 90), pytest.param(mnist, 784, 300, marks=pytest.mark.real_data)],
 )

@@ -53,6 +53,21 @@ def test_layerwise_the_lowest_of_every_layer_go_level_after_level(score: str) ->
             assert scores[name][pruned].max() <= scores[name][after].min()
 
 
+def test_synflow_in_a_hundred_steps_keeps_every_layer_alive_where_one_step_prunes_whole_ones() -> None:
+    """The schedule of Tanaka et al. 2020, 2006.05467, algorithm 1: density d^(k / n) after step k of n."""
+    density = 0.02
+    found = {}
+    for steps in (1, 100):
+        torch.manual_seed(0)
+        model = network()
+        for _ in range(steps):
+            prune_by_score(model, 1 - density ** (1 / steps), "synflow", "global", **evidence(model))
+        found[steps] = survivors(model)
+    total = sum(layer.weight.numel() for layer in prunable(network()).values())
+    assert [sum(counts.values()) for counts in found.values()] == pytest.approx([density * total] * 2, abs=1)
+    assert min(found[1].values()) == 0 < min(found[100].values())
+
+
 @pytest.mark.parametrize("score", SCORES)
 def test_weights_and_biases_under_a_parametrization_are_pruned_level_after_level(score: str) -> None:
     """Gradients are those of a plain copy, and making it plain leaves the masks of the model alone."""
