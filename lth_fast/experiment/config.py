@@ -123,6 +123,9 @@ class Config:
                     values[name], sources[name] = getattr(cls, name), "default"
         if sources["rewind"] == "preset" and values["rewind"] >= values.get("iter", cls.iter):
             values["rewind"] = min(max(1, values["rewind"] * values["iter"] // preset["iter"]), values["iter"] - 1)
+        if sources["milestones"] == "preset" and values["milestones"][-1] >= values["iter"]:
+            shorter = (max(1, milestone * values["iter"] // preset["iter"]) for milestone in values["milestones"])
+            values["milestones"] = tuple(dict.fromkeys(shorter))
         config = cls(net, dataset, **values, sources=sources)
         config = dataclasses.replace(config, rewind=rewind_iteration(config.rewind, config.iter))
         config._check_together()

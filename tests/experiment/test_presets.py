@@ -145,6 +145,16 @@ def test_a_training_shorter_than_the_presets_rewind_point_keeps_it_in_proportion
     assert Config.resolve("resnet20", "cifar10", {"iter": 20_000}).rewind == 500
 
 
+def test_a_training_shorter_than_the_presets_schedule_keeps_it_in_proportion():
+    assert Config.resolve("resnet20", "cifar10", {"iter": 3000}).milestones == (2000, 2500)
+    assert Config.resolve("vgg16", "cifar10", {"preset": "openlth", "iter": 1600}).milestones == (800, 1200)
+    assert Config.resolve("resnet20", "cifar10", {"iter": 3000, "milestones": "20000"}).milestones == (20_000,)
+    assert Config.resolve("resnet20", "cifar10", {"iter": 26_000}).milestones == (20_000, 25_000)
+    tiny = Config.resolve("resnet20", "cifar10", {"iter": 2})
+    assert tiny.milestones == (1,)
+    assert Config.from_record(tiny.to_record()) == tiny
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
