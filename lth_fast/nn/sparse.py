@@ -189,12 +189,15 @@ class SparseLayer(nn.Module):
         # fn may convert (type()), or hand out memory without values (to_empty, to("meta")); the pattern only moves. One
         # that went to the meta device comes back with the layer.
         held = {name: buffer(self, name) for name in self.pattern_fields}
+        known_to_be_right = held[self.pattern_fields[0]]._version == self._pattern_version
         real = self.__dict__.get(_PATTERN_ASIDE, held)
         super()._apply(fn, recurse)  # which fails where values are asked for that a layer on the meta device lacks
         device = self.values.device
         with torch.inference_mode(False):  # where writes are counted
             for name, part in real.items():
                 self._buffers[name] = part.to(device)
+        # A copy on another device counts its writes anew.
+        self._pattern_version = buffer(self, self.pattern_fields[0])._version if known_to_be_right else -1
         if device.type == "meta":
             self.__dict__[_PATTERN_ASIDE] = real
         else:

@@ -344,7 +344,8 @@ def test_in_half_precision_a_layer_computes_densely(kind: Kind, dtype: torch.dty
 def test_on_the_meta_device_a_layer_gives_shapes(kind: Kind) -> None:
     sparse, dense = kind.pair()
     inputs = kind.inputs().to("meta")
-    assert sparse.to("meta")(inputs).shape == dense.to("meta")(inputs).shape
+    for layer in (copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse)), sparse):
+        assert layer.to("meta")(inputs).shape == dense.to("meta")(inputs).shape
 
 
 def test_another_type_is_that_of_the_values_not_of_the_pattern(kind: Kind) -> None:
@@ -389,5 +390,6 @@ def test_an_average_of_models_takes_over_the_pattern_and_is_refused_where_it_ave
     wrong = AveragedModel(sparse, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     for _ in range(3):
         wrong.update_parameters(sparse)
-    with pytest.raises(RuntimeError, match=r"expected the pattern that its mask has, .*use_buffers=True"):
-        wrong(inputs)
+    for device in ("cpu", "meta"):  # a move takes nothing wrong for right
+        with pytest.raises(RuntimeError, match=r"expected the pattern that its mask has, .*use_buffers=True"):
+            wrong.to(device)(inputs.to(device))
