@@ -6,7 +6,6 @@ import functools
 import re
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -206,12 +205,17 @@ def _refuse_shared_memory(parameters: Mapping[str, Tensor], chosen: Mapping[int,
         for name, parameter in parameters.items()
         if parameter.numel() and not parameter.is_meta and parameter.data_ptr()  # some keep their memory elsewhere
     ]
-    for (_, end, one, name), (first, _, other, other_name) in pairwise(sorted(with_memory)):
-        if first < end and one != other and (one in chosen or other in chosen):
+    furthest = furthest_chosen = (0, 0, "")  # of those before: where one ends, its id and its name
+    for first, end, one, name in sorted(with_memory):
+        behind, other, other_name = furthest if one in chosen else furthest_chosen
+        if first < behind and one != other:
             raise ValueError(
                 "masks: expected parameters with memory of their own, or one Parameter that modules share, got "
-                f"{name!r} and {other_name!r} as views of one memory"
+                f"{other_name!r} and {name!r} as views of one memory"
             )
+        furthest = max(furthest, (end, one, name))
+        if one in chosen:
+            furthest_chosen = max(furthest_chosen, (end, one, name))
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

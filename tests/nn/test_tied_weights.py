@@ -278,12 +278,14 @@ def test_without_a_mask_a_tied_weight_stays_dense(case: Any) -> None:
     assert all(choices(model)[name].form == "dense" for name in names if name in choices(model))
 
 
-def test_a_tied_weight_that_keeps_everything_is_dense_again_in_all_its_modules() -> None:
-    model, inputs, names = (part() if callable(part) else part for part in CASES["embedding and Linear"])
+@pytest.mark.parametrize("name", ["embedding and Linear", "Linear and a subclass"])
+def test_a_tied_weight_that_keeps_everything_is_dense_again_in_all_its_modules(name: str) -> None:
+    model, inputs, names = (part() if callable(part) else part for part in CASES[name])
+    kinds, keys = [type(module) for module in model], list(model.state_dict())
     set_masks(model, {names[0]: half(model, names[0])})
-    convert(model, {names[0]: torch.ones(WORDS, FEATURES, dtype=torch.bool)}, example_input=inputs)
-    assert [type(model[0]), type(model[3])] == [nn.Embedding, nn.Linear]
+    convert(model, {names[0]: torch.ones_like(model[int(names[0][0])].weight, dtype=torch.bool)}, example_input=inputs)
     assert masks(model) == {}
+    assert ([type(module) for module in model], list(model.state_dict())) == (kinds, keys)
 
 
 def test_a_form_asked_for_one_name_holds_for_all_and_two_forms_are_refused() -> None:
@@ -353,13 +355,28 @@ def test_two_parameters_that_are_views_of_one_memory_are_refused_and_left_alone(
     model = nn.Sequential(nn.Linear(6, 4, bias=False), nn.Linear(4, 6, bias=False))
     model[1].weight = nn.Parameter(model[0].weight.detach().t())
     before = model[0].weight.detach().clone()
-    with pytest.raises(ValueError, match=r"got '[01]\.weight' and '[01]\.weight' as views of one memory"):
+    refused = r"got '[01]\.weight' and '[01]\.weight' as views of one memory"
+    with pytest.raises(ValueError, match=refused):
         set_masks(model, {"0.weight": torch.rand(4, 6) < 0.5})
     assert torch.equal(model[0].weight, before)
     assert type(model[0]) is nn.Linear
-    flat = torch.randn(48)  # disjoint pieces of one memory are fine
-    model[0].weight, model[1].weight = nn.Parameter(flat[:24].view(4, 6)), nn.Parameter(flat[24:].view(6, 4))
+    flat = torch.randn(48)
+    model[0].weight, model[1].weight = nn.Parameter(flat[:24].view(4, 6)), nn.Parameter(flat[23:47].view(6, 4))
+    with pytest.raises(ValueError, match=refused):
+        set_masks(model, {"0.weight": torch.rand(4, 6) < 0.5})
+    model[1].weight = nn.Parameter(flat[24:].view(6, 4))  # disjoint pieces of one memory are fine
     prune.prune_all(model, 0.5)
+
+
+@pytest.mark.parametrize("name", ["0.weight", "1.weight", "whole"])
+def test_parameters_that_are_pieces_of_another_one_are_refused_wherever_they_begin(name: str) -> None:
+    model: Any = nn.Sequential(nn.Linear(6, 4, bias=False), nn.Linear(4, 6, bias=False))
+    model.register_parameter("whole", nn.Parameter(torch.randn(56)))
+    model[0].weight = nn.Parameter(model.whole.detach()[8:32].view(4, 6))
+    model[1].weight = nn.Parameter(model.whole.detach()[32:].view(6, 4))
+    with pytest.raises(ValueError, match=r"got 'whole' and '[01]\.weight' as views of one memory"):
+        set_masks(model, {name: torch.zeros_like(model.get_parameter(name), dtype=torch.bool)})
+    assert model.whole.count_nonzero() == 56
 
 
 def test_a_mask_reaches_a_layer_that_has_come_to_share_the_weight_since_the_last_mask_was_set():
