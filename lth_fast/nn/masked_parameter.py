@@ -108,16 +108,7 @@ def mask_on(module: nn.Module, name: str) -> MaskedParameter | None:
 
 
 def mask_parameter(module: nn.Module, name: str, mask: Tensor) -> None:
-    """Put ``mask`` on the plain parameter ``name`` of ``module``.
-
-    Raises:
-        TypeError: ``module`` is recurrent; it reads its weights around any parametrization.
-    """
-    if isinstance(module, nn.RNNBase):
-        raise TypeError(
-            f"masks: the parameters of {type(module).__name__} cannot carry a mask, it reads them around any "
-            "parametrization; use its cell (LSTMCell, GRUCell, RNNCell)"
-        )
+    """Put ``mask`` on the plain parameter ``name`` of ``module``, which has been checked."""
     module.__dict__.setdefault(_ORDER, tuple(module._parameters))
     if parametrize.is_parametrized(module):
         _give_own_class(module)
