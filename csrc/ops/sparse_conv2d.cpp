@@ -177,11 +177,11 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     const bool input_wanted = context->needs_input_grad(0), values_wanted = context->needs_input_grad(1),
                bias_wanted = context->saved_data["bias"].toBool() && context->needs_input_grad(2);
     at::Tensor grad_input, grad_values, grad_bias;
-    if (!input_wanted && !values_wanted) {
-      if (bias_wanted) grad_bias = grad_output.sum({0, 2, 3});
-    } else if (differentiable) {
-      std::tie(grad_input, grad_values) =
-          differentiable_backward(grad_output, input, values, pattern, convolution, {input_wanted, values_wanted});
+    if (differentiable) {
+      if (input_wanted || values_wanted) {
+        std::tie(grad_input, grad_values) =
+            differentiable_backward(grad_output, input, values, pattern, convolution, {input_wanted, values_wanted});
+      }
       if (bias_wanted) grad_bias = grad_output.sum({0, 2, 3});
     } else {
       const auto gradients = sparse_conv2d_backward(grad_output, input, values, pattern, convolution,

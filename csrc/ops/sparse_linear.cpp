@@ -185,7 +185,7 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
     const bool input_wanted = context->needs_input_grad(0), values_wanted = context->needs_input_grad(1),
                bias_wanted = context->needs_input_grad(2);
     at::Tensor grad_input, grad_values, grad_bias;
-    if (!differentiable && (input_wanted || values_wanted)) {
+    if (!differentiable) {
       // What was not kept is not read: the gradient of the input takes the input's shape alone.
       const auto input_or_shape = [&] {
         if (values_wanted) return input;

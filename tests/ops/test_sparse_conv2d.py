@@ -232,7 +232,7 @@ def test_a_gradient_that_nobody_asks_for_is_not_computed(wanted: tuple[bool, boo
         out = sparse_conv2d(*tensors, pattern, *case.geometry)
         if any(wanted):
             out.sum().backward()
-    if any(wanted[:2]):  # a bias alone needs none of the products
+    if any(wanted):
         assert recorder.called["lth_fast::sparse_conv2d_backward"][-1] == list(wanted)
     else:
         assert "lth_fast::sparse_conv2d_backward" not in recorder.called
@@ -402,6 +402,24 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(
         return torch.cat([out.flatten(), *(leaf.grad.flatten() for leaf in leaves if leaf.grad is not None)])
 
     assert torch.equal(on_threads(1, everything), on_threads(2, everything))
+
+
+def test_of_frozen_values_the_bits_of_the_gradient_of_the_bias_do_not_depend_on_the_number_of_threads(
+    on_threads: Callable[[int, Callable[[], Tensor]], Tensor],
+) -> None:
+    """Torch's own sum to a single number is one per thread, added up in the end."""
+    case = Case(batch=70, out_channels=1, size=(32, 32))
+    values, bias, pattern = random_layer(case)
+    inputs, gradient = case.input(), torch.randn(70, 1, 32, 32)
+
+    def of_bias() -> Tensor:
+        (leaf,) = as_leaves(bias)
+        return torch.autograd.grad(sparse_conv2d(inputs, values, leaf, pattern, *case.geometry), leaf, gradient)[0]
+
+    alone = on_threads(1, of_bias)
+    assert (alone.double() - gradient.double().sum()).abs() <= 1e-3
+    for threads in (2, 3, 4):
+        assert torch.equal(alone, on_threads(threads, of_bias))
 
 
 def test_under_autocast_the_layer_computes_in_float32(distance: Distance) -> None:

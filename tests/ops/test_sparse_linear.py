@@ -152,7 +152,7 @@ def test_a_gradient_that_nobody_asks_for_is_not_computed(wanted: tuple[bool, boo
         out = sparse_linear(*tensors, pattern)
         if any(wanted):
             out.sum().backward()
-    if any(wanted[:2]):  # a bias alone needs none of the products
+    if any(wanted):
         assert recorder.called["lth_fast::sparse_linear_backward"][-1] == list(wanted)
     else:
         assert "lth_fast::sparse_linear_backward" not in recorder.called
@@ -321,6 +321,23 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(
     alone = on_threads(1, everything)
     for threads in (2, 3, 4):
         assert torch.equal(alone, on_threads(threads, everything))
+
+
+def test_of_frozen_values_the_bits_of_the_gradient_of_the_bias_do_not_depend_on_the_number_of_threads(
+    on_threads: Callable[[int, Callable[[], Tensor]], Tensor],
+) -> None:
+    """Torch's own sum to a single number is one per thread, added up in the end."""
+    values, bias, pattern = random_layer(8, 1, 1.0)
+    inputs, gradient = torch.randn(70_000, 8), torch.randn(70_000, 1)
+
+    def of_bias() -> Tensor:
+        (leaf,) = as_leaves(bias)
+        return torch.autograd.grad(sparse_linear(inputs, values, leaf, pattern), leaf, gradient)[0]
+
+    alone = on_threads(1, of_bias)
+    assert (alone.double() - gradient.double().sum(0)).abs() <= 1e-3
+    for threads in (2, 3, 4):
+        assert torch.equal(alone, on_threads(threads, of_bias))
 
 
 @pytest.mark.usefixtures("kernels")
