@@ -87,9 +87,13 @@ def recover_command(
     configuration = run.manifest().get("configuration")
     if configuration is None:
         raise ValueError(f"{path}: this run was stopped before it was set up; start it anew")
-    if isinstance(configuration, dict) and "made_by" in configuration:
+    if "made_by" in configuration:
         raise ValueError(f"{path} was made by {configuration['made_by']}; go on with it there: recover={str(path)!r}")
-    config = Config.from_record(configuration).recovered_with(net, dataset, given, force=force)
+    try:
+        recorded = Config.from_record(configuration)
+    except ValueError as error:
+        raise ValueError(f"{run.path / 'meta.json'}: configuration: {error}") from None
+    config = recorded.recovered_with(net, dataset, given, force=force)
     if _complete(run, config):
         run.replicate(config.replicates - 1).level(config.rounds).remove_checkpoint()
         return run

@@ -159,17 +159,22 @@ class Config:
         Raises:
             ValueError: It was changed since: it lacks something, or a value is wrong.
         """
-        if not isinstance(recorded, dict) or not all(isinstance(recorded.get(key), str) for key in ("net", "dataset")):
+        if not all(isinstance(recorded.get(key), str) for key in ("net", "dataset")):
             raise ValueError("the record should name a network and a data set")
         known = {entry.name for entry in dataclasses.fields(cls)}
         unknown = sorted(set(recorded) - known)
         if unknown:
             raise ValueError(f"the record holds settings that this lth_fast does not know: {', '.join(unknown)}")
+        # An earlier version may not have known a setting; one that it names the source of was taken out.
+        sources, ticket = recorded.get("sources", {}), recorded.get("ticket")
+        lacking = sorted(set(sources) & known - set(recorded)) if isinstance(sources, dict) else ["sources"]
+        if lacking or not isinstance(ticket, str | None):
+            raise ValueError(f"the record lacks {', '.join(lacking) or 'the folder of its ticket run'}")
+        values = dict(recorded)
         for name in recorded.keys() & BY_NAME.keys() - {"plan"}:  # the run of a plan may be gone
             if recorded[name] is not None or getattr(cls, name) is not None:
-                BY_NAME[name].read(recorded[name], f"the record's {name}")
-        tuples = {name: tuple(value) for name, value in recorded.items() if isinstance(value, list)}
-        return cls(**{**recorded, **tuples})
+                values[name] = BY_NAME[name].read(recorded[name], f"the record's {name}")
+        return cls(**values)
 
     def to_record(self) -> dict[str, Any]:
         """Plain values for the manifest."""

@@ -147,11 +147,15 @@ def several_of(*names: str) -> Parse:
     """Names of ``names`` with commas between them, or ``none``; a tuple."""
 
     def parse(given: Any) -> tuple[str, ...]:
-        parts = [part.strip() for part in given.split(",")] if isinstance(given, str) else list(given)
+        expected = f"some of {', '.join(names)} with commas between them, or none"
+        try:
+            parts = [part.strip() for part in given.split(",")] if isinstance(given, str) else list(given)
+        except TypeError:
+            raise ValueError(expected) from None
         if parts == ["none"]:
             parts = []
         if not all(part in names for part in parts):
-            raise ValueError(f"some of {', '.join(names)} with commas between them, or none")
+            raise ValueError(expected)
         return tuple(name for name in names if name in parts)
 
     return parse

@@ -261,7 +261,9 @@ def _recovered(run: Run, options: dict[str, Any]) -> dict[str, Any]:
     ]
     if wrong:
         raise ValueError(f"recover: the run's own settings go on: {'; '.join(wrong)}")
-    return {**_ABSENT, **{name: value for name, value in recorded.items() if name != "made_by"}}
+    # The one that need not be given.
+    seed = BY_NAME["seed"].read(recorded.get("seed"), f"recover: {run.path / 'meta.json'}: configuration: seed")
+    return {**_ABSENT, **{name: value for name, value in recorded.items() if name != "made_by"}, "seed": seed}
 
 
 def _loaders(data: Any, validation: Any, test: Any, device: torch.device) -> Loaders:

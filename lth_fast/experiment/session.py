@@ -78,11 +78,16 @@ def _continued(run: Run, found: Mapping[str, Any], force: bool) -> dict[str, Any
     """The manifest of ``run``, which goes on in an environment and with things as ``found``."""
     manifest = run.manifest()
     for key in ("optimizer", "examples"):
-        if manifest[key] != found[key]:
-            raise RunRefusedError(f"{run.path}: {key}: expected the run's own, {manifest[key]}, got {found[key]}")
-    changed = differences(manifest["environment"], found["environment"])
-    if manifest["stepper"]["name"] != found["stepper"]["name"]:
-        changed.append(f"stepper: the run had {manifest['stepper']['name']}, here is {found['stepper']['name']}")
+        if manifest.get(key) != found[key]:
+            raise RunRefusedError(f"{run.path}: {key}: expected the run's own, {manifest.get(key)}, got {found[key]}")
+    try:
+        recorded_plan(str(run.path))
+    except ValueError as error:
+        raise RunRefusedError(str(error)) from None
+    changed = differences(manifest.get("environment", {}), found["environment"])
+    stepper = manifest.get("stepper", {}).get("name")
+    if stepper != found["stepper"]["name"]:
+        changed.append(f"stepper: the run had {stepper}, here is {found['stepper']['name']}")
     if changed and not force:
         forcing = "force=True" if "made_by" in manifest["configuration"] else "--force"
         raise RunRefusedError(

@@ -48,6 +48,9 @@ from lth_fast.record.tensors import (
 FORMAT = 1
 """Version of the layout, kept in every manifest. It grows when an older lth_fast could misread a newer run."""
 
+# What programs read in a manifest that people may have edited.
+_TEXTS, _OBJECTS = ("net", "dataset"), ("configuration", "environment", "stepper", "optimizer", "examples")
+
 WeightKind = Literal["rewind", "early_stop", "end"]
 
 Content = TypeVar("Content")
@@ -119,7 +122,7 @@ class Run:
 
         Raises:
             FileNotFoundError: The run has none.
-            ValueError: It is damaged, or a newer lth_fast wrote it.
+            ValueError: It is damaged or was changed, or a newer lth_fast wrote it.
         """
         file = self.path / "meta.json"
         manifest = read_document(file)
@@ -130,6 +133,12 @@ class Run:
             raise ValueError(
                 f"{file} has format {version}, this lth_fast reads up to format {FORMAT}: a newer lth_fast wrote it"
             )
+        for name in _TEXTS:
+            if not isinstance(manifest.get(name), str):
+                raise ValueError(f"{file}: {name}: expected a text, got {manifest.get(name)!r}")
+        for name in _OBJECTS:
+            if not isinstance(manifest.get(name, {}), dict):
+                raise ValueError(f"{file}: {name}: expected a JSON object, got {manifest[name]!r}")
         return manifest
 
     def save_manifest(self, manifest: Mapping[str, Any]) -> None:

@@ -82,7 +82,7 @@ def collect(run: Run) -> RunResults:
     """Read the summaries of ``run``.
 
     Raises:
-        ValueError: No level is complete, or a summary is damaged.
+        ValueError: No level is complete, a summary is damaged, or the manifest was changed.
     """
     begun = [(replicate.number, level) for replicate in run.replicates() for level in replicate.levels()]
     numbers = sorted({level.number for _, level in begun})
@@ -95,6 +95,11 @@ def collect(run: Run) -> RunResults:
     if not levels:
         raise ValueError(f"{run.path} has no complete level yet ({len(begun)} begun), so there is nothing to report")
     asked = run.manifest().get("configuration", {})
+    for name in ("replicates", "rounds"):
+        if not isinstance(asked.get(name, 0), int):
+            raise ValueError(
+                f"{run.path / 'meta.json'}: configuration: {name}: expected a whole number, got {asked[name]!r}"
+            )
     expected = asked.get("replicates", replicates) * (asked["rounds"] + 1 if "rounds" in asked else len(numbers))
     return RunResults(levels, replicates, sum(row.replicates for row in levels), expected)
 

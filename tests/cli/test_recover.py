@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,11 @@ def change_manifest(run, change):
     manifest = json.loads(path.read_text())
     change(manifest)
     path.write_text(json.dumps(manifest))
+
+
+def enclosing(manifest, place):
+    """The object in which the last key of ``place`` is."""
+    return reduce(lambda inside, key: inside[key], place[:-1], manifest)
 
 
 @pytest.fixture
@@ -357,24 +363,60 @@ def test_what_is_no_run_of_the_command_line_is_refused(make, command, tmp_path):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("configuration",), 3, "the record should name a network and a data set"),
-        (("configuration",), {"iter": 6}, "the record should name a network and a data set"),
+        (("net",), None, "net: expected a text, got None"),
+        (("configuration",), 3, "configuration: expected a JSON object, got 3"),
+        (("configuration",), {"iter": 6}, "configuration: the record should name a network and a data set"),
         (("configuration", "iter"), 6.5, "the record's iter: expected a whole number >= 1, got 6.5"),
         (("configuration", "checkpoint_seconds"), None, "the record's checkpoint_seconds: expected a number >= 0"),
+        (("configuration", "whole"), None, "the record's whole: expected some of "),
+        (("configuration", "ticket"), 3, "the record lacks the folder of its ticket run"),
+        (("configuration", "sources"), 3, "the record lacks sources"),
+        (("environment",), [], "environment: expected a JSON object, got []"),
+        (("stepper",), "eager", "stepper: expected a JSON object, got 'eager'"),
+        (("plan",), None, "plan: expected level, parameter name, form"),
+        (("plan", "1"), {"fc.weight": 3}, "plan: expected level, parameter name, form"),
     ],
 )
-def test_a_manifest_that_was_changed_is_refused_in_words(place, value, message, command, stopped):
+def test_a_manifest_that_was_changed_is_refused_in_words(place, value, message, command, spied_steps, stopped):
     file = stopped.path / "meta.json"
-    manifest = json.loads(file.read_text())
-    changed = manifest
-    for key in place[:-1]:
-        changed = changed[key]
-    changed[place[-1]] = value
-    file.write_text(json.dumps(manifest))
+    change_manifest(stopped, lambda manifest: enclosing(manifest, place).update({place[-1]: value}))
     outcome = command("--recover", str(stopped.path), save=False)
     assert outcome.code == 2
     (line,) = outcome.err.splitlines()
+    assert str(file) in line
     assert message in line
+    assert not outcome.steps
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (("configuration", "seed"), "configuration: the record lacks seed"),
+        (("configuration", "iter"), "configuration: the record lacks iter"),
+        (("optimizer",), "optimizer: expected the run's own, None, got "),
+        (("examples",), "examples: expected the run's own, None, got "),
+        (("environment",), "torch: the run had None, here is "),
+        (("stepper",), "stepper: the run had None, here is eager"),
+        (("stepper", "name"), "stepper: the run had None, here is eager"),
+    ],
+)
+def test_a_manifest_that_lacks_something_is_refused_in_words(place, message, command, spied_steps, stopped):
+    change_manifest(stopped, lambda manifest: enclosing(manifest, place).pop(place[-1]))
+    outcome = command("--recover", str(stopped.path), save=False)
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith(f"error: {stopped.path}")
+    assert message in line
+    assert not outcome.steps
+
+
+def test_a_setting_that_the_version_of_the_run_did_not_know_has_its_default(command, stopped):
+    def as_before_scores(manifest):
+        del manifest["configuration"]["score"], manifest["configuration"]["sources"]["score"]
+
+    change_manifest(stopped, as_before_scores)
+    outcome = command("--recover", str(stopped.path), save=False)
+    assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", bytes(100)])

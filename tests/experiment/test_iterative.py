@@ -347,6 +347,18 @@ def test_recovering_a_run_that_was_stopped_before_it_was_set_up_is_refused(searc
         search(recover=run.path)
 
 
+@pytest.mark.parametrize("change", [{}, {"seed": "one"}], ids=["taken out", "no number"])
+def test_recovering_a_run_whose_seed_was_changed_in_its_manifest_is_refused(change, search):
+    first = search()
+    path = first.path / "meta.json"
+    manifest = json.loads(path.read_text())
+    del manifest["configuration"]["seed"]
+    manifest["configuration"].update(change)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"recover: .*meta\.json: configuration: seed: expected a whole number >= 0"):
+        search(recover=first.path, seed=None)
+
+
 def test_another_environment_is_refused_and_can_be_forced(search):
     first = search()
     path = first.path / "meta.json"

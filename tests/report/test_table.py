@@ -74,6 +74,17 @@ def test_levels_and_replicates_that_are_yet_to_begin_count_as_missing(make_run: 
     assert table(run).splitlines()[0].endswith(": 2 of 5 levels complete")
 
 
+@pytest.mark.parametrize("name", ["rounds", "replicates"])
+@pytest.mark.parametrize("value", [None, "three", [3], 2.5])
+def test_a_manifest_that_was_changed_is_refused_in_words(
+    make_run: MakeRun, summary: MakeSummary, name: str, value: object
+) -> None:
+    run = make_run([summary(0)])
+    run.save_manifest({"configuration": {name: value}})
+    with pytest.raises(ValueError, match=rf"meta\.json: configuration: {name}: expected a whole number, got "):
+        table(run)
+
+
 def test_a_table_reads_summaries_only(make_run: MakeRun, summary: MakeSummary) -> None:
     run = make_run([summary(0)])
     expected = table(run)
