@@ -14,13 +14,14 @@ def replace_file(path: Path, data: bytes | memoryview) -> None:
 
     The bytes go to the hidden neighbour ``.<name>.partial``, reach the disk, and only then take the name ``path``.
     On any error, a full disk or Ctrl-C included, the neighbour is removed and the old ``path`` stays as it was.
-    A killed process may leave the neighbour behind; the next write of the same file uses it up.
+    A killed process may leave the neighbour behind; the next write of the same file uses it up, :func:`remove_file`
+    removes it.
 
     Raises:
         OSError: The file cannot be written (no space, no permission, ...).
     """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = _partial(path)
     with _only_writer_of(temporary) as descriptor:
         try:
             write_all(descriptor, data)
@@ -30,6 +31,12 @@ def replace_file(path: Path, data: bytes | memoryview) -> None:
             temporary.unlink(missing_ok=True)
             raise
     sync_folder(path.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove ``path`` and what a killed writer of it may have left, if they are there."""
+    path.unlink(missing_ok=True)
+    _partial(path).unlink(missing_ok=True)
 
 
 def link_file(source: Path, target: Path) -> None:
@@ -74,6 +81,10 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
     remaining = memoryview(data)
     while remaining:
         remaining = remaining[os.write(descriptor, remaining) :]
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
 
 
 @contextmanager

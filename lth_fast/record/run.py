@@ -32,7 +32,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor
 
-from lth_fast.record.atomic import link_file, make_folder, replace_file, sync_folder
+from lth_fast.record.atomic import link_file, make_folder, remove_file, replace_file, sync_folder
 from lth_fast.record.document import read_document, write_document
 from lth_fast.record.iterations import IterationLog
 from lth_fast.record.lock import lock_folder
@@ -302,8 +302,8 @@ class Level:
         self.remove_checkpoint()
 
     def remove_checkpoint(self) -> None:
-        """Remove the checkpoint of the complete level; a process killed in :meth:`save_summary` may have left it."""
-        self._checkpoint_file.unlink(missing_ok=True)
+        """Remove the checkpoint of the complete level and what a process killed while it wrote one may have left."""
+        remove_file(self._checkpoint_file)
 
     @property
     def _masks_file(self) -> Path:

@@ -159,6 +159,14 @@ def test_a_checkpoint_that_a_kill_left_in_a_complete_level_goes(number, command,
     assert bits(outcome.run) == expected
 
 
+def test_half_a_checkpoint_that_a_kill_left_goes_with_its_level_though_no_other_is_written(command, stopped):
+    left = stopped.replicate(0).level(1).path / ".checkpoint.pt.partial"
+    left.write_bytes(b"half a checkpoint")
+    recovered = command("--recover", str(stopped.path), save=False)
+    assert recovered.code == 0, recovered.err
+    assert not left.exists()
+
+
 def test_its_own_settings_may_be_repeated(command, stopped):
     configuration = stopped.manifest()["configuration"]
     recorded = {flag.name: configuration.get(flag.name) for flag in FLAGS if flag.parse}
