@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint
+from torch.serialization import get_crc32_options, get_unsafe_globals_in_checkpoint, set_crc32_options
 
 from lth_fast.record.atomic import replace_file
 
@@ -31,7 +33,7 @@ def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     separate = _separate(state)
     try:
         # safetensors sorts its entries; the order of the state dict travels beside them.
-        content = save(separate, {"names": json.dumps(list(state))})
+        content = _content(separate, "names", list(state))
     except KeyError as error:
         (dtype,) = error.args
         names = ", ".join(repr(name) for name, tensor in separate.items() if tensor.dtype == dtype)
@@ -68,7 +70,7 @@ def write_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items()
     }
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
-    replace_file(path, save(packed, {"shapes": json.dumps(shapes)}))
+    replace_file(path, _content(packed, "shapes", shapes))
 
 
 def read_masks(path: Path) -> dict[str, Tensor]:
@@ -98,7 +100,12 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
         ValueError: It holds an object that :func:`read_checkpoint` would refuse to load.
     """
     buffer = io.BytesIO()
-    torch.save(dict(checkpoint), buffer)
+    checksums = get_crc32_options()
+    set_crc32_options(True)
+    try:
+        torch.save(dict(checkpoint), buffer)
+    finally:
+        set_crc32_options(checksums)
     buffer.seek(0)
     # Said now rather than on resume, when the training it should have saved is lost.
     if refused := get_unsafe_globals_in_checkpoint(buffer):
@@ -116,9 +123,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     try:
         checkpoint: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        damaged = zipfile.ZipFile(io.BytesIO(data)).testzip()  # torch writes checksums and does not look at them
     except Exception as error:  # a damaged archive surfaces as anything from EOFError to KeyError
         # torch goes on with advice that is for those who call it.
         raise ValueError(f"{path} is not a whole checkpoint: {str(error).partition('. ')[0]}") from error
+    if damaged is not None:
+        raise ValueError(f"{path} is not a whole checkpoint: {damaged} in it is not what was written")
     return checkpoint
 
 
@@ -138,15 +148,33 @@ def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
+def _content(tensors: Mapping[str, Tensor], described: str, description: list[str] | dict[str, list[int]]) -> bytes:
+    """A safetensors file of contiguous CPU tensors that tells in its metadata what they are, with a checksum of all."""
+    text = json.dumps(description)
+    # One entry, of two lines: safetensors writes several in an order of chance.
+    return save(dict(tensors), {described: f"{text}\n{_checksum(tensors, text)}"})
+
+
+def _checksum(tensors: Mapping[str, Tensor], description: str) -> str:
+    value = zlib.crc32(description.encode())
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
+
+
 def _read(path: Path, described: str, kind: type[list[Any]] | type[dict[str, Any]]) -> tuple[Any, dict[str, Tensor]]:
     """The metadata entry ``described``, a ``kind`` that lists all tensors in their order, and the tensors."""
     try:
         with safe_open(path, framework="pt") as file:
-            description = json.loads((file.metadata() or {}).get(described, "null"))
+            text, _, checksum = (file.metadata() or {}).get(described, "null").partition("\n")
+            description = json.loads(text)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     named = isinstance(description, kind) and all(isinstance(name, str) for name in description)
     if not named or set(description) != set(tensors):
         raise ValueError(f"{path} is not a file of this kind: its metadata lacks {described!r} of its tensors")
+    if checksum and checksum != _checksum(tensors, text):  # files of earlier versions have none
+        raise ValueError(f"{path} is damaged: its content is not what was written")
     return description, tensors

@@ -240,6 +240,42 @@ def test_a_truncated_file_is_named(tmp_path: Path, kind: str, share: float) -> N
 
 
 @pytest.mark.parametrize("kind", FILES)
+def test_a_file_with_one_wrong_bit_is_named_or_holds_what_was_written(tmp_path: Path, kind: str) -> None:
+    write, read = FILES[kind]
+    write(tmp_path / kind)
+    whole = (tmp_path / kind).read_bytes()
+    expected = read(tmp_path / kind)
+    named = 0
+    for place in range(0, 8 * len(whole), 13):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        (tmp_path / kind).write_bytes(damaged)
+        try:
+            found = read(tmp_path / kind)
+        except ValueError as error:
+            assert str(error).startswith(f"{tmp_path / kind} is ")
+            named += 1
+        else:  # in what fills the archive up
+            assert_same(found, expected)
+    assert named > 0
+
+
+def test_a_file_of_before_checksums_is_read(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(save({"a": torch.ones(2)}, {"names": '["a"]'}))
+    assert_same(read_weights(tmp_path / "w"), {"a": torch.ones(2)})
+
+
+def test_a_checkpoint_has_checksums_whatever_was_told_to_torch(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        write_checkpoint(tmp_path / "checkpoint", {"iteration": 7})
+        assert not torch.serialization.get_crc32_options()
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(tmp_path / "checkpoint") == {"iteration": 7}
+
+
+@pytest.mark.parametrize("kind", FILES)
 def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     for other in FILES.keys() - {kind}:
         FILES[other][0](tmp_path / "file")
