@@ -114,11 +114,13 @@ class MaskedLayer(nn.Module):
     @property
     def survivors(self) -> int:
         """Number of weights the mask keeps."""
-        bits = self.mask_bits
+        bits = self.__dict__.get(shared_mask.ASIDE, self.mask_bits)
+        if bits.is_meta:
+            return self.weight.numel()
         counted = self.__dict__.get("_counted")
         # An average of models writes the mask of another one into the bits.
         if counted is None or counted[0] is not bits or counted[1] != _writes(bits):
-            counted = self._counted = (bits, _writes(bits), int(self.mask.sum()))
+            counted = self._counted = (bits, _writes(bits), int(unpack_mask(bits, self.weight.shape).sum()))
         return counted[2]
 
     @property
@@ -173,8 +175,9 @@ class MaskedLayer(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         weight = self.masked_parameter
-        if weight is not None and not weight.is_meta:  # now, for whoever reads the weight before the next forward
-            self.apply_mask()
+        if weight is not None and not weight.is_meta:
+            shared_mask.move_mask(self, self.mask_bits, weight.device)  # to the weight that was assigned
+            self.apply_mask()  # now, for whoever reads the weight before the next forward
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # As without it; but a masked bias makes parametrize give the class its own, which leaves __setstate__ out.
@@ -196,10 +199,8 @@ class MaskedLayer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         bits = self.mask_bits
         super()._apply(fn, recurse)
-        if bits.is_meta or self.weight.is_meta:  # no values there: every weight is kept, as in a new layer
-            self.mask = None
-        else:  # fn may convert (type()) or hand out uninitialised memory (to_empty); the mask only moves
-            self.mask_bits = bits.to(self.weight.device)
+        # fn may convert (type()) or hand out uninitialised memory (to_empty); the mask only moves.
+        shared_mask.move_mask(self, bits, self.weight.device)
         return self
 
 
@@ -290,5 +291,5 @@ def _forget_mask(layer: Any) -> None:
 
 def forget_state(layer: nn.Module) -> None:
     """Drop what a masked layer knows besides its tensors."""
-    for name in ("_seen_masked", "_counted", "masks_gradient", "read_directly"):
+    for name in ("_seen_masked", "_counted", "masks_gradient", "read_directly", shared_mask.ASIDE):
         layer.__dict__.pop(name, None)

@@ -87,12 +87,15 @@ class MaskedParameter(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         bits = self.mask_bits
         super()._apply(fn, recurse)
-        device = self.mask_bits.device
-        if bits.is_meta and device.type != "meta":  # no values there: every one is kept, as in a masked layer
-            bits = pack_mask(torch.ones(self.weight.shape, dtype=torch.bool, device=device))
         # fn may convert (type()) or hand out uninitialised memory (to_empty); the mask only moves.
-        self.mask_bits = bits.to(device)
+        shared_mask.move_mask(self, bits, self.mask_bits.device)
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.weight.is_meta:  # what holds it has loaded it before
+            shared_mask.move_mask(self, self.mask_bits, self.weight.device)
+            self.apply_mask()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from lth_fast.nn.mask_changes import Holder, mask_changes
-from lth_fast.ops import masked_apply_
+from lth_fast.ops import masked_apply_, pack_mask
+
+# Where a holder keeps its packed mask while its weight is on the meta device.
+ASIDE = "_mask_aside"
 
 
 def take_mask(holder: Holder, bits: Tensor) -> None:
@@ -18,12 +21,27 @@ def take_mask(holder: Holder, bits: Tensor) -> None:
     sharers = _sharers(holder, anew=True)
     for sharer in sharers:  # all of them before it is applied: an old mask must not prune what the new one keeps
         sharer.hold_mask(bits)
+        vars(sharer).pop(ASIDE, None)
     apply_mask(holder)
     parameter = holder.masked_parameter
     if parameter is not None and parameter.grad is not None:
         masked_apply_(parameter.grad, bits)
     for sharer in sharers:
         mask_changes.note(sharer)
+
+
+def move_mask(holder: Holder, bits: Tensor, device: torch.device) -> None:
+    """Let ``holder`` have its packed mask ``bits`` on ``device``.
+
+    One that went to the meta device comes back from there; one that was made there keeps every weight.
+    """
+    with torch.inference_mode(False):
+        bits = vars(holder).pop(ASIDE, bits)
+        if device.type == "meta" and not bits.is_meta:
+            vars(holder)[ASIDE] = bits
+        elif device.type != "meta" and bits.is_meta:
+            bits = pack_mask(torch.ones(holder.weight.shape, dtype=torch.bool, device=device))
+        holder.hold_mask(bits.to(device))
 
 
 def apply_mask(holder: Holder) -> None:

@@ -186,23 +186,24 @@ class SparseLayer(nn.Module):
         compile_for_any_number_of_survivors(self.pattern_fields)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # fn may convert (type()), or hand out memory without values (to_empty, to("meta")); the pattern only moves. One
-        # that went to the meta device comes back with the layer.
-        held = {name: buffer(self, name) for name in self.pattern_fields}
-        known_to_be_right = held[self.pattern_fields[0]]._version == self._pattern_version
-        real = self.__dict__.get(_PATTERN_ASIDE, held)
+        # fn may convert (type()), or hand out memory without values (to_empty, to("meta")); the pattern only moves.
+        pattern = {name: buffer(self, name) for name in self.pattern_fields}
         super()._apply(fn, recurse)  # which fails where values are asked for that a layer on the meta device lacks
-        device = self.values.device
+        self._move_pattern(pattern, self.values.device)
+        return self
+
+    def _move_pattern(self, pattern: dict[str, Tensor], device: torch.device) -> None:
+        """Have the ``pattern`` on ``device``. One that went to the meta device comes back from there."""
+        first = self.pattern_fields[0]
+        known_to_be_right = pattern[first]._version == self._pattern_version
+        real = self.__dict__.pop(_PATTERN_ASIDE, pattern)
         with torch.inference_mode(False):  # where writes are counted
             for name, part in real.items():
                 self._buffers[name] = part.to(device)
         # A copy on another device counts its writes anew.
-        self._pattern_version = buffer(self, self.pattern_fields[0])._version if known_to_be_right else -1
+        self._pattern_version = buffer(self, first)._version if known_to_be_right else -1
         if device.type == "meta":
             self.__dict__[_PATTERN_ASIDE] = real
-        else:
-            self.__dict__.pop(_PATTERN_ASIDE, None)
-        return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if "values" not in self._parameters:  # computed, by a parametrization: what it computes with has its own keys
@@ -256,6 +257,11 @@ class SparseLayer(nn.Module):
         weight = state_dict.pop(weight_key, None)
         if weight is not None:
             if weight.shape == self.weight_shape:
+                pattern = {name: buffer(self, name) for name in self.pattern_fields}
+                if local_metadata.get("assign_to_params_buffers"):
+                    self._move_pattern(pattern, weight.device)
+                else:
+                    weight = weight.to(self.values.device)
                 state_dict[values_key] = self._survivors_of(weight.detach(), weight_key)
             else:
                 expected, given = list(self.weight_shape), list(weight.shape)
@@ -263,8 +269,8 @@ class SparseLayer(nn.Module):
                 state_dict[values_key] = self.values
 
     def _survivors_of(self, weight: Tensor, name: str) -> Tensor:
-        mask = self.mask.to(weight.device)
-        revived = int(weight.masked_fill(mask, 0).count_nonzero())
+        mask = self.spread(weight.new_ones(self.survivors, dtype=torch.bool))
+        revived = 0 if weight.is_meta else int(weight.masked_fill(mask, 0).count_nonzero())
         if revived:
             message = f"{name}: {revived} pruned weights are not zero in the state dict; they stay zero"
             warnings.warn(message, stacklevel=2)

@@ -222,7 +222,28 @@ def test_a_layer_that_gets_its_values_late_keeps_every_weight(kind: Any) -> None
     assert layer.mask.all()
     assert layer.density == 1.0
     assert layer(kind.inputs()).isfinite().all()
-    assert kind.layer().to("meta").density == 1.0
+    layer, plain = kind.masked(*kind.arguments, device="meta"), kind.dense()
+    layer.load_state_dict(plain.state_dict(), assign=True)
+    assert layer.mask.all()
+    inputs = kind.inputs()
+    assert torch.equal(layer(inputs), plain(inputs))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_the_mask_goes_to_the_meta_device_and_back_with_the_weight(kind: Any, assign: bool) -> None:
+    layer, state = kind.layer(), kind.dense().state_dict()
+    mask, density = layer.mask, layer.density
+    layer.to("meta")
+    assert layer.density == density < 1
+    assert layer(kind.inputs().to("meta")).is_meta
+    layer = copy.deepcopy(layer)
+    if not assign:
+        layer.to_empty(device="cpu")
+    layer.load_state_dict(state, assign=assign)
+    assert torch.equal(layer.mask, mask)
+    assert torch.equal(layer.weight, state["weight"] * mask)
+    layer(kind.inputs()).sum().backward()
+    assert layer.weight.grad[~mask].count_nonzero() == 0
 
 
 def test_a_layer_in_shared_memory_keeps_its_mask(kind: Any) -> None:

@@ -195,15 +195,30 @@ def test_a_parameter_that_is_replaced_stays_under_its_mask():
         assert torch.equal(plain[name], mask.float())
 
 
+def assigned_from_the_meta_device(layer: nn.Module) -> None:
+    state = layer.state_dict()
+    layer.to("meta").load_state_dict(state, assign=True)
+
+
 def test_memory_without_values_another_type_and_the_meta_device_leave_the_mask_as_a_masked_layer_has_it():
     mask = PRUNED["0.bias"]
-    for change, expected in (
-        (lambda layer: layer.to_empty(device="cpu"), mask),
-        (lambda layer: layer.type(torch.float64), mask),
-        (lambda layer: layer.to("meta").to_empty(device="cpu"), torch.ones_like(mask)),
+    for change in (
+        lambda layer: layer.to_empty(device="cpu"),
+        lambda layer: layer.type(torch.float64),
+        lambda layer: layer.to("meta").to_empty(device="cpu"),
+        assigned_from_the_meta_device,
     ):
         layer = nn.Linear(6, 5)
         set_masks(layer, {"bias": mask})
         change(layer)
-        assert torch.equal(masks(layer)["bias"], expected)
+        assert torch.equal(masks(layer)["bias"], mask)
         layer(torch.randn(2, 6, dtype=layer.weight.dtype))
+
+
+def test_what_a_state_dict_writes_is_masked_at_once():
+    model = set_masks(network(), PRUNED)
+    load_dense_state(model, {name: torch.ones_like(value) for name, value in dense_state(model).items()})
+    written = model.state_dict()
+    for name in ("0.bias", "1.weight", "3.weight"):
+        layer, _, parameter = name.partition(".")
+        assert torch.equal(written[f"{layer}.parametrizations.{parameter}.original"], PRUNED[name].float())

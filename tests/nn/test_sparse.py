@@ -317,6 +317,14 @@ def test_the_pattern_stays_what_it_is_through_the_meta_device_and_memory_without
         kind.assert_same_function(layer, dense)
 
 
+def test_a_state_that_is_assigned_brings_the_pattern_back_from_the_meta_device(kind: Kind) -> None:
+    sparse, plain = kind.pair()
+    mask = sparse.mask
+    sparse.to("meta").load_state_dict(plain.state_dict(), assign=True)
+    assert torch.equal(sparse.mask, mask)
+    kind.assert_same_function(sparse, plain)
+
+
 def test_reset_parameters_draws_the_survivors_of_what_the_plain_layer_draws(kind: Kind) -> None:
     sparse, dense = kind.pair()
     values, mask, drawn = sparse.values, sparse.mask, []
