@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lth_fast.nn import shared_mask
@@ -206,6 +207,8 @@ class MaskedLayer(nn.Module):
 
 def check_mask(mask: Any, weight: Tensor, name: str) -> None:
     """Raise TypeError or ValueError, calling the mask ``name``, unless ``mask`` can be a mask of ``weight``."""
+    if is_lazy(weight):
+        raise ValueError(f"{name}: expected a weight with a shape, got a lazy one; run the model on an input first")
     shape = list(weight.shape)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__

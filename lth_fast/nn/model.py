@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lth_fast.nn.mask_changes import mask_changes
@@ -103,8 +104,9 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
         TypeError: A mask is not bool, the layer is sparse, the parameter is not a floating-point one, or one of its
             modules reads it around any mask: a recurrent layer, an embedding with sparse gradients, a parametrization
             of another kind.
-        ValueError: A mask has another shape than its parameter, the parameter is on the meta device, two names of one
-            parameter come with different masks, or the parameter is a view of memory that another one has, too.
+        ValueError: A mask has another shape than its parameter, the parameter is on the meta device or a lazy layer's
+            without a shape, two names of one parameter come with different masks, or the parameter is a view of memory
+            that another one has, too.
     """
     sparse = sparse_layers(model)
     holders = masked_parameters(model)
@@ -203,7 +205,8 @@ def _refuse_shared_memory(parameters: Mapping[str, Tensor], chosen: Mapping[int,
     with_memory = [
         (*_span(parameter), id(parameter), name)
         for name, parameter in parameters.items()
-        if parameter.numel() and not parameter.is_meta and parameter.data_ptr()  # some keep their memory elsewhere
+        # Some have no memory yet, or keep it elsewhere.
+        if not (is_lazy(parameter) or parameter.is_meta) and parameter.numel() and parameter.data_ptr()
     ]
     furthest = furthest_chosen = (0, 0, "")  # of those before: where one ends, its id and its name
     for first, end, one, name in sorted(with_memory):

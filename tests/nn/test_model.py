@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lth_fast.nn import MaskedConv2d, MaskedLinear, masked_layers, masks, restore, set_masks
+from lth_fast.nn import MaskedConv2d, MaskedLinear, convert, masked_layers, masks, restore, set_masks
 
 
 def network() -> nn.Sequential:
@@ -177,6 +177,12 @@ WRONG: dict[str, tuple[nn.Module, dict[str, Any], type[Exception], str]] = {
         ValueError,
         r"masks\['0\.weight'\]: expected a weight with values, got one on the meta device",
     ),
+    "weight without a shape": (
+        nn.Sequential(nn.LazyLinear(5)),
+        {"0.weight": torch.ones(5, 4) > 0},
+        ValueError,
+        r"masks\['0\.weight'\]: expected a weight with a shape, got a lazy one; run the model on an input first",
+    ),
     "two masks for one weight": (
         shared_weight(),
         {"0.weight": torch.zeros(5, 4) > 0, "1.weight": torch.ones(5, 4) > 0},
@@ -225,3 +231,12 @@ def test_a_name_of_nobody_is_refused_where_the_weight_of_a_masked_layer_is_compu
     with pytest.raises(KeyError, match="masks: the model has no parameter 'nobody'"):
         set_masks(model, {"nobody": torch.ones(5, 4) > 0})
     assert_equal_masks(masks(model), before)
+
+
+def test_a_layer_without_a_shape_may_stand_beside_masked_ones_and_is_masked_later() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.LazyLinear(3))
+    first, second = torch.rand(6, 4) < 0.5, torch.rand(3, 6) < 0.5
+    convert(model, {"0.weight": first}, form="masked")
+    model(torch.randn(2, 4))
+    set_masks(model, {"1.weight": second})
+    assert_equal_masks(masks(model), {"0.weight": first, "1.weight": second})
