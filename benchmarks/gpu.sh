@@ -67,7 +67,12 @@ missing += [tool for tool in ("cmake", "ninja", "c++") if shutil.which(tool) is 
 for name, what in useful.items():
     if importlib.util.find_spec(name) is None:
         print(f"not installed: {name}; left out: {what}")
-sys.exit(f"not installed, but needed: {', '.join(missing)}" if missing else 0)
+if missing:
+    sys.exit(f"not installed, but needed: {', '.join(missing)}")
+import torch
+
+if not torch.cuda.is_available():
+    sys.exit(f"torch {torch.__version__} finds no CUDA device: every test would be skipped and nothing measured")
 EOF
 }
 
@@ -87,7 +92,7 @@ export PATH PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 # Warnings of the libraries of another machine are no failures there; a file that lacks a test library is passed over.
 pytest=("$python" -m pytest -q -p no:cacheprovider -W default --continue-on-collection-errors)
 
-stage machine 30 bash -c machine || exit 1
+stage machine 60 bash -c machine || exit 1
 stage build 200 bash -c build || exit 1
 stage info 60 "$python" -m lth_fast info
 stage tests_of_layers 110 "${pytest[@]}" -m gpu tests/ops tests/nn tests/optim

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -79,3 +82,15 @@ def test_the_script_is_a_whole_one():
     script = BENCHMARKS / "gpu.sh"
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     assert script.stat().st_mode & 0o111
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_device_it_ends_before_the_build_and_the_file_says_why(tmp_path):
+    target = tmp_path / "results.json"
+    environment = {**os.environ, "PYTHON": sys.executable, "SECONDS_IN_ALL": "100"}
+    ended = subprocess.run([BENCHMARKS / "gpu.sh", target], env=environment, capture_output=True, check=False)
+    assert ended.returncode == 1
+    stages = json.loads(target.read_text())["stages"]
+    assert list(stages) == ["machine"]
+    assert stages["machine"]["status"] == 1
+    assert "finds no CUDA device" in stages["machine"]["end_of_output"]
