@@ -25,6 +25,11 @@ def buffer(module: nn.Module, name: str) -> Any:
     return held[name] if name in held else getattr(module, name)
 
 
+def of_another_kind(input: torch.Tensor) -> bool:
+    """Whether ``input`` is nested or sparse: torch's own operators take it, ours take strided memory."""
+    return input.is_nested or input.layout is not torch.strided
+
+
 def transformed() -> bool:
     """Whether a transform of ``torch.func`` (``grad``, ``vmap``, ``jvp``) or forward-mode differentiation is at work.
 

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lth_fast._machine import masked_linear_beats_plain
+from lth_fast.nn.attributes import of_another_kind
 from lth_fast.nn.calibration import Work, measured_times
 from lth_fast.nn.distributed import broadcast_masks, from_first
 from lth_fast.nn.mask_changes import mask_changes
@@ -327,7 +328,9 @@ def _observe(model: nn.Module, shared: Mapping[str, Sequence[str]], example_inpu
     def enters(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         tensor = next((value for value in tree_leaves((given, named)) if isinstance(value, Tensor)), None)
         reads.running.append(name)
-        if tensor is not None and tensor.numel():
+        if tensor is not None and of_another_kind(tensor):
+            reasons.setdefault(name, "its input is a nested or sparse tensor, which torch computes with densely")
+        elif tensor is not None and tensor.numel():
             works.setdefault(name, Work(tuple(tensor.shape), tensor.requires_grad))
 
     def leaves(*_: Any) -> None:

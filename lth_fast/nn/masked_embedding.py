@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from lth_fast.nn.attributes import of_another_kind
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.tracing import node_of
+from lth_fast.ops import masked_apply
 
 
 class MaskedEmbedding(MaskedLayer, nn.Embedding):
@@ -31,9 +33,10 @@ class MaskedEmbedding(MaskedLayer, nn.Embedding):
         if self.max_norm is not None and torch.compiler.is_compiling():  # where the weight below is a masked copy
             with torch.no_grad():
                 torch.embedding_renorm_(self.weight, input.contiguous(), self.max_norm, self.norm_type)
+        weight, by_rows = self.masked_weight(), not of_another_kind(input)
         rows = nn.functional.embedding(
             input,
-            self.masked_weight(),
+            weight if by_rows else masked_apply(weight, self.mask_bits),
             self.padding_idx,
             self.max_norm,
             self.norm_type,
@@ -41,7 +44,7 @@ class MaskedEmbedding(MaskedLayer, nn.Embedding):
             self.sparse,
         )
         # The values are zero there already; this masks the gradient, at the cost of the rows that are used.
-        return torch.where(self._kept(input), rows, 0)
+        return torch.where(self._kept(input), rows, 0) if by_rows else rows
 
     def _kept(self, input: Tensor) -> Tensor:
         """The mask's rows ``input``, without unpacking the others."""

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from lth_fast.nn.attributes import buffer, parameter, transformed
+from lth_fast.nn.attributes import buffer, of_another_kind, parameter, transformed
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.tracing import node_of
-from lth_fast.ops import masked_linear
+from lth_fast.ops import masked_apply, masked_linear
 
 
 class MaskedLinear(MaskedLayer, nn.Linear):
@@ -31,5 +31,9 @@ class MaskedLinear(MaskedLayer, nn.Linear):
             return node_of(self, input)
         if transformed():
             return F.linear(input, self.masked_weight(), parameter(self, "bias"))
+        if of_another_kind(input):
+            return F.linear(
+                input, masked_apply(self.masked_weight(), buffer(self, "mask_bits")), parameter(self, "bias")
+            )
         bits = buffer(self, "mask_bits") if self.masks_gradient else None
         return masked_linear(input, self.masked_weight(), parameter(self, "bias"), bits)

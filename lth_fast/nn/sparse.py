@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 import torch
 from torch import Tensor, nn
 
-from lth_fast.nn.attributes import buffer, transformed
+from lth_fast.nn.attributes import buffer, of_another_kind, transformed
 from lth_fast.nn.dynamic_sizes import compile_for_any_number_of_survivors
 from lth_fast.nn.masked import MaskedLayer, check_mask
 from lth_fast.nn.tracing import refuse_scripting
@@ -52,8 +52,8 @@ class SparseLayer(nn.Module):
         raise NotImplementedError
 
     def _computes_densely(self, input: Tensor) -> bool:
-        """Whether torch's dense operators compute: half precision, also under autocast, and transforms."""
-        if transformed() or input.dtype in _HALF_PRECISION:
+        """Whether torch's dense operators compute: half precision, also under autocast, transforms, nested input."""
+        if transformed() or input.dtype in _HALF_PRECISION or of_another_kind(input):
             return True
         return not input.is_meta and torch.is_autocast_enabled(input.device.type)
 

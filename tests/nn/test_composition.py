@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
 
-from lth_fast.nn import convert, masks, restore, set_masks, sparse_layers
+from lth_fast.nn import convert, explain, masks, plan, restore, set_masks, sparse_layers
 from lth_fast.nn.dynamic_sizes import compile_for_any_number_of_survivors
 from lth_fast.prune import prune_all
 
@@ -177,6 +177,52 @@ def test_transforms_and_forward_mode_see_the_masked_model(form):
         torch.testing.assert_close(forward_ad.unpack_dual(output).tangent, forward_mode)
     _, along = torch.func.linearize(lambda given: model(given), inputs)
     torch.testing.assert_close(along(torch.ones_like(inputs)), forward_mode)
+
+
+def _jagged(dense: torch.Tensor) -> torch.Tensor:
+    return torch.nested.nested_tensor([dense[:2], dense[2:]], layout=torch.jagged)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
+@pytest.mark.parametrize(
+    "kind", [_jagged, torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr], ids=["jagged", "coo", "csr"]
+)
+@pytest.mark.parametrize("form", ["masked", "sparse"])
+def test_nested_and_sparse_inputs_give_what_dense_ones_give(form, kind):
+    torch.manual_seed(1)
+    model = convert(nn.Sequential(nn.Linear(6, 4)), {"0.weight": torch.rand(4, 6) < 0.5}, form=form)
+    dense = torch.randn(5, 6).relu()
+    results = []
+    for inputs in (dense, kind(dense)):
+        model.zero_grad()
+        output = model(inputs)
+        output = output.values() if output.is_nested else output
+        output.square().sum().backward()
+        results.append((output.detach(), *[parameter.grad.clone() for parameter in model.parameters()]))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_masked_embedding_takes_nested_indices():
+    torch.manual_seed(2)
+    model = set_masks(nn.Sequential(nn.Embedding(7, 3)), {"0.weight": torch.rand(7, 3) < 0.5})
+    indices = torch.tensor([0, 3, 3, 1, 6])
+    gradients = []
+    for given in (indices, _jagged(indices)):
+        model.zero_grad()
+        rows = model(given)
+        torch.testing.assert_close(rows.values() if rows.is_nested else rows, model[0].weight[indices])
+        (rows.values() if rows.is_nested else rows).sum().backward()
+        gradients.append(model[0].weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+    assert not gradients[1][~model[0].mask].any()
+
+
+def test_a_layer_whose_input_is_nested_or_sparse_stays_masked_and_says_so(capsys):
+    for inputs in (_jagged(torch.randn(5, 6)), torch.randn(5, 6).to_sparse()):
+        model = convert(nn.Sequential(nn.Linear(6, 4)), {"0.weight": torch.eye(4, 6) > 0}, example_input=inputs)
+        assert plan(model) == {"0.weight": "masked"}
+        assert "its input is a nested or sparse tensor" in explain(model)
 
 
 def _prune_inside(rank: int, folder: str) -> None:
