@@ -27,7 +27,7 @@ from lth_fast._machine import machine_name
 _ALTERNATIONS = 7
 _MORE_ALTERNATIONS = 40  # of a small layer, whose forms differ by little else than what disturbs the measurement ...
 _MORE_SECONDS = 0.2  # ... within this time
-_SETTLED = 1.3  # a ratio beyond which two alternations are enough
+_SETTLED = 1.3  # a ratio beyond which two alternations are enough, if those of either form are closer to each other
 _LEAST_SECONDS = 0.002  # of what is timed in one go: clocks and interrupts weigh less than a hundredth then
 
 Forms = Callable[[nn.Module, Tensor], tuple[nn.Module, nn.Module]]
@@ -108,7 +108,9 @@ def _measure(layer: nn.Module, density: float, work: Work, forms: Forms) -> Time
         for times, step, repeat in zip(samples, steps, repeats, strict=True):
             times.append(_seconds(step, repeat, weight.device))
         masked, sparse = (min(times) for times in samples)
-        if alternation >= 2 and not 1 / _SETTLED < masked / sparse < _SETTLED:
+        # What disturbs a form makes a ratio, too, but seldom twice the same.
+        alike = alternation >= 2 and all(sorted(times)[1] < _SETTLED * min(times) for times in samples)
+        if alike and not 1 / _SETTLED < masked / sparse < _SETTLED:
             break
         if alternation >= _ALTERNATIONS and time.perf_counter() - began > _MORE_SECONDS:
             break

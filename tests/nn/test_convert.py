@@ -318,6 +318,22 @@ def test_measured_times_are_real_and_survive_in_the_file(calibration_folder):
     }
 
 
+def test_a_ratio_that_comes_of_a_disturbed_measurement_is_not_believed(monkeypatch):
+    masked = iter([1.0, 9.0, 5.0])  # the first one tells how often to repeat; then another program steps in twice
+    steps = []
+
+    def seconds(step, repeats, device):
+        if step not in steps:
+            steps.append(step)
+        return next(masked, 1.0) if step is steps[0] else 2.0
+
+    monkeypatch.setattr(calibration, "_seconds", seconds)
+    model = nn.Sequential(nn.Linear(20, 30))
+    convert(model, random_masks(model, 0.3), example_input=torch.randn(9, 20))
+    (choice,) = choices(model).values()
+    assert (choice.form, choice.masked_seconds, choice.sparse_seconds) == ("masked", 1.0, 2.0)
+
+
 def test_a_damaged_file_of_times_is_measured_anew(calibration_folder):
     (calibration_folder / "calibration.json").write_text('{"half a')
     model = convert(network(), random_masks(network(), 0.3))
