@@ -61,7 +61,7 @@ def measured_times(layer: nn.Module, density: float, work: Work, forms: Forms) -
     """Time ``layer`` in both forms, or recall it.
 
     Args:
-        layer: Plain ``nn.Linear`` or ``nn.Conv2d``. It is only looked at.
+        layer: Plain ``nn.Linear`` or ``nn.Conv2d``. It is only looked at. What is frozen has no gradient to compute.
         density: Share of survivors, 0 to 1. It is rounded to a quarter of a power of two, and the survivors are drawn
             at random: the times of every single mask could not be remembered.
         work: What the layer is asked to do.
@@ -70,6 +70,7 @@ def measured_times(layer: nn.Module, density: float, work: Work, forms: Forms) -
     bucket = round(4 * math.log2(max(density, 2.0**-16)))
     weight = layer.weight
     key = f"{layer}, {weight.dtype}, input {list(work.input_shape)}, input_grad {work.input_grad}, 2^({bucket}/4)"
+    key += "".join(f", {name} frozen" for name, value in layer.named_parameters() if not value.requires_grad)
     with _locked_file() as file:
         known = _read(file)
         of_this_machine = known.setdefault(machine_name(weight.device), {})  # type: ignore[arg-type]
@@ -122,7 +123,9 @@ def _like(layer: nn.Module, draw: torch.Generator) -> nn.Module:
     twin: Any = object.__new__(type(layer))
     twin.__dict__.update(layer.__dict__)
     twin._parameters = {
-        name: None if value is None else nn.Parameter(torch.randn(value.shape, generator=draw, device="cpu").to(value))
+        name: nn.Parameter(torch.randn(value.shape, generator=draw, device="cpu").to(value), value.requires_grad)
+        if value is not None
+        else None
         for name, value in layer._parameters.items()
     }
     for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
@@ -139,7 +142,9 @@ def _step(layer: nn.Module, inputs: Tensor, input_grad: bool) -> Callable[[], No
         inputs.grad = None
         for parameter in parameters:
             parameter.grad = None
-        layer(inputs).backward(output_grad)
+        output = layer(inputs)
+        if output.requires_grad:  # nothing does where the first layer is frozen
+            output.backward(output_grad)
 
     step()
     return step

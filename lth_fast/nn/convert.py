@@ -94,8 +94,9 @@ def convert(
     parametrized, or read by anything but its layer's forward, and a layer whose forward does not run or was replaced,
     keep their storage; :func:`explain` tells the reason. Modules that share a weight have it in one form, under one
     mask. Where all weights survive, the layer becomes plain, unless masked layers multiply faster than plain ones on
-    this CPU (see :func:`lth_fast.ops.masked_linear`). The times behind ``auto`` are measured once per machine and kept
-    (see :mod:`lth_fast.nn.calibration`); a layer becomes sparse where that saves at least 5 %.
+    this CPU (see :func:`lth_fast.ops.masked_linear`). The times behind ``auto``, with the gradients of what is not
+    frozen when ``convert`` is called, are measured once per machine and kept (see :mod:`lth_fast.nn.calibration`); a
+    layer becomes sparse where that saves at least 5 %.
 
     Args:
         model: Any module, in any form.

@@ -318,6 +318,32 @@ def test_measured_times_are_real_and_survive_in_the_file(calibration_folder):
     }
 
 
+@pytest.mark.parametrize("frozen", [(), ("0.weight",), ("0.weight", "0.bias")], ids=["nothing", "weight", "layer"])
+@pytest.mark.parametrize("input_grad", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(nn.Linear(4, 3), (2, 4)), (nn.Conv2d(2, 3, 3), (2, 2, 6, 6))], ids=["linear", "conv2d"]
+)
+def test_a_layer_is_timed_with_the_gradients_that_it_needs(layer, shape, input_grad, frozen, monkeypatch):
+    make_step, computed = calibration._step, []
+
+    def watched(form, inputs, input_grad):
+        step = make_step(form, inputs, input_grad)  # and take it once
+        computed.append({name.replace("values", "weight"): p.grad is not None for name, p in form.named_parameters()})
+        assert (inputs.grad is not None) == input_grad
+        return step
+
+    monkeypatch.setattr(calibration, "_step", watched)
+    for without_gradient in ((), frozen):  # the times of one are not taken for the other's
+        model = nn.Sequential(copy.deepcopy(layer))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in without_gradient)
+        inputs = torch.randn(shape, requires_grad=input_grad)
+        convert(model, {"0.weight": torch.arange(layer.weight.numel()).view_as(layer.weight) % 3 == 0}, "auto", inputs)
+    trained = dict.fromkeys(("weight", "bias"), True)
+    expected = {name: f"0.{name}" not in frozen for name in trained}
+    assert computed == [trained] * 2 + ([expected] * 2 if frozen else [])
+
+
 def test_a_ratio_that_comes_of_a_disturbed_measurement_is_not_believed(monkeypatch):
     masked = iter([1.0, 9.0, 5.0])  # the first one tells how often to repeat; then another program steps in twice
     steps = []
