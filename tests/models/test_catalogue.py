@@ -203,7 +203,10 @@ def test_a_wrong_name_is_refused_with_what_exists(ask, name: str, message: str) 
         ({"dropout": 1.0}, r"dropout: expected a probability in \[0, 1\), got 1.0"),
         ({"dropout": -0.1}, r"dropout: .* got -0.1"),
         ({"dropout": float("nan")}, r"dropout: .* got nan"),
-        ({"init": "xavier"}, r"unknown initialisation 'xavier'.* \(known: glorot, kaiming, normal, orthogonal\)"),
+        (
+            {"init": "xavier"},
+            r"unknown initialisation 'xavier'.* \(known: glorot, kaiming, normal, openlth, orthogonal\)",
+        ),
     ],
 )
 def test_a_wrong_argument_is_refused(arguments: dict[str, object], message: str) -> None:
