@@ -43,7 +43,7 @@ Stored = TypeVar("Stored")
 def stored(value: Stored | None, level: Level) -> Stored:
     """``value``, which a complete level must have on the disk."""
     if value is None:
-        raise FileNotFoundError(f"{level.path}: a file of this complete level is missing; was it deleted?")
+        raise FileNotFoundError(f"{level.path}: a file of this complete level is missing; {level.remedy}")
     return value
 
 
@@ -137,8 +137,10 @@ def _start(experiment: Experiment, record: Replicate, level: Level) -> tuple[dic
             seed = experiment.seeds.stream("init", experiment.replicate, level.number, part=1)
             level.save_weights("rewind", experiment.redraw(seed))
         return stored(level.weights("rewind"), level), 0
-    level.link_weights("rewind", record.level(0))
-    return stored(level.weights("rewind"), level), experiment.rewind
+    dense = record.level(0)
+    weights = stored(dense.weights("rewind"), dense)
+    level.link_weights("rewind", dense)
+    return weights, experiment.rewind
 
 
 @dataclass
@@ -199,7 +201,10 @@ class _Training:
             self.batches.start(iteration)
         else:
             iteration = checkpoint["iteration"]
-            self.level.log.truncate(checkpoint["log_size"])
+            try:
+                self.level.log.truncate(checkpoint["log_size"])
+            except ValueError as error:
+                raise ValueError(f"{error}; {self.level.remedy}") from error
             load_dense_state(self.model, checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             best = checkpoint["best"]

@@ -206,7 +206,7 @@ class Replicate:
 
     def initial(self) -> dict[str, Tensor] | None:
         """The weights before any training, or None if they were not saved yet."""
-        return _if_saved(read_weights, self.initial_file)
+        return _if_saved(read_weights, self.initial_file, "delete it, and recovering the run writes it again")
 
     def save_initial(self, state: Mapping[str, Tensor]) -> None:
         """Save the weights before any training."""
@@ -226,13 +226,18 @@ class Level:
         return IterationLog(self.path / "iterations.csv")
 
     @property
+    def remedy(self) -> str:
+        """What helps where a file of the level is damaged or missing, in words."""
+        return f"delete the folder {self.path}, and recovering its run trains the level again"
+
+    @property
     def complete(self) -> bool:
         """Whether the level was trained to its end: its summary is there."""
         return self._summary_file.exists()
 
     def masks(self) -> dict[str, Tensor] | None:
         """The masks, bool tensors by parameter name in the order they were saved."""
-        return _if_saved(read_masks, self._masks_file)
+        return _if_saved(read_masks, self._masks_file, self.remedy)
 
     def save_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Save the masks: bool tensors of any shape, True where a weight survives."""
@@ -246,7 +251,7 @@ class Level:
 
     def weights(self, kind: WeightKind) -> dict[str, Tensor] | None:
         """The state dict ``kind``, CPU tensors in the order they were saved."""
-        return _if_saved(read_weights, self.weights_file(kind))
+        return _if_saved(read_weights, self.weights_file(kind), self.remedy)
 
     def save_weights(self, kind: WeightKind, state: Mapping[str, Tensor]) -> None:
         """Save the state dict ``kind``: tensors of any shape and dtype, tied ones too."""
@@ -267,7 +272,7 @@ class Level:
 
     def kept(self, iteration: int) -> dict[str, Tensor] | None:
         """The state dict kept after ``iteration`` updates, or None if none was."""
-        return _if_saved(read_weights, self._kept_file(iteration))
+        return _if_saved(read_weights, self._kept_file(iteration), self.remedy)
 
     def save_kept(self, iteration: int, state: Mapping[str, Tensor]) -> None:
         """Keep the state dict after ``iteration`` updates, beside the kinds above."""
@@ -275,7 +280,7 @@ class Level:
 
     def optimizer(self) -> dict[str, Any] | None:
         """The optimizer's state after the last iteration, its tensors on the CPU, where it was saved."""
-        return _if_saved(read_checkpoint, self._optimizer_file)
+        return _if_saved(read_checkpoint, self._optimizer_file, self.remedy)
 
     def save_optimizer(self, state: Mapping[str, Any]) -> None:
         """Save the optimizer's state after the last iteration, for runs whose levels go on with it."""
@@ -283,10 +288,7 @@ class Level:
 
     def checkpoint(self) -> dict[str, Any] | None:
         """The state in the middle of the level, its tensors on the CPU."""
-        try:
-            return _if_saved(read_checkpoint, self._checkpoint_file)
-        except ValueError as error:
-            raise ValueError(f"{error}; delete it, and the level begins anew") from error
+        return _if_saved(read_checkpoint, self._checkpoint_file, "delete it, and the level begins anew")
 
     def save_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Save the state in the middle of the level: tensors and plain Python values, nested in lists and dicts."""
@@ -294,7 +296,7 @@ class Level:
 
     def summary(self) -> dict[str, Any] | None:
         """The results of the complete level."""
-        return _if_saved(read_document, self._summary_file)
+        return _if_saved(read_document, self._summary_file, self.remedy)
 
     def save_summary(self, summary: Mapping[str, Any]) -> None:
         """Save the results, which makes the level complete, then remove its checkpoint."""
@@ -329,11 +331,14 @@ def _absolute(path: str | Path) -> Path:
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 
-def _if_saved(read: Callable[[Path], Content], file: Path) -> Content | None:
+def _if_saved(read: Callable[[Path], Content], file: Path, remedy: str) -> Content | None:
+    """What ``read`` makes of ``file``, or None where there is none; where it is damaged, the error tells the remedy."""
     try:
         return read(file)
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from error
 
 
 def _numbered(folder: Path, prefix: str) -> list[tuple[int, Path]]:

@@ -427,6 +427,49 @@ def test_a_setting_that_the_version_of_the_run_did_not_know_has_its_default(comm
     assert outcome.code == 0, outcome.err
 
 
+def cut_off(file):
+    half = file.read_bytes()[: file.stat().st_size // 2]
+    file.unlink()  # the file alone, not the others that share its bytes
+    file.write_bytes(half)
+
+
+@pytest.mark.parametrize("damage", [cut_off, Path.unlink], ids=["cut off", "missing"])
+@pytest.mark.parametrize("name", ["0/masks", "0/end", "0/rewind", "0/summary", "1/masks", "initial"])
+def test_what_is_said_about_a_damaged_or_missing_file_helps(name, damage, command, stopped, bits):
+    expected = bits(command(*BASE).run)
+    folder = stopped.path / "replicate_0"
+    (file,) = folder.glob(f"{name}.*")
+    if name in ("0/masks", "0/end"):  # what the masks of level 1 are made of
+        (folder / "1" / "masks.safetensors").unlink()
+    damage(file)
+    outcome = command("--recover", str(stopped.path), save=False)
+    made_anew = damage == Path.unlink and name in ("0/summary", "1/masks", "initial")
+    if not made_anew:
+        assert outcome.code == 1
+        last = outcome.err.splitlines()[-1]
+        named = f"{stopped.path}: {file} is" if damage == cut_off else f"{file.parent}: a file"
+        assert last.startswith(f"error: {named} ")
+        if name == "initial":
+            assert last.endswith("; delete it, and recovering the run writes it again")
+            file.unlink()
+        else:
+            assert f"; delete the folder {file.parent}, and recovering its run trains the level again" in last
+            shutil.rmtree(file.parent)
+        outcome = command("--recover", str(stopped.path), save=False)
+    assert outcome.code == 0, outcome.err
+    assert bits(stopped) == expected
+
+
+def test_a_log_that_lost_rows_is_named_and_not_papered_over(command, stopped):
+    level = stopped.replicate(0).level(1)
+    level.save_checkpoint({"iteration": 3, "log_size": level.log.size + 1})
+    outcome = command("--recover", str(stopped.path), save=False)
+    assert outcome.code == 1
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith(f"error: {stopped.path}: {level.log.path} has {level.log.size} bytes, expected at least ")
+    assert last.endswith(f"; delete the folder {level.path}, and recovering its run trains the level again")
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", bytes(100)])
 def test_a_damaged_checkpoint_is_named_and_not_papered_over(content, command, stopped, bits):
     path = stopped.replicate(0).level(1).path / "checkpoint.pt"
