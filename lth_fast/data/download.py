@@ -79,6 +79,9 @@ def replace_atomically(path: Path) -> Iterator[BinaryIO]:
     try:
         with partial.open("xb") as file:
             yield file
+            # Else a power failure may leave the name and not the bytes, and nobody looks at a digest again.
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

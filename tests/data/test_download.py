@@ -101,6 +101,21 @@ def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_has_reached_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    on_disk = []
+
+    def fsync(descriptor):
+        (partial,) = tmp_path.iterdir()
+        assert os.path.samestat(os.fstat(descriptor), partial.stat())
+        on_disk.append((partial.name != path.name, partial.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replace_atomically(path) as file:
+        file.write(b"content")
+    assert on_disk == [(True, b"content")]
+
+
 def test_what_killed_downloads_of_a_file_left_goes_unless_it_may_be_another_processs(local_server, tmp_path, content):
     for name, age in (("images.gz.0a1b.part", 90_000), ("images.gz.2c3d.part", 60), ("labels.gz.4e5f.part", 90_000)):
         (tmp_path / name).write_bytes(b"a beginning")
