@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -67,6 +67,7 @@ def create_run(save: str | Path, net: str, dataset: str, suffix: str = "") -> Ru
 
     Raises:
         ValueError: A name cannot be part of a folder's name.
+        OSError: The folder cannot be written to. It is as it was.
     """
     for argument, name in (("net", net), ("dataset", dataset), ("suffix", suffix)):
         if not name.isprintable() or "/" in name or (argument != "suffix" and not name):
@@ -82,8 +83,13 @@ def create_run(save: str | Path, net: str, dataset: str, suffix: str = "") -> Ru
         except FileExistsError:
             continue
         break
-    sync_folder(path.parent)
-    write_document(path / "meta.json", {"format": FORMAT, "net": net, "dataset": dataset})
+    try:
+        sync_folder(path.parent)
+        write_document(path / "meta.json", {"format": FORMAT, "net": net, "dataset": dataset})
+    except BaseException:
+        with suppress(OSError):
+            path.rmdir()
+        raise
     return Run(path)
 
 

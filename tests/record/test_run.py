@@ -83,6 +83,12 @@ def test_runs_of_the_same_second_get_names_of_their_own_in_order(tmp_path: Path,
     assert names == sorted(names) == [first, f"{first}-2", f"{first}-3"]
 
 
+def test_a_run_that_cannot_be_created_leaves_no_folder(tmp_path: Path, disk_with_room_for: DiskWithRoomFor) -> None:
+    with disk_with_room_for(10), pytest.raises(OSError, match="too large"):
+        create_run(tmp_path, "lenet", "mnist")
+    assert not list(tmp_path.iterdir())
+
+
 def test_threads_that_create_runs_at_once_share_none(tmp_path: Path, stopped_clock: None) -> None:
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(lambda _: create_run(tmp_path, "lenet", "mnist").path, range(24)))
