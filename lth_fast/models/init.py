@@ -123,12 +123,13 @@ def _under_mask_alone(module: nn.Module, name: str) -> bool:
 
 @contextmanager
 def _written_below_masks(module: nn.Module) -> Iterator[None]:
-    """Let what is written to parameters of ``module`` that are under a mask arrive in the parameters themselves."""
+    """Let what is written to parameters of ``module`` that are under a mask arrive in them, zero where pruned."""
     with parametrize.cached():  # gives out one tensor per parameter, so that it can be written to
         yield
         for name, entries in _parametrizations(module).items():
             if _under_mask_alone(module, name):
-                entries.original.copy_(getattr(module, name))
+                (mask,) = entries
+                entries.original.copy_(mask(getattr(module, name)))
 
 
 @contextmanager

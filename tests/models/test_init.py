@@ -248,10 +248,14 @@ def test_under_masks_every_parameter_is_drawn_as_in_the_plain_network_and_zero_w
             parameter.fill_(7.0)
     for model in (plain, masked):
         initialise(model, "glorot", seeded(2))
+    written = {name: value.clone() for name, value in masked.state_dict().items() if "parametrizations" in name}
     found = dense_state(masked)
     for name, value in plain.named_parameters():
         assert torch.equal(found[name], value * keep[name]), name
     assert masks(masked).keys() == keep.keys()
+    # The parameters themselves, which weight decay reads.
+    assert written
+    assert all(torch.equal(value, masked.state_dict()[name]) for name, value in written.items())
 
 
 def refused() -> dict[str, tuple[nn.Module, str]]:
