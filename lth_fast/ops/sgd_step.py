@@ -33,7 +33,7 @@ def sgd_step_(
     the result does not depend on the number of threads; float16 and bfloat16 are computed in float32.
 
     Args:
-        parameters: Tensors of any shapes, all of one dtype (float32, float64, bfloat16, float16) and device.
+        parameters: Tensors of any shapes, all of one dtype (float32, float64, bfloat16, float16) and device; or none.
         gradients: Of the shapes, dtype and device of ``parameters``.
         momentum_buffers: Likewise; empty without momentum.
         mask_bits: Per parameter the bits of its mask from :func:`~lth_fast.ops.pack_mask`, ``None``: nothing pruned.
@@ -50,6 +50,8 @@ def sgd_step_(
     Raises:
         RuntimeError: An argument is not as described; the message names it, what was expected and what was given.
     """
+    if not parameters and not gradients:  # by which torch finds the kernel
+        return
     torch.ops.lth_fast.sgd_step_(
         parameters,
         gradients,

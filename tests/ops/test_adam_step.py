@@ -303,6 +303,14 @@ WRONG: dict[str, tuple[Callable[[Group], Any], str]] = {
 }
 
 
+def test_of_no_parameters_there_is_nothing_to_step() -> None:
+    Group.random([]).step()
+    group = Group.random([(3,)])
+    group.parameters.clear()
+    with pytest.raises(RuntimeError, match=r"adam_step_: gradients must hold"):
+        group.step()
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_tensors_are_refused_by_name_and_nothing_is_written(case: str) -> None:
     spoil, complaint = WRONG[case]
