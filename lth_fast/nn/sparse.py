@@ -80,13 +80,31 @@ class SparseLayer(nn.Module):
         """Shape of the dense weight."""
         raise NotImplementedError
 
-    def spread(self, values: Tensor) -> Tensor:
-        """``values`` ``[survivors]`` in the weight's shape: at the survivors' places, 0 elsewhere."""
+    def _spread(self, values: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def collect(self, weight: Tensor) -> Tensor:
-        """The survivors ``[survivors]`` of a tensor of the weight's shape, in the order of ``values``."""
+    def _collect(self, weight: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def spread(self, values: Tensor) -> Tensor:
+        """``values`` ``[survivors]`` in the weight's shape: at the survivors' places, 0 elsewhere.
+
+        Raises:
+            ValueError: ``values`` has another shape.
+        """
+        if values.shape != self.values.shape:
+            raise ValueError(f"values must have the shape {list(self.values.shape)}, got {list(values.shape)}")
+        return self._spread(values)
+
+    def collect(self, weight: Tensor) -> Tensor:
+        """The survivors ``[survivors]`` of a tensor of the weight's shape, in the order of ``values``.
+
+        Raises:
+            ValueError: ``weight`` has another shape.
+        """
+        if weight.shape != self.weight_shape:
+            raise ValueError(f"weight must have the shape {list(self.weight_shape)}, got {list(weight.shape)}")
+        return self._collect(weight)
 
     @classmethod
     def from_dense(cls, layer: nn.Module, mask: Tensor | None = None) -> Self:
@@ -127,7 +145,7 @@ class SparseLayer(nn.Module):
             self.values = nn.Parameter(values, requires_grad=weight.requires_grad)
         self.register_parameter("bias", layer.bias)
 
-    def to_dense(self) -> Any:
+    def to_dense(self) -> nn.Module:
         """The plain layer with the same weights, zeros where the mask prunes. The bias is shared, the weight is not."""
         plain: Any = self.plain_class.__new__(self.plain_class)
         nn.Module.__init__(plain)
@@ -140,7 +158,7 @@ class SparseLayer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew, as the plain layer draws its own."""
-        plain = self.to_dense()
+        plain: Any = self.to_dense()
         plain.reset_parameters()
         with torch.no_grad():
             self.values.copy_(self.collect(plain.weight))
@@ -152,12 +170,12 @@ class SparseLayer(nn.Module):
         For code that reads a layer's weight; it costs memory and time that the layer itself does not take. What is
         written to it (``nn.init``) is lost: write ``layer.collect(weight)`` to ``values``.
         """
-        return self.spread(self.values)
+        return self._spread(self.values)
 
     @property
     def mask(self) -> Tensor:
         """Bool tensor of the weight's shape, ``True`` where the weight survives. A copy."""
-        return self.spread(torch.ones_like(self.values, dtype=torch.bool))
+        return self._spread(torch.ones_like(self.values, dtype=torch.bool))
 
     @property
     def survivors(self) -> int:
@@ -210,7 +228,7 @@ class SparseLayer(nn.Module):
             super()._save_to_state_dict(destination, prefix, keep_vars)
             return
         values = self.values if keep_vars else self.values.detach()
-        destination[f"{prefix}weight"] = self.spread(values)
+        destination[f"{prefix}weight"] = self._spread(values)
         super()._save_to_state_dict(destination, prefix, keep_vars)
         del destination[f"{prefix}values"]
 

@@ -71,10 +71,10 @@ class SparseConv2d(SparseLayer):
     def weight_shape(self) -> torch.Size:
         return torch.Size((self.out_channels, self.in_channels // self.groups, *self.kernel_size))
 
-    def spread(self, values: Tensor) -> Tensor:
+    def _spread(self, values: Tensor) -> Tensor:
         return to_dense(values, self.pattern, self.kernel_size, self.groups)
 
-    def collect(self, weight: Tensor) -> Tensor:
+    def _collect(self, weight: Tensor) -> Tensor:
         return from_dense(weight, self.pattern)
 
     @property

@@ -59,10 +59,10 @@ class SparseLinear(SparseLayer):
     def weight_shape(self) -> torch.Size:
         return torch.Size((self.out_features, self.in_features))
 
-    def spread(self, values: Tensor) -> Tensor:
+    def _spread(self, values: Tensor) -> Tensor:
         return to_dense(values, self.pattern)
 
-    def collect(self, weight: Tensor) -> Tensor:
+    def _collect(self, weight: Tensor) -> Tensor:
         return from_dense(weight, self.pattern)
 
     @property

@@ -99,6 +99,19 @@ def test_values_are_the_survivors_and_the_only_weight_parameter(kind: Kind) -> N
     assert isinstance(sparse, SparseLayer)
 
 
+def test_what_goes_between_values_and_weight_has_their_shape(kind: Kind) -> None:
+    sparse, dense = kind.pair()
+    larger = torch.ones([size + 1 for size in dense.weight.shape])  # has something at every place of the weight
+    for wrong in (larger, dense.weight[:-1], dense.weight.flatten()):
+        expected = re.escape(f"weight must have the shape {list(dense.weight.shape)}, got {list(wrong.shape)}")
+        with pytest.raises(ValueError, match=expected):
+            sparse.collect(wrong)
+    for wrong in (torch.ones(1), sparse.values[1:], dense.weight):
+        expected = re.escape(f"values must have the shape [{sparse.survivors}], got {list(wrong.shape)}")
+        with pytest.raises(ValueError, match=expected):
+            sparse.spread(wrong)
+
+
 def test_from_dense_leaves_the_plain_layer_as_it_is_and_shares_its_bias(kind: Kind) -> None:
     dense = kind.dense()
     before = dense.weight.detach().clone()
