@@ -284,10 +284,9 @@ def unmask(model: nn.Module, name: str) -> None:
     module, attribute = _owner(model, name)
     if mask_on(module, attribute) is not None:
         unmask_parameter(module, attribute)
-    elif isinstance(module, MaskedLayer):
-        unmask_layer(module)
     else:
-        restore(module)
+        assert isinstance(module, MaskedLayer)
+        unmask_layer(module)
 
 
 def parameter_names(model: nn.Module) -> dict[int, list[str]]:

@@ -288,6 +288,15 @@ def test_a_tied_weight_that_keeps_everything_is_dense_again_in_all_its_modules(n
     assert ([type(module) for module in model], list(model.state_dict())) == (kinds, keys)
 
 
+def test_a_tied_weight_that_becomes_dense_leaves_the_bias_beside_it_its_mask() -> None:
+    model = two_linear(Subclass)
+    kept = torch.arange(FEATURES) > 1
+    set_masks(model, {"1.weight": half(model, "1.weight"), "3.bias": kept})
+    convert(model, {"1.weight": torch.ones(FEATURES, FEATURES, dtype=torch.bool)})
+    assert list(masks(model)) == ["3.bias"]
+    assert torch.equal(masks(model)["3.bias"], kept)
+
+
 def test_a_form_asked_for_one_name_holds_for_all_and_two_forms_are_refused() -> None:
     model = two_linear()
     kept = {"1.weight": half(model, "1.weight")}
