@@ -16,6 +16,7 @@ from lth_fast.prune import (
     l1_unstructured,
     ln_structured,
     random_unstructured,
+    remove,
 )
 
 
@@ -183,6 +184,15 @@ def test_one_threshold_by_magnitude_asks_for_an_amount_and_nothing_else(argument
         global_unstructured([(nn.Linear(3, 3), "weight")], stock.L1Unstructured, **arguments)
 
 
+def test_one_threshold_needs_parameters_and_a_method_that_prunes_single_weights() -> None:
+    with pytest.raises(ValueError, match=r"parameters: expected \(module, name\) pairs, got none"):
+        global_unstructured([], stock.L1Unstructured, amount=0.5)
+    layer = nn.Linear(3, 3)
+    with pytest.raises(TypeError, match="pruning_method: expected one that prunes single weights, got LnStructured"):
+        global_unstructured([(layer, "weight")], stock.LnStructured, amount=0.5)
+    assert masks(layer) == {}
+
+
 def test_where_one_of_several_parameters_is_refused_none_is_pruned() -> None:
     linear, recurrent = nn.Linear(3, 3), nn.LSTM(3, 3)
     with pytest.raises(TypeError, match="a LSTM reads its parameters around any mask"):
@@ -218,6 +228,23 @@ def test_a_module_is_pruned_where_anything_inside_it_carries_a_mask(pruned: str)
     assert is_pruned(model)
     assert is_pruned(model[0])
     assert not is_pruned(model[1])
+
+
+def test_the_bias_of_a_masked_layer_is_ranked_by_its_own_values() -> None:
+    layer: Any = nn.Linear(2, 3)
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor([2.0, -1.0, 3.0]))
+    l1_unstructured(layer, "weight", 3)
+    l1_unstructured(layer, "bias", 1)
+    assert masks(layer)["bias"].tolist() == [True, False, True]
+
+
+def test_a_parameter_that_is_not_pruned_has_no_mask_to_remove() -> None:
+    layer = nn.Linear(4, 3)
+    l1_unstructured(layer, "weight", 1)
+    with pytest.raises(ValueError, match="name: parameter 'bias' of this MaskedLinear is not pruned"):
+        remove(layer, "bias")
+    assert list(masks(layer)) == ["weight"]
 
 
 def test_a_diverged_weight_is_refused() -> None:

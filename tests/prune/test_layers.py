@@ -49,6 +49,12 @@ def test_layers_are_fetched_as_pairs_with_the_output_layer_last() -> None:
     assert fetch_layers(model) == [(model[0], "weight"), (model[3][0], "weight"), (model[4], "weight")]
 
 
+def test_biases_are_fetched_behind_their_weights_where_there_are_any() -> None:
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    assert fetch_layers(model, bias=True) == [(model[0], "weight"), (model[2], "weight"), (model[2], "bias")]
+    assert fetch_layers(model[2], bias=True) == [(model[2], "weight"), (model[2], "bias")]
+
+
 def test_fetched_pairs_are_what_the_stock_functions_take() -> None:
     model = network()
     stock.global_unstructured(fetch_layers(model), stock.L1Unstructured, amount=97)

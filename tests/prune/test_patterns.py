@@ -58,6 +58,12 @@ def test_inputs_that_do_not_divide_into_groups_are_refused():
         NOfM(2, 4).mask(torch.rand(3, 6))
 
 
+@pytest.mark.parametrize("prune", [NOfM(2, 4).mask, lambda scores: Blocks(1, 2).mask(scores, 1)])
+def test_a_vector_has_no_inputs_to_form_a_pattern_of(prune):
+    with pytest.raises(ValueError, match=r"expected a shape \[outputs, inputs, \.\.\.\]"):
+        prune(torch.rand(4))
+
+
 def test_nan_is_refused_among_the_survivors_only():
     scores = torch.tensor([[1.0, torch.nan, 2.0, 3.0]])
     with pytest.raises(ValueError, match="NaN among the survivors"):

@@ -172,6 +172,16 @@ def test_under_masks_the_scores_are_those_of_the_network_with_zeros(name: str) -
     assert_close(scored(masked, name, data), scored(zeros, name, data))
 
 
+@pytest.mark.parametrize("name", ["snip", "grasp", "synflow"])
+def test_weights_that_take_no_part_in_the_output_score_zero(name: str) -> None:
+    model, data = network(), batch()
+    expected = scored(model, name, data)
+    model[0].register_module("aside", nn.Linear(3, 2, dtype=torch.float64))
+    found = scored(model, name, data)
+    assert not found.pop("0.aside.weight").any()
+    assert_close(found, expected)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", ["snip", "grasp", "synflow"])
 def test_scores_of_derivatives_are_the_same_where_gradients_are_switched_off(name: str, mode: Any) -> None:

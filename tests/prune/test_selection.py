@@ -84,11 +84,14 @@ def test_the_arguments_are_left_as_they_are() -> None:
     assert torch.equal(before, copies[1])
 
 
+@pytest.mark.parametrize(
+    "scores", [torch.tensor([0.4, 0.1, 0.2, 0.3]), torch.tensor([4, 1, 2, 3])], ids=["float32", "int64"]
+)
 @pytest.mark.parametrize("k", [-1, 4])
-def test_a_count_out_of_range_is_refused(k: int) -> None:
+def test_a_count_out_of_range_is_refused(k: int, scores: Tensor) -> None:
     before = torch.tensor([True, True, False, True])
     with pytest.raises(ValueError, match=f"k must be between 0 and the 3 survivors, got {k}"):
-        prune_smallest(torch.rand(4), k, before)
+        prune_smallest(scores, k, before)
 
 
 def test_nan_among_the_survivors_is_refused() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
 from lth_fast import prune
-from lth_fast.nn import masks
+from lth_fast.nn import masks, set_masks
 from lth_fast.prune import fetch_layers, from_torch_prune, prunable, prune_all, prune_by_score, sparsity
 
 WORDS, FEATURES = 20, 10
@@ -37,6 +37,17 @@ def test_a_shared_weight_is_one_of_the_prunable_ones() -> None:
     assert list(prunable(two_linear())) == ["1.weight", "2.weight", "3.weight"]
     model = two_linear()
     assert fetch_layers(model) == [(model[1], "weight"), (model[2], "weight"), (model[3], "weight")]
+
+
+def test_it_is_one_also_where_one_of_its_masks_is_a_parametrization() -> None:
+    class Subclass(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(FEATURES, FEATURES), Subclass(FEATURES, FEATURES), nn.Linear(FEATURES, FEATURES))
+    model[1].weight = model[0].weight
+    set_masks(model, {"0.weight": torch.rand(FEATURES, FEATURES) < 0.5})
+    assert list(prunable(model)) == ["1.weight", "2.weight"]
+    assert sparsity(model) == 50.0 * (1 - survivors(model)["1.weight"] / FEATURES**2)
 
 
 def test_prune_all_prunes_it_once_at_the_rate_of_the_output_layer_if_it_is_that() -> None:
