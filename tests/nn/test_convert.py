@@ -188,7 +188,7 @@ def test_sparse_layers_and_their_parameters_stay_where_convert_fails():
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
     convert(model, {"0.weight": torch.rand(6, 8) < 0.5}, form="sparse")
     before, state = dict(model.named_parameters()), copy.deepcopy(model.state_dict())
-    ignored = model._ddp_params_and_buffers_to_ignore
+    ignored, optimizer = model._ddp_params_and_buffers_to_ignore, torch.optim.SGD(model.parameters(), lr=0.1)
     model(torch.randn(2, 8)).sum().backward()
     with pytest.raises(RuntimeError, match="shape"):
         convert(model, example_input=torch.randn(2, 7))
@@ -198,6 +198,8 @@ def test_sparse_layers_and_their_parameters_stay_where_convert_fails():
     assert model._ddp_params_and_buffers_to_ignore == ignored
     assert plan(model) == {"0.weight": "sparse", "2.weight": "dense"}
     assert model[0].extra_repr() == SparseLinear.from_dense(model[0].to_dense(), model[0].mask).extra_repr()
+    optimizer.step()  # which would warn of parameters that are no longer the model's
+    assert not torch.equal(model[0].weight, state["0.weight"])
 
 
 def test_layers_and_their_parameters_stay_where_a_later_layer_has_diverged():
@@ -257,11 +259,13 @@ def test_a_layer_stays_masked_where_sparse_saves_less_than_a_twentieth(timed):
     assert set(plan(convert(network(), kept, example_input=torch.randn(9, 20))).values()) == {"masked"}
 
 
-def test_times_are_taken_on_the_shapes_that_the_example_shows_and_once_only(timed):
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
+def test_times_are_taken_on_the_shapes_that_the_example_shows_and_once_only(timed, mode):
     asked = timed(1.0, 0.5)
     for _ in range(2):
         model = network()
-        convert(model, random_masks(model, 0.3), example_input=torch.randn(9, 20))
+        with mode():
+            convert(model, random_masks(model, 0.3), example_input=torch.randn(9, 20))
     assert [(shape, wants_grad) for _, shape, wants_grad in asked] == [
         ((9, 20), False),
         ((9, 30), True),
@@ -277,6 +281,21 @@ def test_without_an_example_a_batch_of_64_is_assumed_and_said(timed):
     assert all("assumed batch of 64" in choice.reason for choice in choices(model).values())
 
 
+def test_without_an_example_a_convolution_is_sparse_up_to_a_tenth_of_its_weights(timed):
+    asked = timed(1.0, 0.5)
+    model = nn.Sequential(nn.Conv2d(5, 8, 5), nn.Conv2d(8, 5, 5))
+    kept = {
+        name: torch.arange(1000).view(weight.shape) < 100
+        for name, weight in model.named_parameters()
+        if weight.dim() > 1
+    }
+    kept["1.weight"].view(-1)[100] = True
+    convert(model, kept)
+    assert plan(model) == {"0.weight": "sparse", "1.weight": "masked"}
+    assert {choice.reason for choice in choices(model).values()} == {"no example input: sparse up to a density of 0.1"}
+    assert asked == []
+
+
 def test_nothing_is_measured_where_the_answer_is_known(timed):
     asked = timed(1.0, 0.5)
     model = network()
@@ -290,17 +309,25 @@ def test_nothing_is_measured_where_the_answer_is_known(timed):
     assert asked == []
 
 
+def test_a_layer_that_the_example_gives_no_samples_stays_masked(timed):
+    asked = timed(1.0, 0.5)
+    model = network()
+    convert(model, random_masks(model, 0.3), example_input=torch.randn(0, 20))
+    assert {choice.reason for choice in choices(model).values()} == {"its forward does not run on the example input"}
+    assert asked == []
+
+
 @pytest.mark.parametrize(("preferred", "form"), [(True, "masked"), (False, "dense")])
 def test_a_whole_layer_stays_masked_where_masked_layers_multiply_faster(preferred, form):
-    model = nn.Sequential(nn.Linear(300, 200), nn.Linear(200, 10))
+    model = nn.Sequential(nn.Linear(300, 200), nn.Linear(200, 10), nn.Linear(300, 200).double(), nn.Conv2d(30, 20, 10))
     previous = _C.prefers_onednn()
     _C.force_onednn(preferred)
     try:
-        whole = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in model.named_parameters()}
-        convert(model, {"0.weight": whole["0.weight"], "1.weight": whole["1.weight"]})
+        weights = {name: weight for name, weight in model.named_parameters() if weight.dim() > 1}
+        convert(model, {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()})
     finally:
         _C.force_onednn(previous)
-    assert plan(model) == {"0.weight": form, "1.weight": "dense"}
+    assert plan(model) == {"0.weight": form, "1.weight": "dense", "2.weight": "dense", "3.weight": "dense"}
     assert "all weights survive" in choices(model)["0.weight"].reason
 
 
@@ -358,6 +385,17 @@ def test_a_ratio_that_comes_of_a_disturbed_measurement_is_not_believed(monkeypat
     convert(model, random_masks(model, 0.3), example_input=torch.randn(9, 20))
     (choice,) = choices(model).values()
     assert (choice.form, choice.masked_seconds, choice.sparse_seconds) == ("masked", 1.0, 2.0)
+
+
+def test_the_file_of_times_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LTH_FAST_CACHE", "~/times")
+    assert calibration.cache_file() == tmp_path / "times" / "calibration.json"
+    monkeypatch.delenv("LTH_FAST_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    assert calibration.cache_file() == tmp_path / "user" / "lth_fast" / "calibration.json"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert calibration.cache_file() == tmp_path / ".cache" / "lth_fast" / "calibration.json"
 
 
 def test_a_damaged_file_of_times_is_measured_anew(calibration_folder):
@@ -649,6 +687,22 @@ def test_a_weight_that_is_read_around_its_masked_layer_stays_zero_where_pruned(m
             if value.shape == mask.shape:
                 assert value[~mask].count_nonzero() == 0
                 assert value[mask].count_nonzero() > 0
+
+
+@pytest.mark.parametrize("when", ["before", "behind"])
+def test_a_weight_is_read_around_its_layer_whether_before_or_behind_the_layers_forward(when):
+    class Penalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            before = self.layer.weight.square().sum() if when == "before" else 0
+            outputs = self.layer(inputs)
+            return outputs + (self.layer.weight.square().sum() if when == "behind" else before)
+
+    model = convert(Penalised(), {"layer.weight": torch.rand(8, 8) < 0.3}, example_input=torch.randn(3, 8))
+    assert choices(model)["layer.weight"].reason == "its weight is read outside of its forward"
 
 
 class Twice(nn.Module):

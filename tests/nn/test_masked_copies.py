@@ -138,6 +138,7 @@ def test_from_dense_of_a_masked_layer_gives_another_one_with_the_same_state_dict
     twin = kind.masked.from_dense(layer, mask)
     assert torch.equal(twin.mask, mask)
     assert list(twin.state_dict()) == list(kind.dense().state_dict())
+    assert torch.equal(kind.masked.from_dense(twin).mask, mask)
 
 
 def test_from_dense_refuses_other_layers() -> None:
@@ -155,6 +156,14 @@ def test_from_dense_refuses_a_layer_whose_weight_is_computed(kind: Any) -> None:
     parametrized = nn.utils.parametrizations.weight_norm(kind.dense())
     with pytest.raises(TypeError, match="whose weight is a parameter"):
         kind.masked.from_dense(parametrized)
+
+
+def test_a_layer_whose_bias_is_computed_is_copied_to_no_other_form(kind: Any) -> None:
+    layer = kind.layer()
+    set_masks(layer, {"bias": torch.arange(layer.bias.numel()) > 0})
+    for copied in (kind.masked.from_dense, type(layer).to_dense):
+        with pytest.raises(TypeError, match="expected parameters, got bias computed by a parametrization or under a m"):
+            copied(layer)
 
 
 def test_to_dense_is_a_plain_layer_with_zeros(kind: Any) -> None:

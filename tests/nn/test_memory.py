@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
 from lth_fast import models
-from lth_fast.nn import convert
+from lth_fast.nn import convert, set_masks
 from lth_fast.optim import Adam
 from lth_fast.prune import prunable
 
@@ -33,6 +36,15 @@ def test_at_a_density_of_a_tenth_a_sparse_model_takes_a_quarter_of_the_dense_one
     dense = after_a_step(model)
     masks = {name: torch.rand(layer.weight.shape) < 0.1 for name, layer in prunable(model).items()}
     assert after_a_step(convert(model, masks, form="sparse")) <= 0.25 * dense
+
+
+def test_a_layer_that_turns_sparse_lets_go_of_its_dense_weight():
+    model = set_masks(nn.Sequential(nn.Linear(30, 20)), {"0.weight": torch.rand(20, 30) < 0.1})
+    dense = weakref.ref(model[0].weight)
+    model(torch.randn(2, 30)).sum().backward()
+    convert(model, form="sparse")
+    gc.collect()
+    assert dense() is None
 
 
 def test_weights_that_are_not_finite_are_refused():

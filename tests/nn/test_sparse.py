@@ -143,6 +143,11 @@ def test_a_survivor_that_is_zero_stays_a_survivor(kind: Kind) -> None:
     assert torch.equal(kind.sparse.from_dense(sparse.to_dense(), sparse.mask).mask, mask)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op")
+def test_a_layer_without_weights_has_density_one() -> None:
+    assert SparseLinear(0, 3).density == 1.0
+
+
 def test_a_layer_may_have_no_survivors(kind: Kind) -> None:
     sparse = kind.sparse(*kind.arguments, mask=torch.zeros_like(kind.mask()))
     inputs = kind.inputs().requires_grad_()
@@ -269,6 +274,14 @@ def test_a_deepcopy_is_independent_and_keeps_the_mask(kind: Kind) -> None:
     assert torch.equal(twin.mask, sparse.mask)
     nn.init.zeros_(sparse.values)
     kind.assert_same_function(twin, dense)
+
+
+def test_a_copy_that_is_made_in_inference_mode_computes_the_same(kind: Kind) -> None:
+    sparse, dense = kind.pair()
+    with torch.inference_mode():
+        twin = copy.deepcopy(sparse)
+    with torch.no_grad():
+        kind.assert_same_function(twin, dense)
 
 
 def test_pickle_and_torch_save_keep_the_mask(kind: Kind) -> None:
