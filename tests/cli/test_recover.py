@@ -375,6 +375,7 @@ def test_what_is_no_run_of_the_command_line_is_refused(make, command, tmp_path):
         (("configuration",), 3, "configuration: expected a JSON object, got 3"),
         (("configuration",), {"iter": 6}, "configuration: the record should name a network and a data set"),
         (("configuration", "iter"), 6.5, "the record's iter: expected a whole number >= 1, got 6.5"),
+        (("configuration", "iter"), [6], "the record's iter: expected a whole number >= 1, got [6]"),
         (("configuration", "checkpoint_seconds"), None, "the record's checkpoint_seconds: expected a number >= 0"),
         (("configuration", "whole"), None, "the record's whole: expected some of "),
         (("configuration", "ticket"), 3, "the record lacks the folder of its ticket run"),

@@ -154,11 +154,19 @@ def with_shuffled_validation(experiment):
     return {"loaders": Loaders(loaders.train, loaders.train, loaders.test)}
 
 
+def with_augmented_test_images(experiment):
+    loaders = experiment.loaders
+    test = copy.copy(loaders.test)
+    test.augment = True
+    return {"loaders": Loaders(loaders.train, loaders.validation, test)}
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         (with_a_data_loader, "the data does not all lie on the device"),
         (with_shuffled_validation, "validation or test data come in a random order"),
+        (with_augmented_test_images, "validation or test data come in a random order"),
         ({"optimizer": OptimizerRecipe.named("nadam", 0.01)}, "NAdam does not treat every weight by itself"),
         ({"precision": "bf16"}, "the precision is bf16"),
         ({"prune_bias": True}, "biases are pruned"),

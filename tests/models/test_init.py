@@ -49,12 +49,14 @@ class TestDistributions:
         initialise(layer, "kaiming", seeded(fan_out))
         deviation = math.sqrt(2 / fan_in)
         assert layer.weight.std().item() == pytest.approx(deviation, rel=0.01)
+        assert abs(layer.weight.mean().item()) < 0.02 * deviation
         assert (layer.weight.abs() > 2 * deviation).float().mean().item() == pytest.approx(0.0455, abs=0.005)
 
     def test_normal_has_the_deviation_of_its_argument(self, make, fan_in: int, fan_out: int) -> None:
         layer = make()
         initialise(layer, "normal:0.05", seeded(fan_in + fan_out))
         assert layer.weight.std().item() == pytest.approx(0.05, rel=0.01)
+        assert abs(layer.weight.mean().item()) < 0.02 * 0.05
 
     def test_orthogonal_has_orthonormal_rows_or_columns(self, make, fan_in: int, fan_out: int) -> None:
         layer = make()

@@ -15,6 +15,7 @@ def run(tmp_path: Path) -> Run:
     run = create_run(tmp_path, "lenet", "mnist")
     run.save_manifest({"seed": 3})
     for r, complete in ((0, 2), (1, 1)):
+        run.replicate(r).level(0).save_kept(7, {"w": torch.tensor([7.0, float(r)])})
         for number in range(2):
             level = run.replicate(r).level(number)
             level.log.append(1, [10.0 * r + number, 0.5], 20.0 * number, {2: (0.1, 0.2, 0.3, 0.4)})
@@ -44,6 +45,7 @@ def test_the_log_masks_and_weights_of_any_level_are_at_hand(run: Run) -> None:
     assert loaded.masks(1)["w"].tolist() == [True, False]
     assert loaded.weights(1)["w"].tolist() == [0.0, 1.0]
     assert loaded.weights(0, "end", replicate=1)["w"].tolist() == [1.0, 0.0]
+    assert loaded.kept(7, replicate=1)["w"].tolist() == [7.0, 1.0]
 
 
 def test_what_the_run_does_not_have_is_not_found(run: Run) -> None:
@@ -52,6 +54,8 @@ def test_what_the_run_does_not_have_is_not_found(run: Run) -> None:
         loaded.masks(1, replicate=1)
     with pytest.raises(FileNotFoundError, match="has no rewind weights of level 0, replicate 0"):
         loaded.weights(0, "rewind")
+    with pytest.raises(FileNotFoundError, match="has no weights kept at iteration 8 of level 0, replicate 1"):
+        loaded.kept(8, replicate=1)
     with pytest.raises(FileNotFoundError, match=r"replicate_0/7/iterations\.csv"):
         loaded.iterations(7)
 

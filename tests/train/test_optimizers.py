@@ -141,3 +141,11 @@ def test_its_description_fits_into_a_record_and_reads_as_it_was_written(make, tm
     write_document(tmp_path / "described.json", described)
     assert json.loads((tmp_path / "described.json").read_text()) == described
     assert described["groups"][0]["parameters"] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_its_description_has_numbers_as_numbers():
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.5, 0.9))
+    described = OptimizerRecipe.from_optimizer(optimizer, model).describe()
+    for settings in (described, *described["groups"]):
+        assert (settings["lr"], settings["betas"], settings["amsgrad"]) == (0.01, [0.5, 0.9], False)

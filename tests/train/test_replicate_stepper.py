@@ -10,7 +10,7 @@ from torch import nn
 
 from lth_fast import models
 from lth_fast.data import ResidentLoader
-from lth_fast.nn import masked_layers, masks, set_masks
+from lth_fast.nn import masked_layers, masks, restore, set_masks
 from lth_fast.prune import prunable, prune_all
 from lth_fast.train import EagerStepper, OptimizerRecipe, ResidentBatches, Seeds, evaluate
 from lth_fast.train.graph_stepper import capture
@@ -150,6 +150,18 @@ def test_a_replicate_is_the_same_to_rounding_whatever_the_others_are():
     torch.testing.assert_close(three[:, :2], two, rtol=1e-5, atol=1e-6)
 
 
+def test_a_network_without_masks_among_masked_ones_trains_all_of_its_weights():
+    def mixed():
+        first, second, third = networks(0.5)
+        return [first, restore(second), third]
+
+    data, recipe = loader(), recipe_of("adam")
+    losses = at_once(mixed(), recipe, data).advance(STEPS)
+    for replicate, single in enumerate(mixed()):
+        expected = alone(single, recipe, data, replicate).advance(STEPS)
+        torch.testing.assert_close(losses[:, replicate], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_schedule_and_a_start_in_the_middle_are_each_replicates_own():
     data, recipe, schedule = loader(), recipe_of("sgd"), StepSchedule(warmup=6, milestones=(20,))
     losses = at_once(networks(0.5), recipe, data, iteration=3, schedule=schedule).advance(30)
@@ -262,6 +274,12 @@ def test_what_it_cannot_train_is_refused_by_name():
         ReplicateStepper(networks(0.5), adam.build, [batches_of(data, 0)])
     with pytest.raises(ValueError, match="make_optimizer: Adafactor does not treat every weight by itself"):
         at_once(networks(0.5), OptimizerRecipe.named("adafactor"), data)
+
+    class Own(torch.optim.SGD):
+        """Who knows what its step does."""
+
+    with pytest.raises(ValueError, match="make_optimizer: Own does not treat every weight by itself"):
+        at_once(networks(0.5), OptimizerRecipe(Own, {"lr": 0.1}), data)
     with pytest.raises(ValueError, match="precision: expected float32 or tf32, got 'bf16'"):
         at_once(networks(0.5), adam, data, precision="bf16")
 
