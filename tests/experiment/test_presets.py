@@ -7,7 +7,7 @@ import pytest
 from lth_fast.data import datasets
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.flags import BY_NAME
-from lth_fast.experiment.presets import preset, presets
+from lth_fast.experiment.presets import preset, presets, shown_to_fail
 from lth_fast.models import default_init, models
 
 DEEP = {"optim": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "learn_rate": 0.1, "scope": "global", "prune_rate": 0.2}
@@ -183,3 +183,12 @@ def test_settings_that_exclude_each_other_are_refused(given, message):
 def test_the_milestones_of_a_preset_can_be_switched_off():
     assert Config.resolve("resnet20", "cifar10", {}).milestones == (20_000, 25_000)
     assert Config.resolve("resnet20", "cifar10", {"milestones": "none"}).milestones == ()
+
+
+@pytest.mark.parametrize("net", ["vgg19", "resnet20"])
+def test_a_warning_tells_where_the_papers_find_no_ticket_and_nowhere_else(net):
+    assert "finds no ticket without rewinding" in shown_to_fail(net, 0, 0.03, "sgd")
+    assert shown_to_fail(net, 500, 0.03, "sgd") is None
+    assert shown_to_fail(net, 0, 0.01, "sgd") is None
+    assert shown_to_fail(net, 0, 0.03, "adam") is None
+    assert shown_to_fail("lenet", 0, 0.03, "sgd") is None

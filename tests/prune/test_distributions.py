@@ -64,6 +64,13 @@ def test_exactly_as_many_are_pruned_as_the_rate_says_whatever_has_gone_before(sh
     assert sum(counts.values()) == pytest.approx(rate * sum(survivors.values()), abs=0.5 + 1e-6)
 
 
+def test_what_a_tensor_with_few_survivors_cannot_keep_the_others_keep_in_proportion():
+    shapes, survivors = {"a": (10, 10), "b": (10, 20), "c": (20, 20)}, {"a": 2, "b": 200, "c": 400}
+    counts = DISTRIBUTIONS["erk"](shapes, survivors, dict.fromkeys(shapes, 510 / 602))
+    kept = {name: survivors[name] - counts[name] for name in shapes}
+    assert kept == {"a": 2, "b": round(90 * 30 / 70), "c": round(90 * 40 / 70)}  # of shares as 20 : 30 : 40
+
+
 def test_level_after_level_every_layer_has_the_density_of_one_step_to_the_same_total():
     survivors = sizes_of(LAYERS)
     for _ in range(12):
