@@ -34,7 +34,8 @@ def adam_step_(
     Adam as in Kingma and Ba (2015), algorithm 1; AMSGrad as in Reddi et al. (2018); decoupled weight decay as in
     Loshchilov and Hutter (2019). The operations come in the order of torch's fused kernel. Where a mask prunes, weight
     and moments become an exact 0 and the gradient is of no consequence (not even NaN). On the CPU, denormal numbers
-    count as 0 and the result does not depend on the number of threads; float16 and bfloat16 are computed in float32.
+    count as 0 and the result depends neither on the number of threads nor on the instruction set; float16 and bfloat16
+    are computed in float32.
 
     Args:
         parameters: Tensors of any shapes, all of one dtype (float32, float64, bfloat16, float16) and device; or none.

@@ -30,7 +30,8 @@ def sgd_step_(
 
     The update is that of :class:`torch.optim.SGD`, operation by operation. Where a mask prunes, weight and momentum
     become an exact 0 and the gradient is of no consequence (not even NaN). On the CPU, denormal numbers count as 0 and
-    the result does not depend on the number of threads; float16 and bfloat16 are computed in float32.
+    the result depends neither on the number of threads nor on the instruction set; float16 and bfloat16 are computed in
+    float32.
 
     Args:
         parameters: Tensors of any shapes, all of one dtype (float32, float64, bfloat16, float16) and device; or none.

@@ -110,6 +110,20 @@ def on_threads() -> Iterator[Callable[[int, Callable[[], Tensor]], Tensor]]:
 
 
 @pytest.fixture
+def on_each_isa() -> Callable[[Callable[[], Tensor]], list[Tensor]]:
+    """``on_each_isa(work)`` returns ``work()`` as computed with every instruction set that this CPU has."""
+
+    def compute(work: Callable[[], Tensor]) -> list[Tensor]:
+        results = []
+        for isa in _C.usable_isas():
+            with forced(isa):
+                results.append(work())
+        return results
+
+    return compute
+
+
+@pytest.fixture
 def distance() -> Callable[[Tensor, Tensor], float]:
     """``distance(out, expected)``: ‖out - expected‖ / ‖expected‖ in float64, infinite for NaN."""
 

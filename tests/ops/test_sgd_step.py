@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -151,19 +152,23 @@ def test_denormal_numbers_count_as_zero_and_the_mode_of_the_processor_is_as_it_w
     assert torch.full((20,), 1e-40).mul(0.5).count_nonzero() == 20
 
 
-def test_the_bits_do_not_depend_on_the_number_of_threads(
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_the_bits_depend_neither_on_the_number_of_threads_nor_on_the_instruction_set(
     on_threads: Callable[[int, Callable[[], Tensor]], Tensor],
+    on_each_isa: Callable[[Callable[[], Tensor]], list[Tensor]],
+    settings: dict[str, Any],
 ) -> None:
-    group = Group.random([(300_007,), (50_000,), (3,)])
+    """Shares of threads begin at any eighth weight, with a mask and without one."""
+    group = Group.random([(50_000,), (300_007,), (100_000,), (3,)])
 
     def work() -> Tensor:
         twin = copy.deepcopy(group)
-        twin.step(weight_decay=0.01)
+        twin.step(**settings)
         return torch.cat(twin.written())
 
-    one = on_threads(1, work)
-    for count in (2, 3):
-        assert torch.equal(on_threads(count, work), one)
+    one, *others = [found for count in (1, 2, 3) for found in on_each_isa(partial(on_threads, count, work))]
+    for other in others:
+        assert torch.equal(other, one)
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
