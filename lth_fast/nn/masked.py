@@ -79,7 +79,7 @@ class MaskedLayer(nn.Module):
     def mask_what_was_written(self) -> None:
         """Zero the pruned weights, unless it is known that nothing wrote to them since."""
         weight = self.masked_parameter
-        if weight is not None and not _as_it_was(weight, self._seen_masked):
+        if weight is not None and not as_it_was(weight, self._seen_masked):
             self.apply_mask()
 
     def trust_weight(self) -> None:
@@ -89,7 +89,7 @@ class MaskedLayer(nn.Module):
         moments to zero, for instance: the next forward then skips re-applying the mask.
         """
         # Past what a module does on every assignment: this runs for every layer at every optimizer step.
-        self.__dict__["_seen_masked"] = _as_written(parameter(self, "weight"))
+        self.__dict__["_seen_masked"] = as_written(parameter(self, "weight"))
 
     @property
     def masked_parameter(self) -> Tensor | None:
@@ -106,7 +106,7 @@ class MaskedLayer(nn.Module):
             return torch.where(self.mask, weight, 0)
         if type(weight) is not nn.Parameter:  # computed, or a caller's own: to be read, not written
             return masked_apply(weight, self.mask_bits)
-        if not _as_it_was(weight, self._seen_masked):
+        if not as_it_was(weight, self._seen_masked):
             if detect_fake_mode() is not None:  # only shapes are wanted: nothing would be written
                 return masked_apply(weight, self.mask_bits)
             self.apply_mask()
@@ -228,15 +228,16 @@ def _writes(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version  # an inference tensor counts none
 
 
-def _as_written(weight: Tensor) -> tuple[Tensor, int, int] | None:
-    """What tells :func:`_as_it_was` later whether ``weight`` was written to or replaced."""
+def as_written(weight: Tensor) -> tuple[Tensor, int, int] | None:
+    """What tells :func:`as_it_was` later whether ``weight`` was written to or replaced."""
     if type(weight) is not nn.Parameter or weight.is_inference():  # which counts no writes
         return None
     # The weight itself, not its identity: another one may get that, with the memory and as many writes.
     return (weight, 0 if weight.is_meta else weight.data_ptr(), weight._version)
 
 
-def _as_it_was(weight: Tensor, seen: tuple[Tensor, int, int] | None) -> bool:
+def as_it_was(weight: Tensor, seen: tuple[Tensor, int, int] | None) -> bool:
+    """Whether nothing was written to ``weight`` since :func:`as_written` told ``seen``, as far as torch counts."""
     if seen is None or seen[0] is not weight:
         return False
     return seen[2] == weight._version and seen[1] == (0 if weight.is_meta else weight.data_ptr())

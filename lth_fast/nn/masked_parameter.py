@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.nn.utils import parametrize
 
 from lth_fast.nn import shared_mask
 from lth_fast.nn.attributes import transformed
 from lth_fast.nn.mask_changes import mask_changes
-from lth_fast.nn.masked import check_mask
+from lth_fast.nn.masked import as_it_was, as_written, check_mask
 from lth_fast.ops import masked_apply, pack_mask, unpack_mask
 
 # Where a module keeps the names of its parameters in the order they had before the first mask.
@@ -30,6 +31,7 @@ class MaskedParameter(nn.Module):
     masks_gradient = True
     read_directly = False
     """Both as in :class:`~lth_fast.nn.MaskedLayer`."""
+    _seen_masked: tuple[Tensor, int, int] | None = None
 
     def __init__(self, parameter: nn.Parameter, mask: Tensor) -> None:
         super().__init__()
@@ -75,14 +77,21 @@ class MaskedParameter(nn.Module):
         shared_mask.apply_mask(self)
 
     def mask_what_was_written(self) -> None:
-        """Zero the pruned values: nobody notes who writes to them."""
-        self.apply_mask()
+        """Zero the pruned values, unless it is known that nothing wrote to them since."""
+        if not as_it_was(self.weight, self._seen_masked):
+            self.apply_mask()
 
     def trust_weight(self) -> None:
-        """Nothing: the forward masks whatever is there."""
+        """Note that the pruned values are zero as they stand."""
+        self.__dict__["_seen_masked"] = as_written(self.weight)
 
     def forward(self, original: Tensor) -> Tensor:
-        return torch.where(self.mask, original, 0) if transformed() else masked_apply(original, self.mask_bits)
+        if transformed():
+            return torch.where(self.mask, original, 0)
+        own = type(original) is nn.Parameter and original is self.weight  # or computed, or a caller's
+        if own and not torch.compiler.is_compiling() and detect_fake_mode() is None:
+            self.mask_what_was_written()  # in the parameter itself, which weight decay reads
+        return masked_apply(original, self.mask_bits)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         bits = self.mask_bits
@@ -99,6 +108,7 @@ class MaskedParameter(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._seen_masked = None
         mask_changes.note(self)
 
 

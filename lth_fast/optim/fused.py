@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lth_fast.nn.mask_changes import Holder, mask_changes
-from lth_fast.nn.masked import MASKABLE, MaskedLayer
+from lth_fast.nn.masked import MASKABLE
 
 
 class FusedOptimizer(Optimizer):
@@ -121,5 +121,4 @@ class Masks:
     def applied(self) -> None:
         """The step has zeroed the pruned weights: the layers need not look again."""
         for holder in self._holders:
-            if isinstance(holder, MaskedLayer):
-                holder.trust_weight()
+            holder.trust_weight()

@@ -215,6 +215,17 @@ def test_memory_without_values_another_type_and_the_meta_device_leave_the_mask_a
         layer(torch.randn(2, 6, dtype=layer.weight.dtype))
 
 
+def test_what_was_written_from_outside_gives_weight_decay_no_momentum_where_pruned():
+    model = set_masks(network(), PRUNED)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(1.0)
+        step(model, optimizer)
+        assert_pruned_places_are_zero(model, optimizer)
+
+
 def test_what_a_state_dict_writes_is_masked_at_once():
     model = set_masks(network(), PRUNED)
     load_dense_state(model, {name: torch.ones_like(value) for name, value in dense_state(model).items()})
