@@ -6,11 +6,14 @@ than the mask of a small layer costs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+
+Model = TypeVar("Model", bound=nn.Module)
+"""What a function that changes a model in place takes and returns: the class stays known to a type checker."""
 
 
 def parameter(module: nn.Module, name: str) -> Any:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lth_fast._machine import masked_linear_beats_plain
-from lth_fast.nn.attributes import of_another_kind
+from lth_fast.nn.attributes import Model, of_another_kind
 from lth_fast.nn.calibration import Work, measured_times
 from lth_fast.nn.distributed import broadcast_masks, from_first
 from lth_fast.nn.mask_changes import mask_changes
@@ -76,11 +76,11 @@ class Choice:
 
 
 def convert(
-    model: nn.Module,
+    model: Model,
     masks: Mapping[str, Tensor] | None = None,
     form: str | Mapping[str, str] = "auto",
     example_input: Any = None,
-) -> nn.Module:
+) -> Model:
     """Give every masked layer of ``model`` the form that is fastest on this machine, in place.
 
     A *dense* layer is plain, with zeros where its mask prunes. A *masked* layer (:class:`~lth_fast.nn.MaskedLinear`)

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
+from lth_fast.nn.attributes import Model
 from lth_fast.nn.model import masks, set_masks
 from lth_fast.ops import pack_mask, unpack_mask
 
 
-def broadcast_masks(model: nn.Module) -> nn.Module:
+def broadcast_masks(model: Model) -> Model:
     """Give every process the masks of rank 0. A collective call where there is a process group, else nothing happens.
 
     :func:`~lth_fast.nn.convert` and the functions of :mod:`lth_fast.prune` that prune a whole model call it, so that

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from lth_fast.nn.attributes import parameter, transformed
 from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.nn.tracing import refuse_scripting
 from lth_fast.ops import masked_apply, pack_mask, unpack_mask
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing's in Python 3.11
 
 MASKABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -130,7 +133,7 @@ class MaskedLayer(nn.Module):
         return self.survivors / self.weight.numel() if self.weight.numel() else 1.0
 
     @classmethod
-    def from_dense(cls, layer: nn.Module, mask: Tensor | None = None) -> Any:
+    def from_dense(cls, layer: nn.Module, mask: Tensor | None = None) -> Self:
         """Make a masked layer that shares the parameters of ``layer``.
 
         Args:

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from lth_fast.nn.attributes import Model
 from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.nn.masked import MaskedLayer, check_mask, forget_state, mask_layer, unmask_layer
 from lth_fast.nn.masked_conv2d import MaskedConv2d
@@ -81,7 +82,7 @@ def load_dense_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     model.load_state_dict({names.get(name, name): value for name, value in state.items()})
 
 
-def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
     """Set masks by parameter name.
 
     Plain ``nn.Linear``, ``nn.Conv2d`` and ``nn.Embedding`` layers become their masked twins in place when their weight
@@ -154,7 +155,7 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     return model
 
 
-def share_masks(model: nn.Module) -> nn.Module:
+def share_masks(model: Model) -> Model:
     """Give every shared parameter one mask in all of its modules: a weight survives where all masks on it keep it.
 
     A mask that was put on a single layer (``prune.l1_unstructured(decoder, "weight", 0.2)``) cannot know who else holds
@@ -242,7 +243,7 @@ def _becomes_a_twin(module: nn.Module, attribute: str) -> bool:
     return attribute == "weight" and type(module) in TWINS
 
 
-def restore(model: nn.Module) -> nn.Module:
+def restore(model: Model) -> Model:
     """Make every masked or sparse layer and parameter of ``model`` plain again in place, zeros where masks pruned.
 
     Returns:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
 from lth_fast.nn import broadcast_masks, dense_state, masks, set_masks, share_masks
+from lth_fast.nn.attributes import Model
 from lth_fast.nn.model import masked_for_a_while, parameter_names
 from lth_fast.ops import prune_by_magnitude
 from lth_fast.prune.distributions import DISTRIBUTIONS
@@ -21,7 +22,7 @@ SCOPES = ("layerwise", "global")
 
 
 def prune_by_score(
-    model: nn.Module,
+    model: Model,
     rates: float | Mapping[str, float],
     score: str = "magnitude",
     scope: str = "layerwise",
@@ -30,7 +31,7 @@ def prune_by_score(
     initial: Mapping[str, Tensor] | None = None,
     gradients: Gradients | None = None,
     generator: torch.Generator | None = None,
-) -> nn.Module:
+) -> Model:
     """Prune the survivors of ``model`` that score lowest; among equal ones the lowest (parameter, flat index) go.
 
     Args:

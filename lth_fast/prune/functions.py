@@ -15,20 +15,21 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
 from lth_fast.nn import MaskedLayer, SparseLayer, masks, restore, set_masks, share_masks
+from lth_fast.nn.attributes import Model
 from lth_fast.nn.model import masked_for_a_while
 from lth_fast.ops import prune_by_magnitude
 from lth_fast.prune.layers import held_parameter
 from lth_fast.prune.selection import in_one_dtype, prune_lowest
 
 
-def identity(module: nn.Module, name: str) -> nn.Module:
+def identity(module: Model, name: str) -> Model:
     """Put a mask on the parameter ``name`` of ``module`` that prunes nothing more than is pruned already."""
     weight, before = parameter_and_mask(module, name)
     set_masks(module, {name: torch.ones_like(weight, dtype=torch.bool) if before is None else before})
     return module
 
 
-def l1_unstructured(module: nn.Module, name: str, amount: float, importance_scores: Tensor | None = None) -> nn.Module:
+def l1_unstructured(module: Model, name: str, amount: float, importance_scores: Tensor | None = None) -> Model:
     """Prune the surviving weights of ``module`` that have the smallest magnitude; ties fall to the lowest index.
 
     Args:
@@ -56,7 +57,7 @@ def l1_unstructured(module: nn.Module, name: str, amount: float, importance_scor
     return module
 
 
-def random_unstructured(module: nn.Module, name: str, amount: float) -> nn.Module:
+def random_unstructured(module: Model, name: str, amount: float) -> Model:
     """Prune surviving weights of ``module`` at random, drawn from torch's global generator.
 
     Arguments and errors are those of :func:`l1_unstructured`.
@@ -74,7 +75,7 @@ def random_unstructured(module: nn.Module, name: str, amount: float) -> nn.Modul
     return module
 
 
-def custom_from_mask(module: nn.Module, name: str, mask: Tensor) -> nn.Module:
+def custom_from_mask(module: Model, name: str, mask: Tensor) -> Model:
     """Prune where ``mask`` (bool, or zeros and ones, of the parameter's shape) is 0, beside what is pruned already."""
     weight, before = parameter_and_mask(module, name)
     if mask.shape != weight.shape:
@@ -164,7 +165,7 @@ def is_pruned(module: nn.Module) -> bool:
     return bool(masks(module)) or stock.is_pruned(module)
 
 
-def remove(module: nn.Module, name: str) -> nn.Module:
+def remove(module: Model, name: str) -> Model:
     """Make the pruning of ``module`` permanent: the mask goes, zeros stay in the parameter.
 
     Raises:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import prune as stock
 
 from lth_fast.nn import broadcast_masks, share_masks
+from lth_fast.nn.attributes import Model
 from lth_fast.nn.model import masked_for_a_while
 from lth_fast.prune.by_score import prune_by_score
 from lth_fast.prune.functions import global_unstructured, l1_unstructured
@@ -17,7 +18,7 @@ from lth_fast.prune.layers import held_parameter, prunable
 PruneMethod = Callable[..., Any]
 
 
-def prune_all(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unstructured) -> nn.Module:
+def prune_all(model: Model, rate: float, prune_method: PruneMethod = l1_unstructured) -> Model:
     """Prune every prunable layer by ``rate``, the output layer (the last Linear or Conv2d) by half of it.
 
     A weight that several modules share is pruned once, in all of them; it is the output layer's if that is among them.
@@ -41,19 +42,19 @@ def prune_all(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unst
     return _prune(model, (nn.Linear, nn.Conv2d), rate, rate / 2, prune_method)
 
 
-def prune_fc(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unstructured) -> nn.Module:
+def prune_fc(model: Model, rate: float, prune_method: PruneMethod = l1_unstructured) -> Model:
     """Prune the Linear layers by ``rate``, the last of them by half of it. Otherwise as :func:`prune_all`."""
     return _prune(model, (nn.Linear,), rate, rate / 2, prune_method)
 
 
-def prune_conv(model: nn.Module, rate: float, prune_method: PruneMethod = l1_unstructured) -> nn.Module:
+def prune_conv(model: Model, rate: float, prune_method: PruneMethod = l1_unstructured) -> Model:
     """Prune the convolutions by ``rate``. Otherwise as :func:`prune_all`."""
     return _prune(model, (nn.Conv2d,), rate, rate, prune_method)
 
 
 def prune_conv_globally(
-    model: nn.Module, rate: float, pruning_class: type[stock.BasePruningMethod] = stock.L1Unstructured
-) -> nn.Module:
+    model: Model, rate: float, pruning_class: type[stock.BasePruningMethod] = stock.L1Unstructured
+) -> Model:
     """Prune ``rate`` of all convolution weights, one threshold over all of them. Otherwise as :func:`prune_all`."""
     _check_rate(rate)
     with masked_for_a_while(model):
@@ -72,12 +73,12 @@ def _layers(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[str, n
 
 
 def _prune(
-    model: nn.Module,
+    model: Model,
     kinds: tuple[type[nn.Module], ...],
     rate: float,
     last_rate: float,
     prune_method: PruneMethod,
-) -> nn.Module:
+) -> Model:
     _check_rate(rate)
     with masked_for_a_while(model):
         layers = _layers(model, kinds)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from lth_fast.nn import set_masks
+from lth_fast.nn.attributes import Model
 from lth_fast.prune.functions import count_to_prune, parameter_and_mask, scores_to_rank
 from lth_fast.prune.selection import prune_lowest
 
 
 def ln_structured(
-    module: nn.Module, name: str, amount: float, n: float | str, dim: int, importance_scores: Tensor | None = None
-) -> nn.Module:
+    module: Model, name: str, amount: float, n: float | str, dim: int, importance_scores: Tensor | None = None
+) -> Model:
     """Prune the channels of ``module`` along ``dim`` that have the smallest norm; ties fall to the lowest channel.
 
     Args:
@@ -42,7 +43,7 @@ def ln_structured(
     return module
 
 
-def random_structured(module: nn.Module, name: str, amount: float, dim: int) -> nn.Module:
+def random_structured(module: Model, name: str, amount: float, dim: int) -> Model:
     """Prune channels of ``module`` along ``dim`` at random, drawn from torch's global generator.
 
     Arguments and errors are those of :func:`ln_structured`.

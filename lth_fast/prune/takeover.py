@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
 from lth_fast.nn import set_masks
+from lth_fast.nn.attributes import Model
 from lth_fast.nn.masked import check_mask
 from lth_fast.nn.model import check_user, plain_users
 
 
-def from_torch_prune(model: nn.Module) -> nn.Module:
+def from_torch_prune(model: Model) -> Model:
     """Turn a model that ``torch.nn.utils.prune`` has pruned into one with masks of ours, in place.
 
     Every pruned parameter gets its plain name back: ``weight_orig`` becomes ``weight``, the same Parameter object (an
