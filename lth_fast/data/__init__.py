@@ -1,6 +1,7 @@
 """Data sets held in memory whole: plain torch, no worker processes, no image library.
 
-To add one: a file here with its ``load_<Name>`` function, which is imported below and entered in the table.
+To add one: a file here with its ``load_<Name>`` function, which is imported below and entered in ``__all__`` and the
+table.
 """
 
 from __future__ import annotations
@@ -10,15 +11,28 @@ from collections.abc import Callable
 from typing import Any
 
 from lth_fast._names import match_name
-from lth_fast.data.cifar10 import load_CIFAR10 as load_CIFAR10
-from lth_fast.data.cifar100 import load_CIFAR100 as load_CIFAR100
-from lth_fast.data.digits import load_digits as load_digits
-from lth_fast.data.fashion_mnist import load_FashionMNIST as load_FashionMNIST
-from lth_fast.data.loader import ResidentDataset as ResidentDataset
-from lth_fast.data.loader import ResidentLoader as ResidentLoader
-from lth_fast.data.mnist import load_MNIST as load_MNIST
-from lth_fast.data.split import DataSplits as DataSplits
-from lth_fast.data.svhn import load_SVHN as load_SVHN
+from lth_fast.data.cifar10 import load_CIFAR10
+from lth_fast.data.cifar100 import load_CIFAR100
+from lth_fast.data.digits import load_digits
+from lth_fast.data.fashion_mnist import load_FashionMNIST
+from lth_fast.data.loader import ResidentDataset, ResidentLoader
+from lth_fast.data.mnist import load_MNIST
+from lth_fast.data.split import DataSplits
+from lth_fast.data.svhn import load_SVHN
+
+__all__ = [
+    "DataSplits",
+    "ResidentDataset",
+    "ResidentLoader",
+    "datasets",
+    "load",
+    "load_CIFAR10",
+    "load_CIFAR100",
+    "load_FashionMNIST",
+    "load_MNIST",
+    "load_SVHN",
+    "load_digits",
+]
 
 _loaders: dict[str, Callable[..., DataSplits]] = {
     "cifar10": load_CIFAR10,

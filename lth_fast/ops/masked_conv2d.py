@@ -37,6 +37,7 @@ def masked_conv2d(
 
     Raises:
         RuntimeError: An argument is not as described; the message names it, what was expected and what was given.
+            Strides, padding, dilation and groups that do not fit torch's convolution refuses in its own words.
     """
     return torch.ops.lth_fast.masked_conv2d(input, weight, bias, mask_bits, stride, padding, dilation, groups)
 

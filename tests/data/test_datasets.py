@@ -4,11 +4,18 @@ import importlib
 
 import pytest
 
+from lth_fast import data
+from lth_fast._names import match_name
 from lth_fast.data import DataSplits, datasets, load
 
 
 def test_the_data_sets_are_listed_in_alphabetical_order():
     assert datasets == ("cifar10", "cifar100", "digits", "fashion_mnist", "mnist", "svhn")
+
+
+def test_every_data_set_has_a_public_function_of_its_own():
+    names = [name.removeprefix("load_") for name in data.__all__ if name.startswith("load_")]
+    assert sorted(match_name(name, datasets, "data set", separators_count=False) for name in names) == [*datasets]
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "Fashion-MNIST", "FashionMNIST", "fash"])
