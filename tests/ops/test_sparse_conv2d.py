@@ -364,8 +364,10 @@ def test_a_sample_that_is_not_finite_leaves_the_other_samples_alone(value: float
 def test_denormals_are_flushed_and_the_callers_setting_is_left_as_it_was() -> None:
     pattern = sparse_conv2d_pattern(torch.ones(1, 1, 1, 1, dtype=torch.bool))
     tiny = torch.full((1,), 1e-39)
-    out = sparse_conv2d(torch.ones(2, 1, 3, 3), tiny, None, pattern, (1, 1))
-    assert out.view(torch.int32).unique().tolist() == [0]
+    leaves = as_leaves(torch.ones(2, 1, 3, 3), torch.ones(1), torch.zeros(1))
+    sparse_conv2d(*leaves, pattern, (1, 1)).backward(tiny.expand(2, 1, 3, 3))
+    for result in (sparse_conv2d(leaves[0].detach(), tiny, None, pattern, (1, 1)), *(leaf.grad for leaf in leaves)):
+        assert result.view(torch.int32).unique().tolist() == [0]
     assert (tiny * 1).view(torch.int32).tolist() == tiny.view(torch.int32).tolist() != [0]
 
 

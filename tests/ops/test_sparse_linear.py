@@ -296,8 +296,10 @@ def test_a_sample_that_is_not_finite_leaves_the_other_samples_alone(value: float
 def test_denormals_are_flushed_and_the_callers_setting_is_left_as_it_was() -> None:
     pattern = sparse_pattern(torch.ones(4, 4, dtype=torch.bool))
     tiny = torch.full((16,), 1e-39)
-    out = sparse_linear(torch.ones(2, 4), tiny, None, pattern)
-    assert out.view(torch.int32).unique().tolist() == [0]
+    leaves = as_leaves(torch.ones(2, 4), torch.ones(16), torch.zeros(4))
+    sparse_linear(*leaves, pattern).backward(tiny[:8].view(2, 4))
+    for result in (sparse_linear(torch.ones(2, 4), tiny, None, pattern), *(leaf.grad for leaf in leaves)):
+        assert result.view(torch.int32).unique().tolist() == [0]
     assert (tiny * 1).view(torch.int32).unique().tolist() == tiny.view(torch.int32).unique().tolist() != [0]
 
 
