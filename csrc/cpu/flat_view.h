@@ -29,15 +29,6 @@ class FlatView {
 
   int64_t size() const { return size_; }
 
-  Element operator[](int64_t index) const {
-    if (is_contiguous()) return data_[index];
-    int64_t offset = 0;
-    for (auto d = dimensions_.size(); d-- > 0; index /= dimensions_[d].size) {
-      offset += index % dimensions_[d].size * dimensions_[d].stride;
-    }
-    return data_[offset];
-  }
-
   // The elements [first, first + count): where they lie if the tensor is contiguous, otherwise a copy in `buffer`.
   const Element* read(int64_t first, int64_t count, Element* buffer) const {
     if (is_contiguous()) return data_ + first;

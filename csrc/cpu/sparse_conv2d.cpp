@@ -54,12 +54,10 @@ struct Axis {
   // Positions of a phase that some output or some pixel of the input has to do with.
   int64_t positions() const { return std::max(output + last_shift(), position_of_pixel(input - 1) + 1); }
 
-  // The pixels of a phase are those at `count` positions from `first`.
-  int64_t first_position(int64_t phase) const { return ceiling_divide(std::max<int64_t>(padding - phase, 0), stride); }
-  int64_t count(int64_t phase) const {
-    const int64_t end = input + padding - phase;  // below it: position * stride
-    return std::max<int64_t>((end <= 0 ? 0 : ceiling_divide(end, stride)) - first_position(phase), 0);
-  }
+  // The pixels of a phase are those at `count` positions from `first_position`. A phase is less than a stride: below 0,
+  // what is divided gives 0.
+  int64_t first_position(int64_t phase) const { return ceiling_divide(padding - phase, stride); }
+  int64_t count(int64_t phase) const { return ceiling_divide(input + padding - phase, stride) - first_position(phase); }
   int64_t largest_count() const { return ceiling_divide(input, stride); }
 };
 
