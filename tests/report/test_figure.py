@@ -100,6 +100,14 @@ def test_the_lines_are_the_means_and_the_bands_one_sd_wide(
     assert (band.y0, band.y1) == pytest.approx((97 - 2**0.5, 97 + 2**0.5))
 
 
+def test_the_band_of_a_single_replicate_has_no_width(make_run: MakeRun, summary: MakeSummary, drawn: list[Any]) -> None:
+    figure(make_run([summary(0), summary(1)]))
+    accuracy, _ = drawn[0].axes
+    band = accuracy.collections[0].get_datalim(accuracy.transData)
+    line = accuracy.lines[0].get_ydata()
+    assert (band.y0, band.y1) == pytest.approx((min(line), max(line)))
+
+
 def test_density_falls_to_the_right_on_a_logarithmic_axis(
     make_run: MakeRun, summary: MakeSummary, drawn: list[Any]
 ) -> None:
