@@ -325,6 +325,24 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(
         assert torch.equal(alone, on_threads(threads, everything))
 
 
+@pytest.mark.usefixtures("isa")
+def test_zeros_have_one_sign_on_any_number_of_threads(
+    on_threads: Callable[[int, Callable[[], Tensor]], Tensor],
+) -> None:
+    """Of an input that is always 0, under gradients of one sign."""
+    values, _, pattern = random_layer(60, 512, 0.2)
+    inputs, gradient = torch.zeros(512, 60), -torch.ones(512, 512)
+
+    def negative() -> Tensor:
+        (leaf,) = as_leaves(values)
+        return torch.autograd.grad(sparse_linear(inputs, leaf, None, pattern), leaf, gradient)[0].signbit()
+
+    alone = on_threads(1, negative)
+    assert alone.any()
+    for threads in (2, 3, 4):
+        assert torch.equal(alone, on_threads(threads, negative))
+
+
 def test_of_frozen_values_the_bits_of_the_gradient_of_the_bias_do_not_depend_on_the_number_of_threads(
     on_threads: Callable[[int, Callable[[], Tensor]], Tensor],
 ) -> None:

@@ -379,12 +379,12 @@ inline Eight<Element> dot(const Vector (&gradient)[kVectors], const Vector* from
   }
 }
 
-// The first `count` lanes of eight, zeros behind them whatever was there.
+// The first `count` lanes of eight; behind them -0, whatever was there: to add it changes nothing, nor the sign of a
+// zero.
 template <typename Element>
 inline Eight<Element> first_lanes(Eight<Element> eight, int32_t count) {
-  using Bits = typename EightByEight<Element>::LaneNumbers;
-  const Bits lane = {0, 1, 2, 3, 4, 5, 6, 7};
-  return reinterpret_cast<Eight<Element> >(reinterpret_cast<Bits>(eight) & (lane < count));
+  const typename EightByEight<Element>::LaneNumbers lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  return lane < count ? eight : -Eight<Element>{};
 }
 
 // So many dot products wait, eight lanes each, to be added up eight at a time: a loop for the products and one for the
