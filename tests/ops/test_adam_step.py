@@ -87,8 +87,15 @@ def complete(**settings: Any) -> dict[str, Any]:
 
 
 def assert_close(group: Group, expected: Group, distance: Distance, precision: float) -> None:
-    for found, wanted in zip(group.every_written(), expected.every_written(), strict=True):
-        assert distance(found, wanted) <= precision, found.shape
+    for kind, wanted_kind in zip(group.written, expected.written, strict=True):
+        for found, wanted in zip(kind, wanted_kind, strict=True):
+            # One number may be what two larger ones leave of each other: its error is theirs, and counts beside others.
+            pair = (found, wanted) if found.numel() != 1 else (flat(kind), flat(wanted_kind))
+            assert distance(*pair) <= precision, found.shape
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 @pytest.mark.usefixtures("kernels")
@@ -98,7 +105,6 @@ def assert_close(group: Group, expected: Group, distance: Distance, precision: f
 def test_steps_are_those_of_the_reference_in_float64(
     dtype: torch.dtype, settings: dict[str, Any], amsgrad: bool, distance: Distance
 ) -> None:
-    torch.manual_seed(0)  # no tensor of one number becomes what two larger ones leave of each other: rounding errors
     group = Group.random(SHAPES, dtype, amsgrad)
     exact = group.copy_as(torch.float64)
     for number in range(3):
