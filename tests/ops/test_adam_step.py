@@ -129,8 +129,8 @@ def test_every_length_is_right(distance: Distance) -> None:
 def test_nothing_of_a_pruned_weight_is_kept_whatever_its_gradient(
     dtype: torch.dtype, value: float, distance: Distance
 ) -> None:
-    group = Group.random([(4_099,), (9, 3)], dtype, amsgrad=True)
-    group.masks = [torch.rand(4_099) < 0.3, torch.zeros(9, 3, dtype=torch.bool)]
+    group = Group.random([(4_099,), (9, 13)], dtype, amsgrad=True)
+    group.masks = [torch.rand(4_099) < 0.3, torch.zeros(9, 13, dtype=torch.bool)]
     harmless = group.copy_as(torch.float64)
     for gradient, mask in zip(group.gradients, group.masks, strict=True):
         gradient[~mask] = value
