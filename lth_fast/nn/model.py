@@ -114,6 +114,7 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
     parameters: dict[str, Tensor] = {
         _PARAMETRIZED.sub(r"\1", name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)
     }
+    modules = dict(model.named_modules(remove_duplicate=False))
     users = plain_users(model)
     held = {name: holder.masked_parameter for name, holder in holders.items()}
     names = {id(parameter): name for name, parameter in held.items() if parameter is not None}
@@ -127,7 +128,7 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
                 f"masks[{name!r}]: expected a layer that can take a mask, got a sparse one, whose mask is part of its "
                 "Parameter; lth_fast.nn.convert(model, masks) makes it anew"
             )
-        _refuse_computed(model, name, holders)
+        _refuse_computed(modules, name, holders)
         if name not in holders and id(parameters.get(name)) not in users:
             known = ", ".join(parameters)
             raise KeyError(f"masks: the model has no parameter {name!r}; it has: {known}")
@@ -193,11 +194,11 @@ def plain_users(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     return users
 
 
-def _refuse_computed(model: nn.Module, name: str, holders: Container[str]) -> None:
+def _refuse_computed(modules: Mapping[str, nn.Module], name: str, holders: Container[str]) -> None:
     layer, _, attribute = name.rpartition(".")
-    module = dict(model.named_modules(remove_duplicate=False)).get(layer)
+    module = modules.get(layer)
     if module is not None and name not in holders and parametrize.is_parametrized(module, attribute):
-        kinds = ", ".join(type(entry).__name__ for entry in module.parametrizations[attribute])
+        kinds = ", ".join(type(entry).__name__ for entry in module.parametrizations[attribute])  # type: ignore[index]
         raise TypeError(f"masks[{name!r}]: expected a parameter, got a tensor that {kinds} computes")
 
 

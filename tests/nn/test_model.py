@@ -72,6 +72,22 @@ def test_a_layer_alone_is_a_model_whose_parameter_is_called_weight() -> None:
     assert type(restore(layer)) is nn.Linear
 
 
+def test_many_masks_walk_through_the_model_no_more_often_than_one() -> None:
+    class Watched(nn.Sequential):
+        walks = 0
+
+        def named_modules(self, *args: Any, **kwargs: Any) -> Any:
+            self.walks += 1
+            return super().named_modules(*args, **kwargs)
+
+    walks = []
+    for layers in (1, 9):
+        model = Watched(*(nn.Linear(3, 3) for _ in range(9)))
+        set_masks(model, {f"{i}.weight": torch.eye(3) > 0 for i in range(layers)})
+        walks.append(model.walks)
+    assert walks[0] == walks[1]
+
+
 def test_no_masks_change_nothing() -> None:
     model = network()
     set_masks(model, {})
