@@ -23,7 +23,7 @@ from lth_fast.experiment.level import stored
 from lth_fast.experiment.progress import monitor_for
 from lth_fast.experiment.session import run_in
 from lth_fast.experiment.stepping import whole_masks
-from lth_fast.nn import masks, set_masks
+from lth_fast.nn import load_dense_state, masks, set_masks
 from lth_fast.record import Run, create_run, open_run
 from lth_fast.train import OptimizerRecipe, Seeds, own_random_state
 from lth_fast.train.schedule import StepSchedule
@@ -358,6 +358,6 @@ def _data_name(train: Any) -> str:
 def _final_model(model: nn.Module, run: Run, last: int, device: torch.device) -> nn.Module:
     level = run.replicate(0).level(last)
     model = model.to(device)
-    model.load_state_dict(stored(level.weights("end"), level))
+    load_dense_state(model, stored(level.weights("end"), level))
     masks = stored(level.masks(), level)
     return set_masks(model, {name: mask for name, mask in masks.items() if not bool(mask.all())})

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
+from lth_fast.nn import load_dense_state, set_masks
 from lth_fast.nn import masks as model_masks
-from lth_fast.nn import set_masks
 
 
 class PruneStep:
@@ -79,7 +79,7 @@ class PruneStep:
 
 def _with_weights(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     candidate = copy.deepcopy(model)
-    candidate.load_state_dict(state)
+    load_dense_state(candidate, state)
     return candidate
 
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lth_fast.data import ResidentLoader
 from lth_fast.experiment.experiment import Experiment
-from lth_fast.nn import set_masks
+from lth_fast.nn import load_dense_state, set_masks
 from lth_fast.prune.layers import prunable_names
 from lth_fast.train import (
     Batches,
@@ -52,7 +52,7 @@ def trainee(
     """A copy of the network on the training device, with ``weights`` and ``masks``, and a fresh optimizer over it."""
     model = to_device(copy.deepcopy(experiment.model), experiment.device)
     # Plain while it is filled and its optimizer made: a mask on a bias changes the parameter's name.
-    model.load_state_dict(weights)
+    load_dense_state(model, weights)
     optimizer = experiment.optimizer.build(model)
     set_masks(model, {name: mask for name, mask in masks.items() if not bool(mask.all())})
     return model, optimizer

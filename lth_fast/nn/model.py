@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -73,13 +74,29 @@ def dense_state(model: nn.Module) -> dict[str, Tensor]:
             holder.masked_weight()
         else:
             holder.apply_mask()
-    return {_PARAMETRIZED.sub(r"\1", name): value for name, value in model.state_dict().items()}
+    return _renamed(model.state_dict(), lambda name: _PARAMETRIZED.sub(r"\1", name))
 
 
 def load_dense_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load what :func:`dense_state` gave, whatever carries a mask here."""
-    names = {_PARAMETRIZED.sub(r"\1", name): name for name in model.state_dict()}
-    model.load_state_dict({names.get(name, name): value for name, value in state.items()})
+    """Load what :func:`dense_state` gave, whatever carries a mask here.
+
+    A state that does not know the versions of its modules, from a safetensors file for instance, is taken to have those
+    of ``model``.
+    """
+    own = model.state_dict()
+    names = {_PARAMETRIZED.sub(r"\1", name): name for name in own}
+    model.load_state_dict(_renamed(state, lambda name: names.get(name, name), own))
+
+
+def _renamed(
+    state: Mapping[str, Tensor], rename: Callable[[str], str], other: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """``state`` under other names, with the versions of modules that torch keeps beside it, else those of ``other``."""
+    renamed = OrderedDict((rename(name), value) for name, value in state.items())
+    versions = getattr(state, "_metadata", getattr(other, "_metadata", None))
+    if versions is not None:
+        renamed._metadata = versions  # type: ignore[attr-defined]
+    return renamed
 
 
 def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:

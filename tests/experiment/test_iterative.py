@@ -192,6 +192,19 @@ def test_any_module_will_do_with_optimizer_and_loss_passed(search, optimizer_ste
     assert {rate for step in optimizer_steps for rate in step.rates} == {0.3}
 
 
+def test_a_model_that_asks_states_for_its_version_is_rewound(search):
+    class Versioned(Network):  # as torchvision's MNASNet
+        _version = 2
+
+        def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
+            if local_metadata.get("version") != 2:
+                raise ValueError(f"expected version 2, got {local_metadata.get('version')}")
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+    result = search(Versioned())
+    assert same_state(result.model.state_dict(), load_run(result.path).weights(2, "end"))
+
+
 def test_what_is_passed_goes_before_what_the_model_carries(search, optimizer_steps):
     def doubled(outputs, labels):
         return 2 * nn.functional.cross_entropy(outputs, labels)

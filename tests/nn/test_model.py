@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lth_fast.nn import MaskedConv2d, MaskedLinear, convert, masked_layers, masks, restore, set_masks
+from lth_fast.nn import (
+    MaskedConv2d,
+    MaskedLinear,
+    convert,
+    dense_state,
+    load_dense_state,
+    masked_layers,
+    masks,
+    restore,
+    set_masks,
+)
 
 
 def network() -> nn.Sequential:
@@ -224,6 +234,32 @@ WRONG: dict[str, tuple[nn.Module, dict[str, Any], type[Exception], str]] = {
         r"masks\['1\.weight'\]: expected a parameter that no parametrization computes with, got one under Halved",
     ),
 }
+
+
+class Versioned(nn.Linear):
+    """Refuses a state that does not tell its version, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *others: Any) -> None:
+        if local_metadata.get("version") != 2:
+            raise ValueError(f"expected version 2, got {local_metadata.get('version')}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+def test_a_dense_state_knows_the_versions_of_its_modules_and_one_that_does_not_has_the_models() -> None:
+    model = nn.Sequential(Versioned(4, 3), nn.Linear(3, 2))
+    plain = copy.deepcopy(model)
+    set_masks(model, {"0.weight": torch.eye(3, 4) > 0, "1.weight": torch.eye(2, 3) > 0})
+    state = copy.deepcopy(dense_state(model))
+    plain.load_state_dict(state)
+    for given in (state, dict(state)):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        load_dense_state(model, given)
+        assert all(torch.equal(value, plain.state_dict()[name]) for name, value in dense_state(model).items())
+    assert plain[0].weight.count_nonzero() == 3
 
 
 @pytest.mark.parametrize("case", WRONG)
