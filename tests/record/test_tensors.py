@@ -221,7 +221,7 @@ def test_a_checkpoint_that_could_not_be_loaded_is_refused_when_it_is_saved(tmp_p
     assert not (tmp_path / "checkpoint").exists()
 
 
-FILES: dict[str, tuple[Callable[[Path], None], Callable[[Path], object]]] = {
+FILES: dict[str, tuple[Callable[[Path], None], Callable[[Path], dict[str, Any]]]] = {
     "weights": (lambda path: write_weights(path, {"a": torch.ones(50), "b": torch.ones(3)}), read_weights),
     "masks": (lambda path: write_masks(path, {"a": torch.ones(50, dtype=torch.bool)}), read_masks),
     "checkpoint": (lambda path: write_checkpoint(path, {"a": torch.ones(50)}), read_checkpoint),
@@ -244,7 +244,7 @@ def test_a_file_with_one_wrong_bit_is_named_or_holds_what_was_written(tmp_path: 
     write, read = FILES[kind]
     write(tmp_path / kind)
     whole = (tmp_path / kind).read_bytes()
-    expected = read(tmp_path / kind)
+    expected = {name: tensor.clone() for name, tensor in read(tmp_path / kind).items()}  # the file may be mapped
     named = 0
     for place in range(0, 8 * len(whole), 13):
         damaged = bytearray(whole)
