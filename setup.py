@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -20,6 +21,20 @@ def cuda_wheels(version: str | None) -> list[Path]:
         return []
     folders = [Path(folder) / "nvidia" / f"cu{version.split('.')[0]}" for folder in sys.path if folder]
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+
+def cmake() -> str:
+    """The one that pip installed for this interpreter, whose environment need not be activated, else that of PATH."""
+    try:
+        from cmake import CMAKE_BIN_DIR
+    except ImportError:
+        return "cmake"
+    return str(Path(CMAKE_BIN_DIR) / "cmake")
+
+
+def ninja() -> str:
+    """The one of PATH, else that of this interpreter's environment."""
+    return shutil.which("ninja") or shutil.which("ninja", path=sysconfig.get_path("scripts")) or "ninja"
 
 
 class CMakeBuild(build_ext):
@@ -43,7 +58,7 @@ class CMakeBuild(build_ext):
         options = {
             "CMAKE_BUILD_TYPE": os.environ.get("LTH_FAST_BUILD_TYPE", "Release"),
             # Named each time: the build folder may remember the ninja of an isolated build, which is gone by now.
-            "CMAKE_MAKE_PROGRAM": shutil.which("ninja") or "ninja",
+            "CMAKE_MAKE_PROGRAM": ninja(),
             "CMAKE_INSTALL_PREFIX": str(package),
             "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
             "Python_EXECUTABLE": sys.executable,
@@ -58,12 +73,12 @@ class CMakeBuild(build_ext):
             "LTH_FAST_CUDA_WHEELS": ";".join(map(str, cuda_wheels(torch.version.cuda))),
             "LTH_FAST_WERROR": "ON" if os.environ.get("LTH_FAST_WERROR") else "OFF",
         }
-        configure = ["cmake", "-G", "Ninja", *(f"-D{key}={value}" for key, value in options.items())]
+        configure = [cmake(), "-G", "Ninja", *(f"-D{key}={value}" for key, value in options.items())]
         subprocess.run([*configure, str(ROOT)], cwd=build, check=True)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-        subprocess.run(["cmake", "--build", ".", "--parallel", jobs], cwd=build, check=True)
+        subprocess.run([cmake(), "--build", ".", "--parallel", jobs], cwd=build, check=True)
         package.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["cmake", "--install", "."], cwd=build, check=True)
+        subprocess.run([cmake(), "--install", "."], cwd=build, check=True)
 
 
 setup(ext_modules=[Extension("lth_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
