@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_SECONDS_OF_A_TURN = 2e-3
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -47,7 +49,7 @@ def alternate(
         ours: Called ``repeat`` times a round.
         rival: Likewise.
         rounds: Number of turns.
-        repeat: Calls per turn, for work of less than about a millisecond.
+        repeat: Calls per turn of either side, of :func:`calls_in_a_turn` for instance.
         warm_up: Whether a turn that does not count goes first; work of many seconds does without.
     """
     result = take_turns(benchmark, ours, {"rival": rival}, rounds, repeat, warm_up)["rival"]
@@ -58,9 +60,19 @@ def alternate(
 
 def in_turns(ours: Callable[[], object], rival: Callable[[], object], rounds: int = 15) -> Ratio:
     """As :func:`alternate` without the fixture, for many small comparisons in one test; 2 ms or more a turn."""
-    repeat = max(1, round(2e-3 / min(_seconds(rival, 1) for _ in range(3))))
+    repeat = calls_in_a_turn(rival)
     turns = [(_seconds(rival, repeat), _seconds(ours, repeat)) for _ in range(rounds + 1)][1:]
     return compare([ours for _, ours in turns], [rival for rival, _ in turns])
+
+
+def calls_in_a_turn(work: Callable[[], object], least: int = 1) -> int:
+    """How many calls of ``work`` take 2 ms, or ``least`` if that is more.
+
+    The first call of a turn waits for its code and data, which the other sides' turns pushed out of the caches: after
+    five products of 512 by 512, a plain ``nn.Linear(16, 16)`` takes 60 us instead of 5
+    (``benchmarks/notes/sparse_linear.md``).
+    """
+    return max(least, round(_SECONDS_OF_A_TURN / min(_seconds(work, 1) for _ in range(3))))
 
 
 def _seconds(work: Callable[[], object], repeat: int) -> float:

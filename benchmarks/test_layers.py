@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from .alternation import check_bars, take_turns
+from .alternation import calls_in_a_turn, check_bars, take_turns
 from .layers import exact_mask, ours, rivals, training_pass
 
 # SparseLab's way to find the survivors.
@@ -31,8 +31,7 @@ LINEAR = {
 CONVOLUTIONS = {64: 32, 128: 16, 256: 8, 512: 4}
 CONVOLUTION_BARS = {**AS_DENSE, 0.2: 1.7, 0.1: 2.8, 0.05: 4.5}
 PEERS_FROM = (0.01, 0.2)
-# Every side has as many calls in a row: one alone times how long the caches take to fill after the other sides' turns.
-CALLS_PER_TURN = 5
+LEAST_CALLS = 5
 
 
 def peers(density: float, bar: float) -> dict[str, float]:
@@ -40,17 +39,18 @@ def peers(density: float, bar: float) -> dict[str, float]:
     return {"SparseProp": bar, "SparseLab": bar} if lowest <= density <= highest else {}
 
 
-def compare(benchmark: Any, layer: nn.Module, inputs: torch.Tensor, density: float, repeat: int) -> Any:
+def compare(benchmark: Any, layer: nn.Module, inputs: torch.Tensor, density: float, least_calls: int) -> Any:
     mask = exact_mask(layer.weight.shape, density)  # type: ignore[arg-type]
     chosen, form = ours(layer, mask, inputs)
     others = rivals(layer, mask, inputs)
     gradient = torch.randn_like(layer(inputs))
     benchmark.extra_info.update(density=density, form=form, note=form)
+    work = training_pass(chosen, inputs, gradient)
     return take_turns(
         benchmark,
-        training_pass(chosen, inputs, gradient),
+        work,
         {name: training_pass(other, inputs, gradient) for name, other in others.items()},
-        repeat=repeat,
+        repeat=calls_in_a_turn(work, least_calls),
     )
 
 
@@ -63,7 +63,7 @@ def compare(benchmark: Any, layer: nn.Module, inputs: torch.Tensor, density: flo
 def test_linear(benchmark: Any, threads: int, name: str, density: float) -> None:
     (in_features, out_features, batch, input_grad), dense, stock = LINEAR[name]
     inputs = torch.randn(batch, in_features, requires_grad=input_grad)
-    calls = 1 if name.startswith("4096") else CALLS_PER_TURN
+    calls = 1 if name.startswith("4096") else LEAST_CALLS
     results = compare(benchmark, nn.Linear(in_features, out_features), inputs, density, calls)
     benchmark.extra_info.update(threads=threads, layer=name)
     bars = peers(density, 3.0)

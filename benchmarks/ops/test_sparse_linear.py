@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.alternation import alternate
+from benchmarks.alternation import alternate, calls_in_a_turn
 from benchmarks.layers import exact_mask, training_pass
 from lth_fast.nn import SparseLinear
 
 # Share of the sgemm rate of the same run by density, for up to 1,024 features; five points less above.
-CALLS_PER_TURN = 5
 BARS = {0.5: 0.58, 0.2: 0.58, 0.1: 0.50, 0.05: 0.40}
 BACKWARD_BARS = {0.2: 0.55}
 LAYERS = [(784, 300), (1024, 1024), (4608, 512)]
+LEAST_CALLS = 5
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def test_two_threads(benchmark: Any, features: tuple[int, int], batch: int, dens
 
     threads = torch.get_num_threads()
     try:
-        result = alternate(benchmark, on(2), on(1), repeat=CALLS_PER_TURN)
+        result = alternate(benchmark, on(2), on(1), repeat=calls_in_a_turn(on(2), LEAST_CALLS))
     finally:
         torch.set_num_threads(threads)
     benchmark.extra_info.update(density=density, bar=1.8, note="two threads against one")
@@ -57,7 +57,8 @@ def test_two_threads(benchmark: Any, features: tuple[int, int], batch: int, dens
 def check_share(benchmark: Any, work: Callable[[], object], products: int, density: float, bar: float) -> None:
     """``products`` multiply-adds of ``work`` a second, as a share of what a square product makes."""
     square, product = torch.randn(512, 512), torch.empty(512, 512)  # without pages that come and go at every call
-    result = alternate(benchmark, work, lambda: torch.mm(square, square, out=product), rounds=31, repeat=CALLS_PER_TURN)
+    calls = calls_in_a_turn(work, LEAST_CALLS)
+    result = alternate(benchmark, work, lambda: torch.mm(square, square, out=product), rounds=31, repeat=calls)
     share = (products / result.ours) / (512**3 / result.rival)
     # The ratio that the interval belongs to is that of the times: its upper end, as a share.
     highest = share * result.high / result.ratio
