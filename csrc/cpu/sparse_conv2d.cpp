@@ -170,16 +170,17 @@ struct Samples {
   int64_t first, count, lanes;
 };
 
-// Samples that are rearranged together, and the elements of each of them that pass before the next ones: planes of
-// several channels where they are small, for samples lie far apart.
-constexpr int64_t kSamplesPerPass = 8, kElementsPerPass = 128;
+// Elements of each of a vector of samples that pass before the next samples: planes of several channels where they are
+// small, for samples lie far apart.
+constexpr int64_t kElementsPerPass = 128;
 
-// Calls work(channel, sample) for channels first to last and every eighth of so many samples.
+// Calls work(channel, sample) for channels first to last and the first of every vector of so many samples.
 template <typename Work>
-void for_each_pass(int64_t first, int64_t last, int64_t samples, int64_t pixels, const Work& work) {
+void for_each_pass(int64_t first, int64_t last, int64_t samples, int64_t vector_lanes, int64_t pixels,
+                   const Work& work) {
   const int64_t channels = std::max<int64_t>(kElementsPerPass / std::max<int64_t>(pixels, 1), 1);
   for (int64_t pass = first; pass < last; pass += channels) {
-    for (int64_t sample = 0; sample < samples; sample += kSamplesPerPass) {
+    for (int64_t sample = 0; sample < samples; sample += vector_lanes) {
       for (int64_t channel = pass; channel < std::min(pass + channels, last); ++channel) work(channel, sample);
     }
   }
@@ -193,13 +194,13 @@ void pack(const at::Tensor& images, const Samples& samples, const Layout& layout
   const auto pixels = static_cast<int64_t>(layout.places.size()), sample = images.size(1) * pixels;
   const auto* from = images.const_data_ptr<Element>() + samples.first * sample;
   auto* to = tile.mutable_data_ptr<Element>();
+  const auto vector_lanes = static_cast<int64_t>(table.vector_lanes);
   const int64_t channels = kElementsPerThread / (pixels * samples.lanes + 1) + 1;
   at::parallel_for(0, images.size(1), channels, [&](int64_t first, int64_t last) {
-    for_each_pass(first, last, samples.lanes, pixels, [&](int64_t channel, int64_t lane) {
+    for_each_pass(first, last, samples.lanes, vector_lanes, pixels, [&](int64_t channel, int64_t lane) {
       table.to_tile(from + lane * sample + channel * pixels, sample, std::max<int64_t>(samples.count - lane, 0), pixels,
-                    layout.places.data(), to + channel * layout.channel + lane,
-                    std::min(kSamplesPerPass, samples.lanes - lane));
-      if (sums != nullptr && lane + kSamplesPerPass >= samples.lanes) {
+                    layout.places.data(), to + channel * layout.channel + lane);
+      if (sums != nullptr && lane + vector_lanes >= samples.lanes) {
         sums[channel] = table.sum(from + channel * pixels, sample, samples.count, pixels);
       }
     });
@@ -210,12 +211,13 @@ void pack(const at::Tensor& images, const Samples& samples, const Layout& layout
 template <typename Element>
 void unpack(const Element* tile, const Layout& layout, const Samples& samples, int64_t first, int64_t last,
             const at::Tensor& images, bool relu) {
+  const auto& table = sparse_conv2d_kernels<Element>();
   const auto pixels = static_cast<int64_t>(layout.places.size()), sample = images.size(1) * pixels;
   auto* to = images.mutable_data_ptr<Element>() + samples.first * sample;
-  for_each_pass(first, last, samples.count, pixels, [&](int64_t channel, int64_t lane) {
-    sparse_conv2d_kernels<Element>().from_tile(tile + channel * layout.channel + lane, layout.places.data(), pixels,
-                                               to + lane * sample + channel * pixels, sample,
-                                               std::min(kSamplesPerPass, samples.count - lane), relu);
+  const auto vector_lanes = static_cast<int64_t>(table.vector_lanes);
+  for_each_pass(first, last, samples.count, vector_lanes, pixels, [&](int64_t channel, int64_t lane) {
+    table.from_tile(tile + channel * layout.channel + lane, layout.places.data(), pixels,
+                    to + lane * sample + channel * pixels, sample, std::min(vector_lanes, samples.count - lane), relu);
   });
 }
 

@@ -11,6 +11,7 @@
 #include "eight_by_eight.h"
 #include "first_lanes.h"
 #include "flush_denormals.h"
+#include "sixteen_by_sixteen.h"
 #include "table.h"
 #include "vector.h"
 
@@ -29,30 +30,60 @@ constexpr size_t kPiece = 6;  // a vector is a pair of registers
 template <typename Element>
 using Eight = typename Lanes<Element>::Vector;
 
-// ---- planes to tiles and back: blocks of eight samples by eight pixels ----
+// ---- planes to tiles and back: a vector of samples at a time, in squares of pixels by samples ----
+
+// Squares from pixel `first` on, while they are whole; returns the pixel behind them.
+template <typename Square, typename Element>
+size_t squares_to_tile(const Element* input, size_t stride, size_t samples, size_t first, size_t pixels,
+                       const int32_t* places, Element* tile) {
+  using Vector = typename Square::Vector;
+  size_t pixel = first;
+  for (; pixel + Square::kSide <= pixels; pixel += Square::kSide) {
+    Vector square[Square::kSide];
+    for (size_t i = 0; i < Square::kSide; ++i) {
+      square[i] = i < samples ? *reinterpret_cast<const Vector*>(input + i * stride + pixel) : Vector{};
+    }
+    Square::transpose(square);
+    for (size_t i = 0; i < Square::kSide; ++i) *reinterpret_cast<Vector*>(tile + places[pixel + i]) = square[i];
+  }
+  return pixel;
+}
+
+template <typename Square, typename Element>
+size_t squares_from_tile(const Element* tile, const int32_t* places, size_t first, size_t pixels, Element* output,
+                         size_t stride, size_t samples, bool relu) {
+  using Vector = typename Square::Vector;
+  size_t pixel = first;
+  for (; pixel + Square::kSide <= pixels; pixel += Square::kSide) {
+    Vector square[Square::kSide];
+    for (size_t i = 0; i < Square::kSide; ++i) square[i] = *reinterpret_cast<const Vector*>(tile + places[pixel + i]);
+    Square::transpose(square);
+    if (relu) Square::positive_part(square);
+    for (size_t i = 0; i < Square::kSide; ++i) {
+      if (i < samples) *reinterpret_cast<Vector*>(output + i * stride + pixel) = square[i];
+    }
+  }
+  return pixel;
+}
+
+// A line of the cache that is read and written as a whole is touched once only: planes of images lie multiples of 4 KiB
+// apart, and their lines would push each other out before a second look.
+template <typename Element>
+constexpr bool kWholeLines = Register<Element>::kWidth == 16;
 
 template <typename Element>
-void to_tile(const Element* input, size_t stride, size_t samples, size_t pixels, const int32_t* places, Element* tile,
-             size_t lanes) {
-  const Element absent[8] = {};
-  for (size_t lane = 0; lane < lanes; lane += 8) {
-    const Element* planes[8];
-    size_t step[8];
-    for (size_t i = 0; i < 8; ++i) {
-      const bool present = lane + i < samples;
-      planes[i] = present ? input + (lane + i) * stride : absent;
-      step[i] = present ? 1 : 0;
-    }
-    Element* to = tile + lane;
-    size_t pixel = 0;
-    for (; pixel + 8 <= pixels; pixel += 8) {
-      Eight<Element> block[8];
-      for (size_t i = 0; i < 8; ++i) block[i] = *reinterpret_cast<const Eight<Element>*>(planes[i] + pixel * step[i]);
-      EightByEight<Element>::transpose(block);
-      for (size_t i = 0; i < 8; ++i) *reinterpret_cast<Eight<Element>*>(to + places[pixel + i]) = block[i];
-    }
+void to_tile(const Element* input, size_t stride, size_t samples, size_t pixels, const int32_t* places, Element* tile) {
+  size_t begin = 0;
+#if defined(__AVX512F__)
+  if constexpr (kWholeLines<Element>) {
+    begin = squares_to_tile<SixteenBySixteen>(input, stride, samples, begin, pixels, places, tile);
+  }
+#endif
+  for (size_t lane = 0; lane < Register<Element>::kWidth; lane += 8, input += 8 * stride, tile += 8) {
+    const size_t present = samples < lane ? 0 : samples - lane;
+    size_t pixel = squares_to_tile<EightByEight<Element>>(input, stride, present, begin, pixels, places, tile);
     for (; pixel < pixels; ++pixel) {
-      for (size_t i = 0; i < 8; ++i) to[places[pixel] + i] = planes[i][pixel * step[i]];
+      for (size_t i = 0; i < 8; ++i) tile[places[pixel] + i] = i < present ? input[i * stride + pixel] : 0;
     }
   }
 }
@@ -60,28 +91,19 @@ void to_tile(const Element* input, size_t stride, size_t samples, size_t pixels,
 template <typename Element>
 void from_tile(const Element* tile, const int32_t* places, size_t pixels, Element* output, size_t stride,
                size_t samples, bool relu) {
-  for (size_t lane = 0; lane < samples; lane += 8) {
+  size_t begin = 0;
+#if defined(__AVX512F__)
+  if constexpr (kWholeLines<Element>) {
+    begin = squares_from_tile<SixteenBySixteen>(tile, places, begin, pixels, output, stride, samples, relu);
+  }
+#endif
+  for (size_t lane = 0; lane < samples; lane += 8, tile += 8, output += 8 * stride) {
     const size_t present = samples - lane < 8 ? samples - lane : 8;
-    const Element* from = tile + lane;
-    Element* planes = output + lane * stride;
-    size_t pixel = 0;
-    for (; pixel + 8 <= pixels; pixel += 8) {
-      Eight<Element> block[8];
-      for (size_t i = 0; i < 8; ++i) block[i] = *reinterpret_cast<const Eight<Element>*>(from + places[pixel + i]);
-      EightByEight<Element>::transpose(block);
-      if (relu) EightByEight<Element>::positive_part(block);
-      if (present == 8) {
-        for (size_t i = 0; i < 8; ++i) *reinterpret_cast<Eight<Element>*>(planes + i * stride + pixel) = block[i];
-      } else {
-        for (size_t i = 0; i < 7; ++i) {
-          if (i < present) *reinterpret_cast<Eight<Element>*>(planes + i * stride + pixel) = block[i];
-        }
-      }
-    }
+    size_t pixel = squares_from_tile<EightByEight<Element>>(tile, places, begin, pixels, output, stride, present, relu);
     for (; pixel < pixels; ++pixel) {
       for (size_t i = 0; i < present; ++i) {
-        const Element element = from[places[pixel] + i];
-        planes[i * stride + pixel] = relu && element < 0 ? 0 : element;
+        const Element element = tile[places[pixel] + i];
+        output[i * stride + pixel] = relu && element < 0 ? 0 : element;
       }
     }
   }

@@ -77,10 +77,10 @@ struct SparseConv2dKernels {
   size_t vector_lanes;   // `lanes` is a multiple of it
   size_t piece_vectors;  // the most vectors of a block of the product, whose height is 1
 
-  // Planes of one channel of `samples` samples, `stride` elements apart, into a tile: pixel i goes to places[i]; and
-  // back, with 0 for what is negative where `relu`.
+  // Planes of one channel of `samples` samples, `stride` elements apart, into `vector_lanes` lanes of a tile, with
+  // zeros behind the samples: pixel i goes to places[i]; and back, with 0 for what is negative where `relu`.
   void (*to_tile)(const Element* input, size_t stride, size_t samples, size_t pixels, const int32_t* places,
-                  Element* tile, size_t lanes);
+                  Element* tile);
   void (*from_tile)(const Element* tile, const int32_t* places, size_t pixels, Element* output, size_t stride,
                     size_t samples, bool relu);
 
