@@ -16,12 +16,8 @@ from lth_fast.experiment.config import Config
 from lth_fast.experiment.presets import shown_to_fail
 from lth_fast.experiment.progress import monitor_for
 from lth_fast.experiment.session import RunRefusedError, run_in
+from lth_fast.experiment.ticket import NOT_COMPARED, complete, located
 from lth_fast.record import Run, RunInUseError, create_run, open_run
-
-# In these a control arm and its ticket run may differ.
-_NOT_COMPARED = (
-    *("branch", "data", "save", "checkpoint_seconds", "gpu", "threads", "ticket", "keep", "plan", "replicates"),
-)
 
 
 class Interrupted(Exception):
@@ -94,7 +90,7 @@ def recover_command(
     except ValueError as error:
         raise ValueError(f"{run.path / 'meta.json'}: configuration: {error}") from None
     config = recorded.recovered_with(net, dataset, given, force=force)
-    if _complete(run, config):
+    if complete(run, config.replicates, config.rounds):
         run.replicate(config.replicates - 1).level(config.rounds).remove_checkpoint()
         return run
     return _run(config, run, quiet=quiet, force=force)
@@ -126,21 +122,17 @@ def find_ticket(config: Config) -> Run | None:
             other = Config.from_record(run.manifest()["configuration"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        same = {name: getattr(config, name) for name in _NOT_COMPARED}
+        same = {name: getattr(config, name) for name in NOT_COMPARED}
         if config.sources.get("seed") != "given":
             same["seed"] = config.seed
-        if other.branch == "ticket" and dataclasses.replace(other, **same) == config and _complete(run, config):
+        fits = other.branch == "ticket" and dataclasses.replace(other, **same) == config
+        if fits and complete(run, config.replicates, config.rounds):
             return run
     return None
 
 
-def _complete(run: Run, config: Config) -> bool:
-    replicates = [run.replicate(number) for number in range(config.replicates)]
-    return all(replicate.level(number).complete for replicate in replicates for number in range(config.rounds + 1))
-
-
 def _run(config: Config, recovered: Run | None, *, quiet: bool, force: bool) -> Run:
-    ticket = None if config.ticket is None else _ticket(config.ticket, recovered)
+    ticket = None if config.ticket is None else open_run(located(config.ticket, recovered))
     experiment = build_experiment(config, ticket, quiet=quiet)
     run = recovered or _create(config)
     try:
@@ -158,14 +150,6 @@ def _run(config: Config, recovered: Run | None, *, quiet: bool, force: bool) -> 
     except (KeyboardInterrupt, Exception) as error:
         raise Interrupted(run, error) from error
     return run
-
-
-def _ticket(path: str, control: Run | None) -> Run:
-    """The ticket run at ``path``, or beside its ``control`` arm where the folder of the runs has moved."""
-    if control is not None and not Path(path).is_dir():
-        beside = control.path.parent / Path(path).name
-        path = str(beside) if beside.is_dir() else path
-    return open_run(path)
 
 
 def _typed(name: str, value: Any) -> str:

@@ -23,6 +23,7 @@ from lth_fast.experiment.level import stored
 from lth_fast.experiment.progress import monitor_for
 from lth_fast.experiment.session import run_in
 from lth_fast.experiment.stepping import whole_masks
+from lth_fast.experiment.ticket import NOT_COMPARED, check_fit, complete, located
 from lth_fast.nn import load_dense_state, masks, set_masks
 from lth_fast.record import Run, create_run, open_run
 from lth_fast.train import OptimizerRecipe, Seeds, own_random_state
@@ -94,6 +95,8 @@ def iterative_pruning(
     seed: int | None = None,
     init_seed: int | None = None,
     order_seed: int | None = None,
+    branch: str = "ticket",
+    ticket: Result | str | Path | None = None,
     save: str | Path = "./experiments/",
     recover: str | Path | None = None,
     force: bool = False,
@@ -122,7 +125,8 @@ def iterative_pruning(
         replicates: Repetitions, each with its own initial weights, order of the data and random masks. Replicate 0 has
             the model's weights.
         initialize: Draws new weights into the model it is given, from torch's global generator, which is seeded: for
-            the other replicates; default ``model._initialize_weights``, which the networks of ``lth_fast.models`` have.
+            the other replicates and for ``branch="reinit"``; default ``model._initialize_weights``, which the networks
+            of ``lth_fast.models`` have.
         validation: Validation loader, if ``data`` is a training loader.
         test: Test loader, likewise.
         optim: Optimizer over the model's parameters whose step needs no closure, or the name of a ``torch.optim``
@@ -131,12 +135,18 @@ def iterative_pruning(
         criterion: Mean loss of (outputs, labels); default ``model.criterion``.
         step: Iterations between evaluations; -1: once per epoch. The last iteration is always evaluated.
         rewind: Iteration whose weights the pruned levels start from, or its share in (0, 1) of ``iterations``.
-        seed: Seed of everything random; ``None`` draws one and records it.
+        seed: Seed of everything random; ``None`` draws one and records it, or in a control arm takes the ticket run's.
         init_seed: Seed of the weights that ``initialize`` draws; recorded for your own use where it draws none.
         order_seed: Seed of the data order alone.
+        branch: ``ticket``: the search. Or a control for a finished one: ``reinit`` (its masks, new weights at every
+            level, trained from the first step on) or ``random_mask`` (its densities layer by layer, random places, its
+            weights). ``prune_net`` is not called then.
+        ticket: The finished search that a control is compared with, its result or its folder. The other arguments must
+            be the ones it had, the model's weights too; ``keep``, ``plan``, ``gpu``, ``threads`` and
+            ``checkpoint_seconds`` may differ. Replicate r takes the masks of replicate r there; there may be fewer.
         save: Folder that gets the run's folder.
         recover: Folder of a run that was stopped: go on with it. The other arguments must be the ones it had;
-            ``seed`` and ``plan`` can be left out.
+            ``seed``, ``plan`` and ``ticket`` can be left out.
         force: Recover also where another torch, CPU or thread count may change the bits.
         threads: CPU threads; ``None`` leaves torch's setting.
         checkpoint_seconds: Least time between checkpoints.
@@ -172,10 +182,17 @@ def iterative_pruning(
         "warmup": warmup,
         "precision": precision,
         "plan": plan,
+        "branch": branch,
     }.items():
         options[name] = BY_NAME[name].read(value, name)
     for name, value in {"seed": seed, "init_seed": init_seed, "order_seed": order_seed, "threads": threads}.items():
         options[name] = None if value is None else BY_NAME[name].read(value, name)
+    control = options["branch"] != "ticket"
+    ticket_run = None if ticket is None else _opened(ticket)
+    options["ticket"] = None if ticket_run is None else str(ticket_run.path)
+    if control != (ticket is not None) and not (control and recover is not None):
+        expected = "the result or the folder of a finished ticket run" if control else "None"
+        raise ValueError(f"ticket: expected {expected} with branch={options['branch']!r}, got {options['ticket']}")
     options["rewind"] = rewind_iteration(options["rewind"], options["iter"], "rewind")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
@@ -191,10 +208,15 @@ def iterative_pruning(
         raise ValueError("precision: expected float32 or bf16 without gpu=True, got 'tf32'")
     if options["keep"] and options["keep"][-1] > options["iter"]:
         raise ValueError(f"keep: expected iterations up to {options['iter']}, got {options['keep'][-1]}")
-    redraw = _redraw(model, initialize) if options["replicates"] > 1 else None
+    draws = options["replicates"] > 1 or options["branch"] == "reinit"
+    redraw = _redraw(model, initialize) if draws else None
     run = None if recover is None else open_run(recover)
     if run is not None:
         options = _recovered(run, options)
+        trains = not complete(run, options["replicates"], options["rounds"])
+        ticket_run = open_run(options["ticket"]) if control and trains else None
+    elif ticket_run is not None:
+        options["seed"] = _seed_of_ticket(ticket_run, options)
     elif options["seed"] is None:
         options["seed"] = secrets.randbits(31)
     device = training_device(gpu, called="gpu")
@@ -220,12 +242,17 @@ def iterative_pruning(
         precision=options["precision"],
         keep=options["keep"],
         keep_optimizer=options["keep_optimizer"],
+        branch=options["branch"],
+        ticket=ticket_run,
         plan=options["plan"],
     )
     experiment.batches(0)  # refuses data that cannot be trained on, before anything is created
     if run is None:
+        if control:
+            check_fit(experiment)
         try:
-            run = create_run(save, type(model).__name__, _data_name(loaders.train))
+            suffix = options["branch"] if control else ""
+            run = create_run(save, type(model).__name__, _data_name(loaders.train), suffix)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             raise ValueError(f"save: expected a folder to write to, got {str(save)!r} ({error})") from error
     configuration = {"made_by": "lth_fast.iterative_pruning", **options}
@@ -242,28 +269,63 @@ def iterative_pruning(
 
 
 # Settings that a run of an earlier version has no record of.
-_ABSENT = {"replicates": 1}
+_ABSENT = {"replicates": 1, "branch": "ticket", "ticket": None}
 # What says nothing about a run that goes on; the folder of a plan may have moved since.
-_LEFT_OUT = {"seed": None, "plan": "auto"}
+_LEFT_OUT = {"seed": None, "plan": "auto", "ticket": None}
 
 
 def _recovered(run: Run, options: dict[str, Any]) -> dict[str, Any]:
-    recorded = run.manifest().get("configuration")
-    if recorded is None:
-        raise ValueError(f"recover: {run.path}: this run was stopped before it was set up; start it anew")
-    recorded = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
-    if "made_by" not in recorded:
-        raise ValueError(f"recover: {run.path} was made by the command line; go on with it there: --recover {run.path}")
+    recorded = _recorded(run, "recover", f"go on with it there: --recover {run.path}")
+    if recorded["branch"] != "ticket":
+        recorded["ticket"] = str(located(str(recorded["ticket"]), run))
     wrong = [
         f"{name} is {recorded.get(name)} in the run, {value} was given"
         for name, value in options.items()
-        if recorded.get(name, _ABSENT.get(name)) != value and not (name in _LEFT_OUT and value == _LEFT_OUT[name])
+        if recorded.get(name) != value and not (name in _LEFT_OUT and value == _LEFT_OUT[name])
     ]
     if wrong:
         raise ValueError(f"recover: the run's own settings go on: {'; '.join(wrong)}")
+    return recorded
+
+
+def _seed_of_ticket(run: Run, options: dict[str, Any]) -> int:
+    """The seed of the ticket run, whose settings those of the control arm must be."""
+    recorded = _recorded(run, "ticket", "its controls are too: --branch")
+    if recorded["branch"] != "ticket":
+        raise ValueError(f"ticket: {run.path}: expected a ticket run, got a control arm, {recorded['branch']}")
+    wrong = [
+        f"{name} is {recorded.get(name)} there, {value} was given"
+        for name, value in options.items()
+        if recorded.get(name) != value and name not in NOT_COMPARED and (name, value) != ("seed", None)
+    ]
+    if wrong:
+        raise ValueError(f"ticket: {run.path}: expected a run of the same settings; {'; '.join(wrong)}")
+    return recorded["seed"]
+
+
+def _recorded(run: Run, argument: str, instead: str) -> dict[str, Any]:
+    """The settings that this function recorded of ``run``, which was given as ``argument``."""
+    recorded = run.manifest().get("configuration")
+    if recorded is None:
+        raise ValueError(f"{argument}: {run.path}: this run was stopped before it was set up; start it anew")
+    if "made_by" not in recorded:
+        raise ValueError(f"{argument}: {run.path} was made by the command line; {instead}")
     # The one that need not be given.
-    seed = BY_NAME["seed"].read(recorded.get("seed"), f"recover: {run.path / 'meta.json'}: configuration: seed")
-    return {**_ABSENT, **{name: value for name, value in recorded.items() if name != "made_by"}, "seed": seed}
+    seed = BY_NAME["seed"].read(recorded.get("seed"), f"{argument}: {run.path / 'meta.json'}: configuration: seed")
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
+    del plain["made_by"]
+    return {**_ABSENT, **plain, "seed": seed}
+
+
+def _opened(ticket: Result | str | Path) -> Run:
+    expected = "ticket: expected the result or the folder of a finished ticket run"
+    if not isinstance(ticket, (Result, str, Path)):
+        raise TypeError(f"{expected}, got {type(ticket).__name__}")
+    path = ticket.path if isinstance(ticket, Result) else ticket
+    try:
+        return open_run(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{expected}, got {str(path)!r} ({error})") from error
 
 
 def _loaders(data: Any, validation: Any, test: Any, device: torch.device) -> Loaders:
@@ -331,11 +393,11 @@ def _recipe(
 
 
 def _redraw(model: nn.Module, initialize: Callable[[nn.Module], object] | None) -> Callable[[int], dict[str, Tensor]]:
-    """What draws the weights of a further replicate of ``model`` from a seed."""
+    """What draws new weights of ``model`` from a seed."""
     draw = getattr(type(model), "_initialize_weights", None) if initialize is None else initialize
     if draw is None:
         raise ValueError(
-            "initialize: expected a function that draws the weights of a further replicate into a model, got none "
+            "initialize: expected a function that draws new weights into a model, got none "
             f"({type(model).__name__} has no _initialize_weights)"
         )
     plain = copy.deepcopy(model)

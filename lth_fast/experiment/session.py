@@ -63,7 +63,7 @@ def run_in(
         choice = choose(experiment)
         manifest = _manifest(experiment, configuration, choice)
         if recovering:
-            manifest = _continued(run, manifest, force)
+            manifest = _continued(run, experiment, manifest, force)
         elif experiment.plan not in RULES and forms_obstacle(experiment) is None:
             manifest["plan"] = recorded_plan(experiment.plan)
         run.save_manifest(manifest)
@@ -74,12 +74,18 @@ def run_in(
             monitor.close()
 
 
-def _continued(run: Run, found: Mapping[str, Any], force: bool) -> dict[str, Any]:
-    """The manifest of ``run``, which goes on in an environment and with things as ``found``."""
+def compared(experiment: Experiment) -> dict[str, Any]:
+    """What must be the same, beside the settings, in a run that goes on and in a control arm; as in the manifest."""
+    sizes = {name: _size(loader) for name, loader in experiment.loaders._asdict().items() if loader is not None}
+    return {"optimizer": experiment.optimizer.describe(), "examples": sizes}
+
+
+def _continued(run: Run, experiment: Experiment, found: Mapping[str, Any], force: bool) -> dict[str, Any]:
+    """The manifest of ``run``, which goes on with ``experiment`` in an environment and with things as ``found``."""
     manifest = run.manifest()
-    for key in ("optimizer", "examples"):
-        if manifest.get(key) != found[key]:
-            raise RunRefusedError(f"{run.path}: {key}: expected the run's own, {manifest.get(key)}, got {found[key]}")
+    for key, own in compared(experiment).items():
+        if manifest.get(key) != own:
+            raise RunRefusedError(f"{run.path}: {key}: expected the run's own, {manifest.get(key)}, got {own}")
     try:
         recorded_plan(str(run.path))
     except ValueError as error:
@@ -100,15 +106,13 @@ def _continued(run: Run, found: Mapping[str, Any], force: bool) -> dict[str, Any
 
 
 def _manifest(experiment: Experiment, configuration: Mapping[str, Any], choice: StepperChoice) -> dict[str, Any]:
-    sizes = {name: _size(loader) for name, loader in experiment.loaders._asdict().items() if loader is not None}
     obstacle = forms_obstacle(experiment)
     return {
         "configuration": dict(configuration),
         "environment": describe(experiment.device),
         "stepper": {"name": choice.name, "refused": choice.refused},
-        "optimizer": experiment.optimizer.describe(),
+        **compared(experiment),
         "model": repr(experiment.model),
-        "examples": sizes,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "forms": "masked: " + obstacle if obstacle else experiment.plan,
     }

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
+from os import truncate
+
 import pytest
 import torch
+from torch import nn
 
+import lth_fast
+from lth_fast import iterative_pruning, load_run, models
 from lth_fast.cli import main
 from lth_fast.experiment.branch import branch_masks
+from lth_fast.models import initialise
+from lth_fast.prune import prune_all
 from lth_fast.record import Replicate, open_run
+from lth_fast.train import Seeds
 
 BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "2", "--rewind", "2", "--prune_rate", "0.5", "--quiet")
 
@@ -79,3 +89,294 @@ def test_a_shuffled_mask_depends_on_its_generator_alone():
     draws = [branch_masks("random_mask", mask, torch.Generator().manual_seed(seed))["weight"] for seed in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+# ---- in Python, for a model of one's own ----
+
+
+def own_network(hidden=8, seed=0):
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(0.1), nn.Linear(hidden, 10)
+    )
+    initialise(model, generator=torch.Generator().manual_seed(seed))
+    return model
+
+
+@pytest.fixture
+def search(tmp_path):
+    """``search()`` is a ticket search of two replicates; ``search(branch="reinit", ticket=...)`` its control."""
+    data = lth_fast.data.load("digits")
+
+    def run(model=None, **changes):
+        options = {
+            "data": data,
+            "iterations": 6,
+            "rounds": 2,
+            "prune_net": partial(prune_all, rate=0.4),
+            "replicates": 2,
+            "initialize": initialise,
+            "optim": "adam",
+            "criterion": nn.CrossEntropyLoss(),
+            "step": 3,
+            "rewind": 2,
+            "save": tmp_path / "runs",
+            "quiet": True,
+        }
+        return iterative_pruning(own_network() if model is None else model, **{**options, **changes})
+
+    return run
+
+
+def pairs(control, ticket):
+    """Replicate, level and the records of each pruned level of a control arm, with those of its ticket."""
+    for number in (0, 1):
+        for level in (1, 2):
+            own, theirs = (load_run(result.path).run.replicate(number).level(level) for result in (control, ticket))
+            yield number, level, own, theirs
+
+
+def same(one, other):
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_in_python_reinit_has_the_tickets_masks_and_weights_that_initialize_drew_for_replicate_and_level(search):
+    ticket = search(seed=1)
+    control = search(branch="reinit", ticket=ticket)
+    starts = []
+    for number, level, own, theirs in pairs(control, ticket):
+        assert same(own.masks(), theirs.masks())
+        drawn = own_network()
+        torch.manual_seed(Seeds(1).stream("init", number, level, part=1))
+        initialise(drawn)
+        assert same(own.weights("rewind"), drawn.state_dict())
+        assert own.summary()["first_iteration"] == 1
+        starts += [own.weights("rewind")["1.weight"], theirs.weights("rewind")["1.weight"]]
+    # The ticket's two levels start from the same weights.
+    assert len({weights.numpy().tobytes() for weights in starts}) == 4 + 2
+
+
+def test_in_python_random_masks_have_the_tickets_densities_per_layer_elsewhere_and_its_weights(search):
+    ticket = search(seed=1)
+    control = search(branch="random_mask", ticket=ticket)
+    for number, level, own, theirs in pairs(control, ticket):
+        assert own.summary()["layers"] == theirs.summary()["layers"]
+        assert not any(torch.equal(own.masks()[name], mask) for name, mask in theirs.masks().items())
+        assert same(own.masks(), branch_masks("random_mask", theirs.masks(), Seeds(1).generator("mask", number, level)))
+        assert same(own.weights("rewind"), theirs.weights("rewind"))
+        assert own.summary()["first_iteration"] == 3
+
+
+@pytest.mark.parametrize("branch", ["reinit", "random_mask"])
+def test_in_python_a_control_has_the_dense_network_the_records_and_the_result_of_a_search(branch, search):
+    def never(model):
+        raise AssertionError("a control arm prunes nothing")
+
+    ticket = search(seed=1)
+    control = search(branch=branch, ticket=ticket, prune_net=never)
+    assert control.path.name.endswith(f"_Sequential_digits_{branch}")
+    own, theirs = load_run(control.path), load_run(ticket.path)
+    for number in (0, 1):
+        dense = [loaded.run.replicate(number).level(0) for loaded in (own, theirs)]
+        assert dense[0].log.path.read_bytes() == dense[1].log.path.read_bytes()
+        assert same(dense[0].weights("end"), dense[1].weights("end"))
+    files = [{str(file.relative_to(run.path)) for file in run.path.rglob("*")} for run in (control, ticket)]
+    assert files[0] == files[1]
+    settings, ticket_settings = (loaded.manifest["configuration"] for loaded in (own, theirs))
+    assert settings == {**ticket_settings, "branch": branch, "ticket": str(ticket.path)}
+    assert [(row.replicate, row.level, row.density) for row in control.levels] == [
+        (row.replicate, row.level, row.density) for row in ticket.levels
+    ]
+    assert same(control.model.state_dict(), own.weights(2, "end"))
+    assert same(lth_fast.nn.masks(control.model), own.masks(2))
+
+
+@pytest.mark.parametrize("branch", ["reinit", "random_mask"])
+@pytest.mark.parametrize("stop", [4, 9, 13, 20, 26])
+def test_in_python_a_control_that_was_stopped_goes_on_to_the_same_bits(
+    stop, branch, search, tmp_path, bits, monkeypatch
+):
+    """Stopped in the dense network and in pruned levels of both replicates; both folders have moved since."""
+    monkeypatch.setattr("lth_fast.experiment.level.CHUNK_SECONDS", 0.0)
+    ticket = search(seed=1)
+    reference = search(branch=branch, ticket=ticket)
+
+    class Stopping(nn.CrossEntropyLoss):
+        steps = 0
+
+        def forward(self, outputs, labels):
+            self.steps += torch.is_grad_enabled()
+            if self.steps == stop + 1:
+                raise KeyboardInterrupt
+            return super().forward(outputs, labels)
+
+    before = set((tmp_path / "runs").iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        search(branch=branch, ticket=ticket, criterion=Stopping(), checkpoint_seconds=0)
+    (stopped,) = set((tmp_path / "runs").iterdir()) - before
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    path = tmp_path / "moved" / stopped.name
+    with pytest.raises(ValueError, match=f"branch is {branch} in the run, ticket was given"):
+        search(recover=path, checkpoint_seconds=0)
+    with pytest.raises(ValueError, match=r"ticket is .*moved.* in the run, .* was given"):
+        search(branch=branch, ticket=path, recover=path, checkpoint_seconds=0)
+    again = search(branch=branch, recover=path, checkpoint_seconds=0)
+    assert bits(load_run(again.path).run) == bits(load_run(tmp_path / "moved" / reference.path.name).run)
+    assert same(again.model.state_dict(), reference.model.state_dict())
+    named = search(
+        branch=branch, ticket=tmp_path / "moved" / ticket.path.name, recover=path, seed=1, checkpoint_seconds=0
+    )
+    assert named.levels == again.levels
+
+
+def test_in_python_a_ticket_run_with_more_replicates_serves_given_as_result_path_or_text(search):
+    ticket = search(seed=1)
+    controls = [search(branch="random_mask", ticket=ticket)] + [
+        search(branch="random_mask", ticket=given, replicates=1, initialize=None)
+        for given in (ticket, ticket.path, str(ticket.path))
+    ]
+    runs = [load_run(control.path) for control in controls]
+    for level in (1, 2):
+        assert all(same(run.masks(level), runs[0].masks(level)) for run in runs[1:])
+        assert all(same(run.weights(level), runs[0].weights(level)) for run in runs[1:])
+
+
+def test_in_python_a_search_from_before_there_were_controls_serves_as_ticket_and_is_recovered(search):
+    ticket = search(seed=1)
+    meta = ticket.path / "meta.json"
+    manifest = json.loads(meta.read_text())
+    del manifest["configuration"]["branch"], manifest["configuration"]["ticket"]
+    meta.write_text(json.dumps(manifest))
+    assert search(recover=ticket.path).levels == ticket.levels
+    control = search(branch="reinit", ticket=ticket)
+    assert all(same(own.masks(), theirs.masks()) for _, _, own, theirs in pairs(control, ticket))
+
+
+WRONG = {
+    "none": (lambda ticket: {"ticket": None}, "ticket: expected the result or the folder of a finished ticket run wit"),
+    "no folder": (
+        lambda ticket: {"ticket": ticket.path / "none"},
+        r"ticket: expected the result or the folder of a finished ticket run, got '.*none' \(no run at",
+    ),
+    "other type": (
+        lambda ticket: {"ticket": 3},
+        "ticket: expected the result or the folder of a finished ticket run, got int",
+    ),
+    "without a branch": (
+        lambda ticket: {"branch": "ticket"},
+        "ticket: expected None with branch='ticket', got /.*_Sequential_digits",
+    ),
+    "unknown branch": (
+        lambda ticket: {"branch": "reinitialise"},
+        "branch: expected one of ticket, reinit, random_mask, got",
+    ),
+    "unfinished": (
+        lambda ticket: (ticket.path / "replicate_1" / "2" / "summary.json").unlink(),
+        "ticket: .*: expected a finished run of 2 replicates or more, got one with levels to train",
+    ),
+    "fewer replicates": (
+        lambda ticket: {"replicates": 3},
+        "ticket: .*: expected a finished run of 3 replicates or more, got one with levels to train",
+    ),
+    "no masks": (
+        lambda ticket: (ticket.path / "replicate_0" / "1" / "masks.safetensors").unlink(),
+        "ticket: .*replicate_0/1: a file of this complete level is missing",
+    ),
+    "damaged masks": (
+        lambda ticket: truncate(ticket.path / "replicate_1" / "2" / "masks.safetensors", 9),
+        r"ticket: .*replicate_1/2/masks\.safetensors",
+    ),
+    "no initial weights": (
+        lambda ticket: (ticket.path / "replicate_1" / "initial.safetensors").unlink(),
+        r"ticket: .*/replicate_1/initial\.safetensors is missing; recovering the run writes it again",
+    ),
+    "other settings": (
+        lambda ticket: {"iterations": 7, "rewind": 1},
+        "ticket: .*: expected a run of the same settings; iter is 6 there, 7 was given; rewind is 2 there, 1 was given",
+    ),
+    "other seed": (
+        lambda ticket: {"seed": 2},
+        "ticket: .*: expected a run of the same settings; seed is 1 there, 2 was given",
+    ),
+    "other shape": (
+        lambda ticket: {"model": own_network(hidden=9)},
+        r"model: expected the network of the ticket run .*, got 1\.weight of shape \[8, 64\] there, \[9, 64\] here; ",
+    ),
+    "other layers": (
+        lambda ticket: {"model": own_network()[:5]},
+        r"model: expected the network of the ticket run .*, got 5\.weight of shape \[10, 8\] there, none here; ",
+    ),
+    "other weights": (
+        lambda ticket: {"model": own_network(seed=1)},
+        r"model: expected the initial weights of replicate 0 of the ticket run, got others in 1\.weight, 5\.weight; lt",
+    ),
+    "other draws": (
+        lambda ticket: {"initialize": lambda model: initialise(model, "kaiming")},
+        "initialize: expected it to draw the initial weights of replicate 1 of the ticket run, got others in 1.weight",
+    ),
+    "no draws": (
+        lambda ticket: {"replicates": 1, "initialize": lambda model: own_network(seed=1)},
+        "initialize: expected it to draw new weights into the model it is given, got the old ones",
+    ),
+    "nothing that draws": (
+        lambda ticket: {"replicates": 1, "initialize": None},
+        "initialize: expected a function that draws new weights into a model, got none",
+    ),
+    "other optimizer": (lambda ticket: {"optim": "sgd"}, "ticket: .*: optimizer: expected that run's, .*Adam.*, got"),
+    "other data": (
+        lambda ticket: {"data": lth_fast.data.load("digits", validation=100)},
+        "ticket: .*: examples: expected that run's, .*, got .*'validation': 100",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_in_python_a_ticket_run_that_a_control_cannot_be_compared_with_is_refused_and_nothing_is_created(
+    wrong, search, tmp_path
+):
+    change, message = WRONG[wrong]
+    ticket = search(seed=1)
+    changes = {"branch": "reinit", "ticket": ticket, **(change(ticket) or {})}
+    with pytest.raises(TypeError if wrong == "other type" else ValueError, match=f"^{message}"):
+        search(**changes)
+    assert list((tmp_path / "runs").iterdir()) == [ticket.path]
+
+
+def test_in_python_a_control_arm_is_no_ticket_and_neither_is_a_run_of_the_command_line(search, tmp_path):
+    ticket = search(seed=1, replicates=1)
+    control = search(branch="reinit", ticket=ticket, replicates=1)
+    with pytest.raises(ValueError, match=r"ticket: .*: expected a ticket run, got a control arm, reinit"):
+        search(branch="reinit", ticket=control, replicates=1)
+    assert main([*BASE, "--save", str(tmp_path / "typed"), "--seed", "1"]) == 0
+    (typed,) = (tmp_path / "typed").iterdir()
+    with pytest.raises(ValueError, match=r"ticket: .* was made by the command line; its controls are too: --branch"):
+        search(branch="reinit", ticket=typed, replicates=1)
+
+
+def test_in_python_a_control_may_run_elsewhere_and_keep_other_weights_than_its_ticket(search):
+    ticket = search(seed=1, plan="masked", threads=1)
+    changes = {"plan": "sparse", "threads": 2, "checkpoint_seconds": 0, "keep": [1], "save": ticket.path / ".."}
+    control = search(branch="reinit", ticket=ticket, **changes)
+    assert all(same(own.masks(), theirs.masks()) for _, _, own, theirs in pairs(control, ticket))
+
+
+@pytest.mark.parametrize("branch", ["reinit", "random_mask"])
+def test_in_python_a_control_has_the_bits_of_the_command_lines_and_its_result_is_had_without_its_ticket(
+    branch, arms, search, bits, tmp_path
+):
+    arms("--seed", "3", "--replicates", "2", "--branch", branch)
+    typed = [open_run(path) for path in sorted(tmp_path.iterdir())]
+    seeds, settings = Seeds(3), typed[1].manifest()["configuration"]
+    changes = {
+        "model": models.build(
+            "lenet:8", (1, 8, 8), generator=torch.Generator().manual_seed(seeds.stream("init")), init=settings["init"]
+        ),
+        "data": lth_fast.data.load("digits", train_batch_size=settings["batch_size"], split_seed=seeds.stream("split")),
+        "prune_net": partial(prune_all, rate=settings["prune_rate"]),
+        "initialize": None,  # the network's own
+        **{name: settings[name] for name in ("optim", "learn_rate", "step")},
+    }
+    ticket = search(seed=3, **changes)
+    control = search(branch=branch, ticket=ticket, **changes)
+    assert [bits(open_run(result.path)) for result in (ticket, control)] == [bits(run) for run in typed]
+    ticket.path.rename(tmp_path / "elsewhere")
+    assert search(branch=branch, recover=control.path, **changes).levels == control.levels

@@ -39,6 +39,9 @@ def test_the_blocks_of_readme_run_one_after_the_other(names, tmp_path):
         exec(shorten.sub(lambda found: SHORTER[found[0]], block), names)
     assert [level.level for level in names["result"].levels] == [0, 1, 2, 3]
     assert names["result"].path.resolve().parent == tmp_path / "experiments"
+    for branch in ("reinit", "random_mask"):
+        assert names[branch].path.name.endswith(f"_{branch}")
+        assert [level.density for level in names[branch].levels] == [level.density for level in names["result"].levels]
     assert [type(layer) for layer in names["model"]] == [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear]
 
 

@@ -1,0 +1,90 @@
+"""The ticket run that a control arm takes its masks from: where it lies, whether it is finished, whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from lth_fast.experiment.experiment import Experiment
+from lth_fast.experiment.level import stored
+from lth_fast.experiment.session import compared
+from lth_fast.record import Run
+
+# In these a control arm and its ticket run may differ.
+NOT_COMPARED = (
+    *("branch", "data", "save", "checkpoint_seconds", "gpu", "threads", "ticket", "keep", "plan", "replicates"),
+)
+
+
+def complete(run: Run, replicates: int, rounds: int) -> bool:
+    """Whether every level 0 to ``rounds`` of the first ``replicates`` of ``run`` was trained to its end."""
+    return all(run.replicate(r).level(level).complete for r in range(replicates) for level in range(rounds + 1))
+
+
+def located(path: str, control: Run | None) -> Path:
+    """The folder of the ticket run at ``path``, or beside its ``control`` arm where the folder of both has moved."""
+    beside = Path(path) if control is None else control.path.parent / Path(path).name
+    return Path(path) if Path(path).is_dir() or not beside.is_dir() else beside
+
+
+def check_fit(experiment: Experiment) -> None:
+    """Refuse a control arm of one's own model that its ticket run, of the same settings, cannot be compared with.
+
+    Raises:
+        ValueError: The ticket run is not finished or lacks masks, or it had other data, another optimizer, another
+            network or other initial weights; or ``redraw`` draws no new ones. The message names the argument.
+    """
+    ticket = experiment.ticket
+    assert ticket is not None
+    if not complete(ticket, experiment.replicates, experiment.rounds):
+        raise ValueError(
+            f"ticket: {ticket.path}: expected a finished run of {experiment.replicates} replicates or more, got one "
+            f"with levels to train; recover={str(ticket.path)!r} goes on with one that was stopped"
+        )
+    for number in range(experiment.replicates):
+        replicate = ticket.replicate(number)
+        try:
+            initial = replicate.initial()
+            if initial is None:
+                raise FileNotFoundError(f"{replicate.initial_file} is missing; recovering the run writes it again")
+            for level in range(1, experiment.rounds + 1):
+                stored(replicate.level(level).masks(), replicate.level(level))
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(f"ticket: {error}") from error
+        state = experiment.of_replicate(number).model.state_dict()
+        _check_network(state, initial, ticket)
+        others = [name for name, value in state.items() if not _same(value, initial[name])]
+        if others:
+            argument = "initialize: expected it to draw" if number else "model: expected"
+            raise ValueError(
+                f"{argument} the initial weights of replicate {number} of the ticket run, got others in "
+                f"{', '.join(others)}; lth_fast.load_run({str(ticket.path)!r}).run.replicate({number}).initial() is "
+                "their state dict"
+            )
+    manifest = ticket.manifest()
+    for key, own in compared(experiment).items():
+        if manifest.get(key) != own:
+            raise ValueError(f"ticket: {ticket.path}: {key}: expected that run's, {manifest.get(key)}, got {own}")
+    if experiment.branch == "reinit" and experiment.rounds:
+        assert experiment.redraw is not None
+        drawn = experiment.redraw(experiment.seeds.stream("init", 0, 1, part=1))
+        if all(_same(drawn[name], value) for name, value in experiment.model.state_dict().items()):
+            raise ValueError("initialize: expected it to draw new weights into the model it is given, got the old ones")
+
+
+def _check_network(state: Mapping[str, Tensor], initial: Mapping[str, Tensor], ticket: Run) -> None:
+    here, there = ({name: [*value.shape] for name, value in one.items()} for one in (state, initial))
+    differing = [
+        f"{name} of shape {there.get(name, 'none')} there, {here.get(name, 'none')} here"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
+        raise ValueError(f"model: expected the network of the ticket run {ticket.path}, got {'; '.join(differing)}")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    one, other = one.cpu(), other.cpu()
+    return one.dtype == other.dtype and bool(((one == other) | ((one != one) & (other != other))).all())
