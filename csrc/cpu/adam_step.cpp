@@ -29,7 +29,8 @@ void adam_step_(at::TensorList parameters, at::TensorList gradients, at::TensorL
                 at::TensorList exp_avg_sqs, at::TensorList max_exp_avg_sqs, at::TensorList steps,
                 const OptionalTensors& mask_bits, double lr, const std::optional<at::Tensor>& lr_tensor, double beta1,
                 double beta2, double eps, double weight_decay, bool decoupled_weight_decay, bool maximize) {
-  check_adam_step(parameters, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, mask_bits, lr_tensor);
+  check_adam_step(parameters, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, mask_bits, lr_tensor, beta1,
+                  beta2);
   if (share_memory(parameters)) {
     for (size_t i = 0; i < parameters.size(); ++i) {
       adam_step_(entry(parameters, i), entry(gradients, i), entry(exp_avgs, i), entry(exp_avg_sqs, i),

@@ -17,7 +17,7 @@ auto sgd_step_kernel() {
 void sgd_step_(at::TensorList parameters, at::TensorList gradients, at::TensorList momentum_buffers,
                const OptionalTensors& mask_bits, double lr, const std::optional<at::Tensor>& lr_tensor, double momentum,
                double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step) {
-  check_sgd_step(parameters, gradients, momentum_buffers, mask_bits, lr_tensor);
+  check_sgd_step(parameters, gradients, momentum_buffers, mask_bits, lr_tensor, momentum);
   if (share_memory(parameters)) {
     for (size_t i = 0; i < parameters.size(); ++i) {
       sgd_step_(entry(parameters, i), entry(gradients, i), entry(momentum_buffers, i), entry(mask_bits, i), lr,

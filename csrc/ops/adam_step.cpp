@@ -11,10 +11,18 @@ TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
 }
 
 namespace lth_fast {
+namespace {
+
+void check_beta(const char* function, double beta, const char* name) {
+  TORCH_CHECK(beta >= 0.0 && beta < 1.0, function, ": ", name, " must be between 0 and 1 (excluded), got ", beta);
+}
+
+}  // namespace
 
 void check_adam_step(at::TensorList parameters, at::TensorList gradients, at::TensorList exp_avgs,
                      at::TensorList exp_avg_sqs, at::TensorList max_exp_avg_sqs, at::TensorList steps,
-                     const OptionalTensors& mask_bits, const std::optional<at::Tensor>& lr_tensor) {
+                     const OptionalTensors& mask_bits, const std::optional<at::Tensor>& lr_tensor, double beta1,
+                     double beta2) {
   constexpr auto function = "adam_step_";
   check_parameters(function, parameters);
   check_like_parameters(function, gradients, "gradients", parameters);
@@ -33,6 +41,8 @@ void check_adam_step(at::TensorList parameters, at::TensorList gradients, at::Te
   }
   check_masks(function, mask_bits, parameters);
   check_lr_tensor(function, lr_tensor, parameters);
+  check_beta(function, beta1, "beta1");
+  check_beta(function, beta2, "beta2");
 }
 
 }  // namespace lth_fast

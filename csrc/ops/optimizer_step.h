@@ -21,6 +21,9 @@ inline void check_parameters(const char* function, at::TensorList parameters) {
                 parameters[0].scalar_type(), " in parameters[0] and ", type, " in parameters[", i, "]");
     TORCH_CHECK(parameters[i].device() == parameters[0].device(), function, ": parameters must be on one device, got ",
                 parameters[0].device(), " for parameters[0] and ", parameters[i].device(), " for parameters[", i, "]");
+    TORCH_CHECK(at::has_internal_overlap(parameters[i]) != at::MemOverlap::Yes, function, ": parameters[", i,
+                "] must have a place in memory for each of its numbers, got shape ", parameters[i].sizes(),
+                " with strides ", parameters[i].strides());
   }
 }
 

@@ -13,11 +13,13 @@ TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
 namespace lth_fast {
 
 void check_sgd_step(at::TensorList parameters, at::TensorList gradients, at::TensorList momentum_buffers,
-                    const OptionalTensors& mask_bits, const std::optional<at::Tensor>& lr_tensor) {
+                    const OptionalTensors& mask_bits, const std::optional<at::Tensor>& lr_tensor, double momentum) {
   constexpr auto function = "sgd_step_";
   check_parameters(function, parameters);
   check_like_parameters(function, gradients, "gradients", parameters);
-  if (!momentum_buffers.empty()) check_like_parameters(function, momentum_buffers, "momentum_buffers", parameters);
+  if (momentum != 0.0 || !momentum_buffers.empty()) {
+    check_like_parameters(function, momentum_buffers, "momentum_buffers", parameters);
+  }
   check_masks(function, mask_bits, parameters);
   check_lr_tensor(function, lr_tensor, parameters);
 }

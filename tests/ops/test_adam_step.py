@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -287,6 +288,10 @@ WRONG: dict[str, tuple[Callable[[Group], Any], str]] = {
         changed("parameters", torch.zeros(5, dtype=torch.float64)),
         r"parameters must have one dtype, got Float in parameters\[0\] and Double in parameters\[1\]",
     ),
+    "expanded parameter": (
+        changed("parameters", torch.zeros(1).expand(5)),
+        r"parameters\[1\] must have a place in memory for each of its numbers, got shape \[5\] with strides \[0\]",
+    ),
     "gradient of another shape": (
         changed("gradients", torch.zeros(4)),
         r"gradients\[1\] must have shape, dtype and device of parameters\[1\] \(\[5\] Float on cpu\), got \[4\]",
@@ -340,3 +345,14 @@ def test_wrong_tensors_are_refused_by_name_and_nothing_is_written(case: str) -> 
 def test_a_learning_rate_that_is_not_one_number_is_refused(value: Tensor) -> None:
     with pytest.raises(RuntimeError, match=r"adam_step_: lr_tensor must be one floating-point number, got shape"):
         Group.random([(3,)]).step(lr_tensor=value)
+
+
+@pytest.mark.parametrize("name", ["beta1", "beta2"])
+@pytest.mark.parametrize("value", [-0.1, 1.0, math.nan])
+def test_a_decay_rate_out_of_range_is_refused(name: str, value: float) -> None:
+    group = Group.random([(3,)])
+    before = group.parameters[0].clone()
+    with pytest.raises(RuntimeError, match=f"adam_step_: {name} must be between 0 and 1 \\(excluded\\), got {value:g}"):
+        group.step(**{name: value})
+    assert torch.equal(group.parameters[0], before)
+    assert group.steps[0].item() == 3.0

@@ -61,7 +61,8 @@ class Group:
         return (self.parameters, self.gradients, self.momentum_buffers, bits)
 
     def step(self, step: Callable[..., None] = sgd_step_, **settings: Any) -> None:
-        step(*self.arguments(), **complete(**settings))
+        momentum = 0.9 if self.momentum_buffers else 0.0
+        step(*self.arguments(), **complete(**{"momentum": momentum, **settings}))
 
 
 def complete(**settings: Any) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def test_every_write_advances_a_version_counter() -> None:
 @pytest.mark.parametrize("momentum", [False, True], ids=["", "momentum"])
 def test_the_registrations_are_consistent(momentum: bool) -> None:
     group = Group.random([(3, 4), (5,)], momentum=momentum)
-    torch.library.opcheck(torch.ops.lth_fast.sgd_step_, group.arguments(), complete())
+    torch.library.opcheck(torch.ops.lth_fast.sgd_step_, group.arguments(), complete(momentum=0.9 * momentum))
 
 
 def changed(name: str, value: Any) -> Callable[[Group], None]:
@@ -233,6 +234,10 @@ WRONG: dict[str, tuple[Callable[[Group], Any], str]] = {
     "momentum of another dtype": (
         changed("momentum_buffers", torch.zeros(5, dtype=torch.float64)),
         r"momentum_buffers\[1\] must have shape, dtype and device of .* got \[5\] Double on cpu",
+    ),
+    "expanded parameter": (
+        changed("parameters", torch.zeros(1).expand(5)),
+        r"parameters\[1\] must have a place in memory for each of its numbers, got shape \[5\] with strides \[0\]",
     ),
     "too few buffers": (
         lambda group: group.momentum_buffers.pop(),
@@ -268,3 +273,12 @@ def test_wrong_tensors_are_refused_by_name_and_nothing_is_written(case: str) -> 
 def test_a_learning_rate_that_is_not_one_number_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"sgd_step_: lr_tensor must be one floating-point number, got shape \[2\]"):
         Group.random([(3,)]).step(lr_tensor=torch.zeros(2))
+
+
+def test_momentum_without_buffers_is_refused() -> None:
+    group = Group.random([(3,)], momentum=False)
+    before = group.parameters[0].clone()
+    complaint = r"sgd_step_: momentum_buffers must hold one entry per parameter \(1\), got 0"
+    with pytest.raises(RuntimeError, match=complaint):
+        group.step(momentum=0.9)
+    assert torch.equal(group.parameters[0], before)
