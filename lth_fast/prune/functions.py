@@ -45,8 +45,8 @@ def l1_unstructured(module: Model, name: str, amount: float, importance_scores: 
         ``module``.
 
     Raises:
-        ValueError: ``amount`` is out of range, a score is NaN, a weight that is ranked by is infinite, or the module
-            has no such parameter or carries ``torch.nn.utils.prune`` hooks.
+        ValueError: ``amount`` is out of range, a score is NaN, a weight that is ranked by is infinite or on the meta
+            device, or the module has no such parameter or carries ``torch.nn.utils.prune`` hooks.
         TypeError: The parameter cannot carry a mask (see :func:`lth_fast.nn.set_masks`), as in a sparse layer:
             ``lth_fast.nn.convert(model, form="masked")`` makes it a masked one.
     """
@@ -194,7 +194,8 @@ def parameter_and_mask(module: nn.Module, name: str) -> tuple[Tensor, Tensor | N
     """The values of a parameter that stock has not pruned, zero where pruned, and its mask if it has one.
 
     Raises:
-        ValueError: There is no such parameter, or ``torch.nn.utils.prune`` has pruned the module.
+        ValueError: There is no such parameter, it is on the meta device, or ``torch.nn.utils.prune`` has pruned the
+            module.
         TypeError: It is the weight of a sparse layer.
     """
     if stock.is_pruned(module):
@@ -212,6 +213,8 @@ def parameter_and_mask(module: nn.Module, name: str) -> tuple[Tensor, Tensor | N
         raise ValueError(f"name: this {type(module).__name__} has no parameter {name!r}")
     if name == "weight" and isinstance(module, MaskedLayer):
         weight = module.masked_weight()
+    if weight.is_meta:
+        raise ValueError(f"name: expected a parameter with values, got {name!r} on the meta device")
     return weight.detach(), masks(module).get(name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 
 import torch
@@ -28,12 +29,17 @@ def prune_lowest(scores: Sequence[Tensor], k: int, masks: Sequence[Tensor | None
         The new masks, contiguous bool tensors of the scores' shapes.
 
     Raises:
-        ValueError: ``k`` is out of range, ``scores`` is empty, or a survivor's score is NaN or infinite; the message
-            has the place of the first such tensor.
+        ValueError: ``k`` is out of range, ``scores`` is empty or on the meta device, or a survivor's score is NaN or
+            infinite; the message has the place of the first such tensor.
+        RuntimeError: The tensors are not as described.
     """
     scores = [score.detach() for score in scores]
     masks = [None] * len(scores) if masks is None else list(masks)
-    survivors = int(magnitude_threshold(scores, 0, masks).survivors)  # refuses what cannot be ranked
+    _refuse_meta(scores)
+    try:
+        survivors = int(magnitude_threshold(scores, 0, masks).survivors)  # refuses what cannot be ranked
+    except (ValueError, RuntimeError) as error:  # by the names of its own arguments
+        raise type(error)(re.sub(r"\bweights\b", "scores", str(error).removeprefix("magnitude_threshold: "))) from None
     if not 0 <= k <= survivors:
         raise ValueError(f"k must be between 0 and the {survivors} survivors, got {k}")
     negative = [_both(score < 0, mask) for score, mask in zip(scores, masks, strict=True)]
@@ -67,11 +73,13 @@ def prune_smallest(scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor
         The new mask, a bool tensor of the same shape.
 
     Raises:
-        ValueError: ``k`` is out of range, ``mask`` has another shape, or a survivor's score is NaN.
+        ValueError: ``k`` is out of range, ``mask`` has another shape, ``scores`` is on the meta device, or a survivor's
+            score is NaN.
     """
     if mask is not None and mask.shape != scores.shape:
         raise ValueError(f"mask must have the shape of scores {list(scores.shape)}, got {list(mask.shape)}")
     scores = scores.detach()
+    _refuse_meta([scores])
     if scores.dtype in MAGNITUDE_DTYPES and bool(scores.isfinite().all()):
         return prune_lowest([scores], k, [mask])[0]
     return _prune_by_sorting(scores, k, mask)
@@ -81,6 +89,11 @@ def in_one_dtype(scores: Sequence[Tensor]) -> list[Tensor]:
     """``scores`` in the narrowest dtype that holds the numbers of all, so that they can be ranked together."""
     widest = functools.reduce(torch.promote_types, (score.dtype for score in scores))
     return [score.to(widest) for score in scores]
+
+
+def _refuse_meta(scores: Sequence[Tensor]) -> None:
+    if any(score.is_meta for score in scores):
+        raise ValueError("scores: expected values to rank, got a tensor on the meta device")
 
 
 def _both(places: Tensor, mask: Tensor | None) -> Tensor:

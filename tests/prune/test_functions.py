@@ -15,6 +15,7 @@ from lth_fast.prune import (
     is_pruned,
     l1_unstructured,
     ln_structured,
+    random_structured,
     random_unstructured,
     remove,
 )
@@ -259,3 +260,21 @@ def test_a_layer_that_carries_stock_hooks_is_refused() -> None:
     stock.l1_unstructured(layer, "weight", 1)
     with pytest.raises(ValueError, match=r"module: this Linear is pruned by torch\.nn\.utils\.prune"):
         l1_unstructured(layer, "weight", 1)
+
+
+@pytest.mark.parametrize(
+    "prune",
+    [
+        lambda layer: l1_unstructured(layer, "weight", 0.5),
+        lambda layer: random_unstructured(layer, "weight", 0.5),
+        lambda layer: ln_structured(layer, "weight", 0.5, 2, 0),
+        lambda layer: random_structured(layer, "weight", 0.5, 0),
+        lambda layer: global_unstructured([(layer, "weight")], stock.RandomUnstructured, amount=0.5),
+    ],
+    ids=["l1", "random", "ln", "random structured", "global"],
+)
+def test_a_parameter_on_the_meta_device_is_refused_by_name(prune: Any) -> None:
+    layer = nn.Linear(4, 3, device="meta")
+    with pytest.raises(ValueError, match="name: expected a parameter with values, got 'weight' on the meta device"):
+        prune(layer)
+    assert type(layer) is nn.Linear

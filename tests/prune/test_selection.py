@@ -164,7 +164,7 @@ def test_equal_scores_below_zero_go_in_the_order_of_tensors_and_indices() -> Non
 @pytest.mark.parametrize("k", [0, 1, 3])
 def test_a_score_that_cannot_be_ranked_is_refused_with_its_tensor(value: float, k: int) -> None:
     scores = [torch.tensor([-1.0, -2.0]), torch.tensor([-4.0, value, 3.0])]
-    with pytest.raises(ValueError, match=r"weights\[1\] holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"^scores\[1\] holds NaN or infinity"):
         prune_lowest(scores, k)
     prune_lowest(scores, k, [None, torch.tensor([True, False, True])])
 
@@ -174,3 +174,30 @@ def test_a_count_beyond_the_survivors_of_the_list_is_refused(k: int) -> None:
     scores = [torch.tensor([-1.0, -2.0]), torch.tensor([-4.0, 1.0, 3.0])]
     with pytest.raises(ValueError, match=f"k must be between 0 and the 5 survivors, got {k}"):
         prune_lowest(scores, k)
+
+
+@pytest.mark.parametrize(
+    ("scores", "masks", "error", "complaint"),
+    [
+        ([], None, ValueError, "scores must hold at least one tensor, got none"),
+        ([torch.tensor([1, 2])], None, RuntimeError, r"scores\[0\] must be float32, .*, got Long"),
+        ([torch.rand(3)], [torch.ones(2) > 0], RuntimeError, r"masks\[0\] must have the shape of scores\[0\] \[3\]"),
+        (
+            [torch.rand(3, device="meta")],
+            None,
+            ValueError,
+            "scores: expected values to rank, got a tensor on the meta device",
+        ),
+    ],
+    ids=["none", "dtype", "mask", "meta"],
+)
+def test_wrong_lists_are_refused_by_the_names_of_the_arguments(
+    scores: list[Tensor], masks: list[Tensor | None] | None, error: type[Exception], complaint: str
+) -> None:
+    with pytest.raises(error, match=f"^{complaint}"):
+        prune_lowest(scores, 0, masks)
+
+
+def test_a_tensor_without_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="scores: expected values to rank, got a tensor on the meta device"):
+        prune_smallest(torch.rand(3, device="meta"), 1)
