@@ -6,6 +6,7 @@ per tap in :class:`NOfM`, and rows of ``inputs * height * width`` in :class:`Blo
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +27,8 @@ class NOfM:
     m: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.n <= self.m or self.m < 1:
-            raise ValueError(f"n and m: expected 0 <= n <= m and m >= 1, got {self.n} of {self.m}")
+        if not _whole(self.n, self.m) or not 0 <= self.n <= self.m or self.m < 1:
+            raise ValueError(f"n and m: expected 0 <= n <= m and m >= 1 in whole numbers, got {self.n!r} of {self.m!r}")
 
     def mask(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """Prune the lowest scores of every group until ``n`` survive; ties fall to the lowest index.
@@ -75,8 +76,10 @@ class Blocks:
     columns: int
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.columns < 1:
-            raise ValueError(f"rows and columns: expected sizes >= 1, got {self.rows} and {self.columns}")
+        if not _whole(self.rows, self.columns) or self.rows < 1 or self.columns < 1:
+            raise ValueError(
+                f"rows and columns: expected sizes >= 1 in whole numbers, got {self.rows!r} and {self.columns!r}"
+            )
 
     def mask(self, scores: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
         """Prune exactly ``k`` more blocks, those of the lowest mean score; ties fall to the first in row-major order.
@@ -120,6 +123,10 @@ class Blocks:
         matrix = tensor.flatten(1)
         missing = (0, -matrix.shape[1] % self.columns, 0, -matrix.shape[0] % self.rows)
         return pad(matrix, missing).unflatten(1, (-1, self.columns)).unflatten(0, (-1, self.rows))
+
+
+def _whole(*sizes: object) -> bool:
+    return all(isinstance(size, numbers.Integral) for size in sizes)
 
 
 def _check(mask: Tensor | None, scores: Tensor) -> None:

@@ -47,7 +47,7 @@ def test_masks_of_another_form_do_not_fit():
     assert Blocks(2, 2).fits(torch.tensor([[True, True, False], [True, True, False]]))
 
 
-@pytest.mark.parametrize("arguments", [(-1, 4), (5, 4), (0, 0)])
+@pytest.mark.parametrize("arguments", [(-1, 4), (5, 4), (0, 0), (1.5, 4), (2, 4.0), ("2", 4)])
 def test_a_pattern_that_cannot_be_is_refused(arguments):
     with pytest.raises(ValueError, match="n and m: expected 0 <= n <= m"):
         NOfM(*arguments)
@@ -107,9 +107,10 @@ def test_a_mask_that_cuts_through_blocks_is_refused():
         Blocks(2, 2).mask(torch.ones(2, 4), 1, torch.tensor([[True, False, True, True]] * 2))
 
 
-def test_sizes_below_one_are_refused():
+@pytest.mark.parametrize("sizes", [(0, 4), (1.5, 4), (2, 4.0)])
+def test_sizes_below_one_or_of_parts_are_refused(sizes):
     with pytest.raises(ValueError, match="rows and columns: expected sizes >= 1"):
-        Blocks(0, 4)
+        Blocks(*sizes)
 
 
 def test_a_patterns_mask_goes_onto_a_layer():
