@@ -106,7 +106,8 @@ def convert(
         form: ``auto``; or ``dense``, ``masked``, ``sparse`` for every layer that can have it; or one of the three by
             parameter name, as :func:`plan` gives them (layers not named are masked).
         example_input: The model's input, or a tuple of them, as in training. The model runs on a copy of it once,
-            without leaving a trace, to learn which layers run and on what shapes. Without one, linear layers are timed
+            in evaluation mode and without leaving a trace, to learn which layers run and on what shapes; what runs in
+            training alone (auxiliary heads) stays masked. Without one, linear layers are timed
             on a batch of 64 and convolutions are sparse up to a density of 0.1.
 
     Returns:
@@ -142,9 +143,10 @@ def convert(
                 "Parameters that sparse layers replace"
             )
         for name, choice in decided.items():
-            if choice.form != "sparse" and asked.get(name) == "sparse":
+            wanted = asked.get(name)
+            if wanted in ("dense", "sparse") and choice.form != wanted:
                 raise ValueError(
-                    f"form[{name!r}]: expected a form that the layer can have, got 'sparse': {choice.reason}"
+                    f"form[{name!r}]: expected a form that the layer can have, got {wanted!r}: {choice.reason}"
                 )
             layer = layers[name]
             if isinstance(layer, MaskedLayer) and choice.form == "sparse":  # now, before any layer changes
@@ -366,7 +368,7 @@ def _observe(model: nn.Module, shared: Mapping[str, Sequence[str]], example_inpu
         if holder.read_directly:
             reasons.setdefault(name, "its weight is read outside of its forward")
         elif name not in works:
-            reasons.setdefault(name, "its forward does not run on the example input")
+            reasons.setdefault(name, "its forward does not run on the example input in evaluation mode")
     return _Observed(works, reasons)
 
 

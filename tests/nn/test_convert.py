@@ -313,7 +313,8 @@ def test_a_layer_that_the_example_gives_no_samples_stays_masked(timed):
     asked = timed(1.0, 0.5)
     model = network()
     convert(model, random_masks(model, 0.3), example_input=torch.randn(0, 20))
-    assert {choice.reason for choice in choices(model).values()} == {"its forward does not run on the example input"}
+    reason = "its forward does not run on the example input in evaluation mode"
+    assert {choice.reason for choice in choices(model).values()} == {reason}
     assert asked == []
 
 
@@ -574,7 +575,7 @@ def test_what_cannot_be_sparse_stays_masked_and_explain_tells_why(capsys):
     convert(model, kept, form="sparse", example_input=torch.randn(3, 4, 8))
     reasons = {name: choice.reason for name, choice in choices(model).items()}
     assert reasons["read.weight"] == "its weight is read outside of its forward"
-    assert reasons["idle.weight"] == "its forward does not run on the example input"
+    assert reasons["idle.weight"] == "its forward does not run on the example input in evaluation mode"
     assert "NonDynamicallyQuantizableLinear" in reasons["attention.out_proj.weight"]
     assert {name: form for name, form in plan(model).items() if form == "sparse"} == {"normal.weight": "sparse"}
     table = explain(model)
@@ -662,6 +663,11 @@ def test_wrong_arguments_are_named_with_what_was_expected_and_given():
     kept = {"read.weight": torch.rand(8, 8) < 0.3}
     with pytest.raises(ValueError, match=r"form\['read.weight'\]: .* got 'sparse': its weight is read outside"):
         convert(unusual, kept, form={"read.weight": "sparse"}, example_input=torch.randn(3, 4, 8))
+    projection = {"attention.out_proj.weight": torch.rand(8, 8) < 0.3}  # of a subclass
+    for form in ("dense", "sparse"):
+        complaint = rf"form\['attention.out_proj.weight'\]: .* got '{form}': a mask on the weight of a NonDynamically"
+        with pytest.raises(ValueError, match=complaint):
+            convert(Unusual(), projection, form=dict.fromkeys(projection, form))
 
 
 OPTIMIZERS = {
