@@ -61,7 +61,8 @@ def masked_parameters(model: nn.Module) -> dict[str, MaskedLayer | MaskedParamet
 def masks(model: nn.Module) -> dict[str, Tensor]:
     """The masks of ``model``: parameter name → bool tensor of the parameter's shape, ``True`` where it survives.
 
-    A parameter that several modules share is there under each of its names, as in ``state_dict``.
+    A parameter that several modules share is there under each of its names, as in ``state_dict``; one of a module that
+    has two names under the first. Masks of a model on the meta device have no values.
     """
     found = {name: holder.mask for name, holder in masked_parameters(model).items()}
     return found | {name: layer.mask for name, layer in sparse_layers(model).items()}
@@ -124,14 +125,14 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
             of another kind.
         ValueError: A mask has another shape than its parameter, the parameter is on the meta device or a lazy layer's
             without a shape, two names of one parameter come with different masks, or the parameter is a view of memory
-            that another one has, too.
+            that another one has, too, or expanded.
     """
-    sparse = sparse_layers(model)
     holders = masked_parameters(model)
     parameters: dict[str, Tensor] = {
         _PARAMETRIZED.sub(r"\1", name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)
     }
     modules = dict(model.named_modules(remove_duplicate=False))
+    sparse = {_join(name, "weight") for name, module in modules.items() if isinstance(module, SparseLayer)}
     users = plain_users(model)
     held = {name: holder.masked_parameter for name, holder in holders.items()}
     names = {id(parameter): name for name, parameter in held.items() if parameter is not None}
@@ -220,7 +221,17 @@ def _refuse_computed(modules: Mapping[str, nn.Module], name: str, holders: Conta
 
 
 def _refuse_shared_memory(parameters: Mapping[str, Tensor], chosen: Mapping[int, tuple[str, Tensor]]) -> None:
-    """Raise ValueError where a parameter to be masked is a view of another one's memory: that would write around it."""
+    """Raise ValueError where a parameter to be masked shares places in memory.
+
+    With another one that is a view of it, which would write around the mask; or among its own numbers (expanded).
+    """
+    for name, parameter in parameters.items():
+        if id(parameter) in chosen and any(
+            size > 1 and step == 0 for size, step in zip(parameter.shape, parameter.stride(), strict=True)
+        ):
+            raise ValueError(
+                f"masks: expected parameters with a place for every number, got {name!r} expanded; clone it"
+            )
     with_memory = [
         (*_span(parameter), id(parameter), name)
         for name, parameter in parameters.items()

@@ -730,6 +730,10 @@ def test_a_module_that_is_used_twice_is_one_layer_and_can_be_sparse():
     convert(model, {"second.weight": mask}, form="sparse", example_input=inputs)
     assert plan(model) == {"first.weight": "sparse"}
     assert model.second is model.first
+    with pytest.raises(
+        TypeError, match=r"masks\['second.weight'\]: expected a layer that can take a mask, got a sparse"
+    ):
+        set_masks(model, {"second.weight": mask})
     assert list(model.state_dict()) == list(masked.state_dict())
     for network in (model, masked):
         network(inputs).square().sum().backward()

@@ -154,6 +154,12 @@ def shared_weight(sparse: bool = False) -> nn.Module:
     return model
 
 
+def expanded_weight() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 5))
+    model[0].weight = nn.Parameter(torch.randn(1, 4).expand(5, 4))
+    return model
+
+
 class Halved(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return weight / 2
@@ -220,6 +226,12 @@ WRONG: dict[str, tuple[nn.Module, dict[str, Any], type[Exception], str]] = {
         {"1.weight": torch.ones(5, 4) > 0},
         TypeError,
         r"masks\['1\.weight'\]: expected an Embedding with sparse=False",
+    ),
+    "expanded weight": (
+        expanded_weight(),
+        {"0.weight": torch.rand(5, 4) > 0.5},
+        ValueError,
+        r"masks: expected parameters with a place for every number, got '0\.weight' expanded",
     ),
     "weight that is computed": (
         nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5))),
