@@ -251,7 +251,8 @@ class _Training:
         """Everything of these steps is done: say so where an epoch ends, save where it is time."""
         last = self.experiment.iterations
         if self.iteration % self.batches.per_epoch == 0 or self.iteration == last:
-            self.monitor.epoch_ends(self.iteration, self.last_validation)
+            known = self.last_validation is not NOT_EVALUATED
+            self.monitor.epoch_ends(self.iteration, self.last_validation if known else None)
         if self.together or self.iteration == last:
             return
         if time.perf_counter() - self.saved >= self.experiment.checkpoint_seconds:

@@ -28,8 +28,8 @@ class Monitor:
     def stepped(self, iteration: int, losses: Tensor) -> None:
         """Training stands at ``iteration`` now; ``losses`` are those of the steps since the last call."""
 
-    def epoch_ends(self, iteration: int, validation: Evaluation) -> None:
-        """An epoch is complete, or the level is."""
+    def epoch_ends(self, iteration: int, validation: Evaluation | None) -> None:
+        """An epoch is complete, or the level is; ``validation`` is the last evaluation, ``None`` before the first."""
 
     def level_complete(self, summary: dict[str, Any]) -> None:
         """The level's results are stored."""
@@ -61,12 +61,13 @@ class LogLines(_Printing):
         self._loss_sum += float(losses.sum())
         self._loss_count += len(losses)
 
-    def epoch_ends(self, iteration: int, validation: Evaluation) -> None:
+    def epoch_ends(self, iteration: int, validation: Evaluation | None) -> None:
         epoch = -(-iteration // self._per_epoch)
         now = time.perf_counter()
+        validated = "" if validation is None else f"validation: {validation.loss:.4g} "
         print(
             f"INFO     [round: {self._level} | epoch: {epoch}] train: {self._loss_sum / self._loss_count:.4g} "
-            f"validation: {validation.loss:.4g} | sparsity: {100 * (1 - self._density):.4g}% | "
+            f"{validated}| sparsity: {100 * (1 - self._density):.4g}% | "
             f"duration: {now - self._began:.1f}s",
             file=self._stream,
             flush=True,

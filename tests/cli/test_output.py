@@ -50,6 +50,16 @@ def test_off_a_terminal_there_is_a_line_per_epoch_in_the_words_of_the_reference(
     assert found[0][5] == "0"
 
 
+def test_a_line_says_nothing_of_validation_where_there_is_none(command):
+    outcome = command(*BASE, "--iter", "6", "--validation", "0")
+    lines = [line for line in outcome.err.splitlines() if line.startswith("INFO")]
+    assert len(lines) == 2
+    for line in lines:
+        assert re.fullmatch(
+            r"INFO     \[round: \d \| epoch: 1\] train: [\d.e-]+ \| sparsity: .*% \| duration: .*s", line
+        )
+
+
 def test_the_table_and_the_figure_come_last_on_stdout(command):
     outcome = command(*BASE, "--iter", "6")
     title, header, dense, pruned, figure = outcome.out.splitlines()
