@@ -12,6 +12,7 @@ from lth_fast.experiment.branch import BRANCHES
 from lth_fast.experiment.forms import plan_source
 from lth_fast.experiment.presets import presets
 from lth_fast.experiment.pruning import COUNTS, ROLES
+from lth_fast.models.init import SCHEMES
 from lth_fast.prune import DISTRIBUTIONS, SCOPES, SCORES
 from lth_fast.train.optimizers import optimizer_class
 from lth_fast.train.precision import PRECISIONS
@@ -179,13 +180,13 @@ def initialiser(given: Any) -> str:
     """A scheme of :func:`lth_fast.models.initialise`."""
     name, colon, sigma = str(given).lower().partition(":")
     try:
-        if name in ("glorot", "kaiming", "openlth", "orthogonal") and not colon:
+        if name in SCHEMES and not colon:
             return name
         if name == "normal" and number(0, above=True)(sigma):
             return f"normal:{sigma}"
     except ValueError:
         pass
-    raise ValueError("glorot, kaiming, openlth, orthogonal or normal:SIGMA with SIGMA > 0")
+    raise ValueError(f"{', '.join(SCHEMES)} or normal:SIGMA with SIGMA > 0")
 
 
 FLAGS: tuple[Flag, ...] = (

@@ -174,17 +174,18 @@ def _normal(sigma: float) -> _Draw:
     return lambda weight, generator: weight.normal_(0, sigma, generator=generator)
 
 
-_SCHEMES: dict[str, _Draw] = {
+SCHEMES: dict[str, _Draw] = {
     "glorot": _glorot,
     "kaiming": _kaiming,
     "openlth": _openlth,
     "orthogonal": _orthogonal,
 }
+"""Every scheme that takes no argument, by its name."""
 
 
 def _parse(scheme: str) -> _Draw:
     head, colon, argument = scheme.partition(":")
-    name = match_name(head, [*_SCHEMES, "normal"], "initialisation")
+    name = match_name(head, [*SCHEMES, "normal"], "initialisation")
     if name == "normal":
         try:
             sigma = float(argument)
@@ -195,4 +196,4 @@ def _parse(scheme: str) -> _Draw:
         return _normal(sigma)
     if colon:
         raise ValueError(f"init: {name} takes no argument, got {scheme!r}")
-    return _SCHEMES[name]
+    return SCHEMES[name]
