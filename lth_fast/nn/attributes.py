@@ -33,6 +33,14 @@ def of_another_kind(input: torch.Tensor) -> bool:
     return input.is_nested or input.layout is not torch.strided
 
 
+def becomes_a_graph() -> bool:
+    """Whether ``torch.compile``, ``torch.export`` or ``torch.jit.trace`` makes a graph of what runs.
+
+    A graph cannot look at version counters: layers always apply the mask there, as a differentiable copy.
+    """
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
+
+
 def transformed() -> bool:
     """Whether a transform of ``torch.func`` (``grad``, ``vmap``, ``jvp``) or forward-mode differentiation is at work.
 

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lth_fast.nn import shared_mask
-from lth_fast.nn.attributes import parameter, transformed
+from lth_fast.nn.attributes import becomes_a_graph, parameter, transformed
 from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.nn.tracing import refuse_scripting
 from lth_fast.ops import masked_apply, pack_mask, unpack_mask
@@ -102,8 +102,7 @@ class MaskedLayer(nn.Module):
     def masked_weight(self) -> Tensor:
         """The weight, after re-applying the mask if anything wrote to it since it was last known to be masked."""
         weight: Tensor = parameter(self, "weight")
-        if torch.compiler.is_compiling():
-            # A graph cannot look at version counters: it always applies the mask, as a differentiable copy.
+        if becomes_a_graph():
             return masked_apply(weight, self.mask_bits)
         if transformed():
             return torch.where(self.mask, weight, 0)

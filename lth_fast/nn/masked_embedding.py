@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from lth_fast.nn.attributes import of_another_kind
+from lth_fast.nn.attributes import becomes_a_graph, of_another_kind
 from lth_fast.nn.masked import MaskedLayer
 from lth_fast.nn.tracing import node_of
 from lth_fast.ops import masked_apply
@@ -30,7 +30,7 @@ class MaskedEmbedding(MaskedLayer, nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, Proxy):
             return node_of(self, input)
-        if self.max_norm is not None and torch.compiler.is_compiling():  # where the weight below is a masked copy
+        if self.max_norm is not None and becomes_a_graph():  # where the weight below is a masked copy
             with torch.no_grad():
                 torch.embedding_renorm_(self.weight, input.contiguous(), self.max_norm, self.norm_type)
         weight, by_rows = self.masked_weight(), not of_another_kind(input)

@@ -11,7 +11,7 @@ from torch._guards import detect_fake_mode
 from torch.nn.utils import parametrize
 
 from lth_fast.nn import shared_mask
-from lth_fast.nn.attributes import transformed
+from lth_fast.nn.attributes import becomes_a_graph, transformed
 from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.nn.masked import as_it_was, as_written, check_mask
 from lth_fast.ops import masked_apply, pack_mask, unpack_mask
@@ -89,7 +89,7 @@ class MaskedParameter(nn.Module):
         if transformed():
             return torch.where(self.mask, original, 0)
         own = type(original) is nn.Parameter and original is self.weight  # or computed, or a caller's
-        if own and not torch.compiler.is_compiling() and detect_fake_mode() is None:
+        if own and not becomes_a_graph() and detect_fake_mode() is None:
             self.mask_what_was_written()  # in the parameter itself, which weight decay reads
         return masked_apply(original, self.mask_bits)
 

@@ -57,5 +57,13 @@ def test_torchscript_traces_the_layers_and_scripts_plain_ones(form, layer):
     with pytest.raises(TypeError, match=rf"{layer}: torch.jit.script takes plain layers, script lth_fast.nn.restore"):
         torch.jit.script(model)
     assert torch.equal(torch.jit.trace(model, (images,))(images), model(images))
+    twin = copy.deepcopy(model)
+    traced = torch.jit.trace(twin, (images,))
+    assert torch.equal(traced(images), model(images))
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.fill_(1.0)
+    outputs = traced(images)  # before the layers themselves see what was written
+    assert torch.equal(outputs, twin(images))
     plain = torch.jit.script(restore(copy.deepcopy(model)))
     torch.testing.assert_close(plain(images), model(images))
