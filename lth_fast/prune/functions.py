@@ -208,9 +208,9 @@ def parameter_and_mask(module: nn.Module, name: str) -> tuple[Tensor, Tensor | N
             f"module: expected a layer that can take a mask, got a {type(module).__name__}; "
             'lth_fast.nn.convert(model, form="masked") makes it one'
         )
-    weight = getattr(module, name, None)
-    if weight is None:
+    if held_parameter(module, name) is None:
         raise ValueError(f"name: this {type(module).__name__} has no parameter {name!r}")
+    weight: Tensor = getattr(module, name)
     if name == "weight" and isinstance(module, MaskedLayer):
         weight = module.masked_weight()
     if weight.is_meta:

@@ -168,9 +168,10 @@ def test_the_weight_of_a_sparse_layer_is_sent_to_convert_and_its_bias_is_pruned(
     assert int(masks(layer)["bias"].sum()) == 2
 
 
-@pytest.mark.parametrize("name", ["bias", "wieght"])
+@pytest.mark.parametrize("name", ["bias", "wieght", "in_features", "forward", "places"])
 def test_a_parameter_that_is_not_there_is_refused_by_name(name: str) -> None:
     layer = nn.Linear(3, 3, bias=False)
+    layer.register_buffer("places", torch.rand(3))
     expected = f"name: this Linear has no parameter '{name}'"
     with pytest.raises(ValueError, match=expected):
         l1_unstructured(layer, name, 0.5)
