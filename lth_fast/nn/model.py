@@ -142,18 +142,15 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
         plain = _PARAMETRIZED.sub(r"\1", given)
         name = plain if plain in holders else names.get(id(parameters.get(plain)), plain)
         if name in sparse:
-            raise TypeError(
-                f"masks[{name!r}]: expected a layer that can take a mask, got a sparse one, whose mask is part of its "
-                "Parameter; lth_fast.nn.convert(model, masks) makes it anew"
-            )
+            raise TypeError(f"masks[{name!r}]: {_EXPECTED_NO_SPARSE_LAYER}")
         _refuse_computed(modules, name, holders)
         if name not in holders and id(parameters.get(name)) not in users:
             known = ", ".join(parameters)
             raise KeyError(f"masks: the model has no parameter {name!r}; it has: {known}")
         parameter = holders[name].weight if name in holders else parameters[name]
         check_mask(mask, parameter, f"masks[{name!r}]")
-        for user, _ in users.get(id(parameter), ()):
-            check_user(user, f"masks[{name!r}]")
+        for user, attribute in users.get(id(parameter), ()):
+            check_user(user, attribute, f"masks[{name!r}]")
         first, other = chosen.setdefault(id(parameter), (name, mask))
         if not torch.equal(mask, other.to(mask.device)):
             raise ValueError(
@@ -257,8 +254,16 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
-def check_user(module: nn.Module, mask: str) -> None:
-    """Raise TypeError where ``module`` would read a parameter around the mask that is called ``mask``."""
+_EXPECTED_NO_SPARSE_LAYER = (
+    "expected a layer that can take a mask, got a sparse one, whose mask is part of its Parameter; "
+    "lth_fast.nn.convert(model, masks) makes it anew"
+)
+
+
+def check_user(module: nn.Module, attribute: str, mask: str) -> None:
+    """Raise TypeError where ``module`` cannot have the mask called ``mask`` on ``attribute`` or reads around it."""
+    if isinstance(module, SparseLayer) and attribute == "values":
+        raise TypeError(f"{mask}: {_EXPECTED_NO_SPARSE_LAYER}")
     if isinstance(module, nn.RNNBase):
         raise TypeError(f"{mask}: a {type(module).__name__} reads its parameters around any mask; use its cell")
     if isinstance(module, nn.Embedding) and module.sparse:

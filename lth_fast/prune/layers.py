@@ -59,9 +59,14 @@ def fetch_layers(model: nn.Module, bias: bool = False) -> list[tuple[nn.Module, 
 
 
 def layer_mask(layer: nn.Module) -> Tensor | None:
-    """The mask of a masked, sparse or stock-pruned layer's weight as a bool tensor, ``None`` for a plain one."""
-    stock = getattr(layer, "weight_mask", None)
-    return stock.bool() if isinstance(stock, Tensor) else masks(layer).get("weight")
+    """The mask of a masked, sparse or stock-pruned layer's weight as a bool tensor, ``None`` for a plain one.
+
+    Of one that is both, what both keep.
+    """
+    stock, ours = getattr(layer, "weight_mask", None), masks(layer).get("weight")
+    if not isinstance(stock, Tensor):
+        return ours
+    return stock.bool() if ours is None else stock.bool() & ours
 
 
 def sparsity(model: nn.Module) -> float:

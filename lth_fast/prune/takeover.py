@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
-from lth_fast.nn import set_masks
+from lth_fast.nn import masks, set_masks
 from lth_fast.nn.attributes import Model
 from lth_fast.nn.masked import check_mask
 from lth_fast.nn.model import check_user, plain_users
@@ -20,7 +20,8 @@ def from_torch_prune(model: Model) -> Model:
     Every pruned parameter gets its plain name back: ``weight_orig`` becomes ``weight``, the same Parameter object (an
     optimizer that holds it goes on, its momentum is cleared where pruned before its next step), its pruned values and
     gradients become 0, and stock's hooks and ``weight_mask`` buffers are gone. The values that ``weight_orig`` kept
-    under the mask are lost: a pruned weight is 0 here, in every module that shares it.
+    under the mask are lost: a pruned weight is 0 here, in every module that shares it. Beside a mask of ours, what either
+    prunes is pruned.
 
     Args:
         model: Any module with parameters pruned by functions or classes of ``torch.nn.utils.prune``.
@@ -57,17 +58,19 @@ def from_torch_prune(model: Model) -> Model:
         full = f"{name}.{parameter}" if name else parameter
         original = module._parameters[f"{parameter}_orig"]
         check_mask(getattr(module, f"{parameter}_mask").bool(), original, full)
-        for user, _ in users[id(original)]:
-            check_user(user, full)
-    masks = {}
+        for user, attribute in users[id(original)]:
+            check_user(user, attribute.removesuffix("_orig"), full)
+    before = masks(model)
+    after = {}
     for name, module, parameter in found:
-        masks[f"{name}.{parameter}" if name else parameter] = getattr(module, f"{parameter}_mask").bool()
+        full, mask = f"{name}.{parameter}" if name else parameter, getattr(module, f"{parameter}_mask").bool()
+        after[full] = mask & before[full] if full in before else mask
         stock.remove(module, parameter)
         # Stock put its parameters last; state_dict and parameters() have weight and bias first.
         plain = module._parameters
         for other in sorted(plain, key=lambda entry: ({"weight": 0, "bias": 1}).get(entry, 2)):
             plain[other] = plain.pop(other)
-    return set_masks(model, masks)
+    return set_masks(model, after)
 
 
 def from_openlth(mask_file: str | Path) -> dict[str, Tensor]:

@@ -288,6 +288,16 @@ def test_all_masks_are_checked_before_the_first_is_set(case: str) -> None:
     assert masks(model) == {}
 
 
+def test_the_values_of_a_sparse_layer_take_no_mask_and_the_layer_stays_what_it_is() -> None:
+    mask = torch.rand(5, 4) < 0.5
+    model = convert(nn.Sequential(nn.Linear(4, 5)), {"0.weight": mask}, form="sparse")
+    with pytest.raises(
+        TypeError, match=r"masks\['0.values'\]: expected a layer that can take a mask, got a sparse one"
+    ):
+        set_masks(model, {"0.values": torch.ones(int(mask.sum())) > 0})
+    assert_equal_masks(masks(model), {"0.weight": mask})
+
+
 def test_a_name_of_nobody_is_refused_where_the_weight_of_a_masked_layer_is_computed() -> None:
     model = set_masks(nn.Sequential(nn.Linear(4, 5)), {"0.weight": torch.rand(5, 4) < 0.5})
     nn.utils.parametrizations.weight_norm(model[0])

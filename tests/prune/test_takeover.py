@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
-from lth_fast.nn import MaskedConv2d, MaskedLinear, masks, set_masks
-from lth_fast.prune import from_openlth, from_torch_prune, l1_unstructured
+from lth_fast.nn import MaskedConv2d, MaskedLinear, SparseLinear, masks, set_masks
+from lth_fast.prune import from_openlth, from_torch_prune, l1_unstructured, sparsity
 
 
 def network() -> nn.Sequential:
@@ -157,6 +157,27 @@ def test_masks_of_floats_are_read_too_and_go_onto_a_model(tmp_path: Path) -> Non
     found = from_openlth(str(tmp_path / "mask.pth"))
     set_masks(model, found)
     assert torch.equal(masks(model)["0.weight"], found["0.weight"])
+
+
+def test_what_a_mask_of_ours_prunes_stays_pruned() -> None:
+    layer = l1_unstructured(nn.Linear(8, 6), "weight", 0.5)
+    ours = layer.mask
+    stock.random_unstructured(layer, "weight", 0.5)
+    both = ours & layer.weight_mask.bool()
+    assert sparsity(layer) == pytest.approx(100 * (1 - both.float().mean().item()))
+    assert torch.equal(from_torch_prune(layer).mask, both)
+    assert not layer.weight[~both].any()
+
+
+def test_stock_masks_on_the_values_of_a_sparse_layer_are_refused_and_nothing_is_changed() -> None:
+    layer = SparseLinear(8, 6, mask=torch.rand(6, 8) < 0.5)
+    stock.l1_unstructured(layer, "values", 0.5)
+    inputs = torch.randn(2, 8)
+    before = layer(inputs)
+    with pytest.raises(TypeError, match="values: expected a layer that can take a mask, got a sparse one"):
+        from_torch_prune(layer)
+    assert stock.is_pruned(layer)
+    assert torch.equal(layer(inputs), before)
 
 
 class Evil:
