@@ -21,6 +21,7 @@
 #include "cpu/caches.h"
 #include "cpu/dispatch.h"
 #include "ops/below_autograd.h"
+#include "ops/checks.h"
 
 namespace lth_fast {
 namespace {
@@ -695,14 +696,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_conv2d_backward(
     const at::Tensor& input_taps, const at::Tensor& input_starts, const at::Tensor& output_taps,
     const at::Tensor& permutation, at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
     at::IntArrayRef dilation, int64_t groups, std::array<bool, 3> wanted) {
+  const Convolution convolution = {kernel_size, stride, padding, dilation, groups};
+  check_sparse_conv2d(input, values, std::nullopt, {output_starts, input_taps, input_starts, output_taps, permutation},
+                      convolution);
   const int64_t out_channels = output_starts.size(0) - 1;
+  const Geometry shape = geometry(input.sizes(), out_channels, convolution);
+  const std::array<int64_t, 4> expected = {shape.batch, out_channels, shape.vertical.output, shape.horizontal.output};
+  TORCH_CHECK(grad_output.sizes() == at::IntArrayRef(expected), "sparse_conv2d_backward: grad_output must have shape ",
+              at::IntArrayRef(expected), " for input of shape ", input.sizes(), ", got ", grad_output.sizes());
+  check_same_type("sparse_conv2d_backward", grad_output, "grad_output", values, "values");
   if (grad_output.numel() == 0) {
     const auto zeros = [&](bool given, at::IntArrayRef size) {
       return at::zeros(given ? size : at::IntArrayRef{0}, values.options());
     };
     return {zeros(wanted[0], input.sizes()), zeros(wanted[1], values.sizes()), zeros(wanted[2], {out_channels})};
   }
-  const Geometry shape = geometry(input.sizes(), out_channels, {kernel_size, stride, padding, dilation, groups});
   const Order by_source = by_input(shape, input_starts, output_taps, permutation);
   const Order by_target = by_output(shape, output_starts, input_taps);
   check_taps(by_source, shape.taps());

@@ -441,6 +441,7 @@ at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Ten
 at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Tensor& input,
                                      const at::Tensor& row_starts, const at::Tensor& row_order,
                                      const at::Tensor& columns) {
+  check_sparse_linear_gradient("sparse_linear_values_grad", grad_output, input, row_order.size(1));
   if (input.numel() == 0 || grad_output.numel() == 0) return at::zeros(columns.sizes(), input.options());
   const auto compute = [&](auto element) {
     return values_grad<decltype(element)>(GradOutput<decltype(element)>(grad_output, false), input, row_starts,
@@ -454,6 +455,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_linear_backward(
     const at::Tensor& row_order, const at::Tensor& columns, const at::Tensor& column_starts,
     const at::Tensor& column_order, const at::Tensor& rows, const at::Tensor& permutation, std::array<bool, 3> wanted) {
   const auto [input_wanted, values_wanted, bias_wanted] = wanted;
+  check_sparse_linear_gradient("sparse_linear_backward", grad_output, input, row_order.size(1));
+  TORCH_CHECK(input.size(-1) == column_order.size(1), "sparse_linear_backward: input must have shape [..., ",
+              column_order.size(1), "], got ", input.sizes());
+  TORCH_CHECK(!input_wanted || values.sizes() == columns.sizes(), "sparse_linear_backward: values must have shape ",
+              columns.sizes(), ", got ", values.sizes());
   const auto none = [&] { return at::empty({0}, values.options()); };
   if (grad_output.numel() == 0 || input.numel() == 0) {  // no samples, or a layer without inputs or outputs
     return {input_wanted ? at::zeros(input.sizes(), values.options()) : none(),

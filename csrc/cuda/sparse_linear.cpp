@@ -97,6 +97,7 @@ at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Ten
 at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Tensor& input,
                                      const at::Tensor& row_starts, const at::Tensor& row_order,
                                      const at::Tensor& columns) {
+  check_sparse_linear_gradient("sparse_linear_values_grad", grad_output, input, row_order.size(1));
   const c10::cuda::CUDAGuard guard(input.device());
   const at::Tensor gradient = features_first(grad_output), from = features_first(input);
   at::Tensor grad_values = at::empty(columns.sizes(), input.options());

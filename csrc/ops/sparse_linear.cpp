@@ -139,6 +139,16 @@ void check_sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
   }
 }
 
+void check_sparse_linear_gradient(const char* function, const at::Tensor& grad_output, const at::Tensor& input,
+                                  int64_t out_features) {
+  TORCH_CHECK(input.dim() >= 1, function, ": input must have shape [..., in_features], got ", input.sizes());
+  auto expected = input.sizes().vec();
+  expected.back() = out_features;
+  TORCH_CHECK(grad_output.sizes() == at::IntArrayRef(expected), function, ": grad_output must have shape ",
+              at::IntArrayRef(expected), " for input of shape ", input.sizes(), ", got ", grad_output.sizes());
+  check_same_type(function, grad_output, "grad_output", input, "input");
+}
+
 namespace {
 
 // ---- derivative ----

@@ -10,4 +10,8 @@ void check_sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
                          const at::Tensor& column_starts, const at::Tensor& column_order, const at::Tensor& rows,
                          const at::Tensor& permutation);
 
+// Autograd passes a gradient that fits; who calls an operator may pass any.
+void check_sparse_linear_gradient(const char* function, const at::Tensor& grad_output, const at::Tensor& input,
+                                  int64_t out_features);
+
 }  // namespace lth_fast

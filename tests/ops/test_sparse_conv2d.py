@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -597,6 +598,22 @@ def test_wrong_arguments_are_named_with_what_was_expected_and_given(case: str, c
     wrong, message = WRONG[case]
     with pytest.raises(RuntimeError, match=message):
         call(sparse_conv2d, **{**RIGHT, **wrong})
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 9, 8), (4, 6, 9, 8), (3, 5, 9, 8), (3, 6, 8, 8), (0, 6, 9, 8)], ids=str)
+@pytest.mark.parametrize("wanted", WANTED[1:], ids=str)
+def test_a_gradient_of_another_shape_than_the_outputs_is_refused(
+    shape: tuple[int, ...], wanted: tuple[bool, bool, bool]
+) -> None:
+    case = Case()
+    values, _, pattern = random_layer(case)
+    message = r"grad_output must have shape \[3, 6, 9, 8\] for input of shape \[3, 4, 9, 8\], got " + re.escape(
+        str(list(shape))
+    )
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.lth_fast.sparse_conv2d_backward(
+            torch.randn(shape), case.input(), values, *pattern, *case.geometry, wanted
+        )
 
 
 def test_a_survivor_that_is_zero_gets_its_gradient() -> None:

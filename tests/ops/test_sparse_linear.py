@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -510,6 +511,29 @@ def test_wrong_arguments_are_named_with_what_was_expected_and_given(case: str, c
     arguments, pattern, message = WRONG[case]
     with pytest.raises(RuntimeError, match=message):
         call(sparse_linear, *arguments, pattern)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (6, 3), (5, 2), (5, 4), (0, 3), (1, 5, 3)], ids=str)
+def test_a_gradient_of_another_shape_than_the_outputs_is_refused(shape: tuple[int, ...]) -> None:
+    values, _, pattern = random_layer(4, 3)
+    gradient, inputs = torch.randn(shape), torch.randn(5, 4)
+    message = r"grad_output must have shape \[5, 3\] for input of shape \[5, 4\], got " + re.escape(str(list(shape)))
+    for wanted in WANTED[1:]:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.lth_fast.sparse_linear_backward(gradient, inputs, values, *pattern, wanted)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.lth_fast.sparse_linear_values_grad(gradient, inputs, *by_row(pattern))
+
+
+def test_a_backward_with_arguments_of_another_layer_names_them() -> None:
+    values, _, pattern = random_layer(4, 3, 1.0)
+    backward, gradient, inputs = torch.ops.lth_fast.sparse_linear_backward, torch.randn(5, 3), torch.randn(5, 4)
+    with pytest.raises(RuntimeError, match=r"input must have shape \[..., 4\], got \[5, 7\]"):
+        backward(gradient, torch.randn(5, 7), values, *pattern, (True, True, True))
+    with pytest.raises(RuntimeError, match=r"values must have shape \[12\], got \[3\]"):
+        backward(gradient, inputs, values[:3], *pattern, (True, False, False))
+    with pytest.raises(RuntimeError, match=r"grad_output must have the dtype of input \(Float\), got Double"):
+        backward(gradient.double(), inputs, values, *pattern, (True, True, True))
 
 
 @pytest.mark.usefixtures("kernels")
