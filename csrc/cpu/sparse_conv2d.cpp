@@ -632,6 +632,19 @@ class ValuesGrad {
 // The sums of the values' gradient that threads may work on at once, each over its part of the batch.
 constexpr int64_t kShares = 8;
 
+// The sum of each column of [tiles, channels]. Torch's sum to a single number is one per thread, added up in the end.
+template <typename Element>
+at::Tensor sum_of_tiles(const at::Tensor& sums) {
+  const at::Tensor by_channel = sums.t().contiguous(), result = at::empty({sums.size(1)}, sums.options());
+  const auto* from = by_channel.const_data_ptr<Element>();
+  auto* to = result.mutable_data_ptr<Element>();
+  const int64_t tiles = sums.size(0);
+  for (int64_t channel = 0; channel < result.size(0); ++channel) {
+    to[channel] = sparse_conv2d_kernels<Element>().sum(from + channel * tiles, 0, 1, tiles);
+  }
+  return result;
+}
+
 // The gradients of input, values and bias that are wanted; the others are empty.
 template <typename Element>
 std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const Geometry& shape, const at::Tensor& grad_output,
@@ -669,7 +682,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const Geometry& shape, c
   });
   return {input_grad.has_value() ? input_grad->result() : at::empty({0}, values.options()),
           values_grad.has_value() ? values_grad->result() : at::empty({0}, values.options()),
-          bias_wanted ? sums.sum(0) : at::empty({0}, values.options())};
+          bias_wanted ? sum_of_tiles<Element>(sums) : at::empty({0}, values.options())};
 }
 
 // ---- the registered functions ----

@@ -442,7 +442,7 @@ at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Te
                                      const at::Tensor& row_starts, const at::Tensor& row_order,
                                      const at::Tensor& columns) {
   check_sparse_linear_gradient("sparse_linear_values_grad", grad_output, input, row_order.size(1));
-  if (input.numel() == 0 || grad_output.numel() == 0) return at::zeros(columns.sizes(), input.options());
+  if (grad_output.numel() == 0) return at::zeros(columns.sizes(), input.options());
   const auto compute = [&](auto element) {
     return values_grad<decltype(element)>(GradOutput<decltype(element)>(grad_output, false), input, row_starts,
                                           row_order, columns);
@@ -461,7 +461,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_linear_backward(
   TORCH_CHECK(!input_wanted || values.sizes() == columns.sizes(), "sparse_linear_backward: values must have shape ",
               columns.sizes(), ", got ", values.sizes());
   const auto none = [&] { return at::empty({0}, values.options()); };
-  if (grad_output.numel() == 0 || input.numel() == 0) {  // no samples, or a layer without inputs or outputs
+  if (grad_output.numel() == 0) {  // no samples, or a layer without outputs
     return {input_wanted ? at::zeros(input.sizes(), values.options()) : none(),
             values_wanted ? at::zeros(columns.sizes(), values.options()) : none(),
             bias_wanted ? as_rows(grad_output).sum(0) : none()};

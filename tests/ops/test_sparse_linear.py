@@ -344,12 +344,13 @@ def test_zeros_have_one_sign_on_any_number_of_threads(
         assert torch.equal(alone, on_threads(threads, negative))
 
 
+@pytest.mark.parametrize("in_features", [8, 0])
 def test_of_frozen_values_the_bits_of_the_gradient_of_the_bias_do_not_depend_on_the_number_of_threads(
-    on_threads: Callable[[int, Callable[[], Tensor]], Tensor],
+    in_features: int, on_threads: Callable[[int, Callable[[], Tensor]], Tensor]
 ) -> None:
     """Torch's own sum to a single number is one per thread, added up in the end."""
-    values, bias, pattern = random_layer(8, 1, 1.0)
-    inputs, gradient = torch.randn(70_000, 8), torch.randn(70_000, 1)
+    values, bias, pattern = random_layer(in_features, 1, 1.0)
+    inputs, gradient = torch.randn(70_000, in_features), torch.randn(70_000, 1)
 
     def of_bias() -> Tensor:
         (leaf,) = as_leaves(bias)
