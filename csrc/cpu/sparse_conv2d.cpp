@@ -336,7 +336,7 @@ class Survivors {
         const int32_t first = starts_[segment], last = starts_[segment + 1];
         if (whole) {
           for (int32_t next = first; next < last; ++next) {
-            const int32_t survivor = i + next - first;
+            const int32_t survivor = i + (next - first);
             offsets_[next] = group + offset_of[order.taps[survivor]];
             places_[next] = order.permutation == nullptr ? survivor : order.permutation[survivor];
           }

@@ -537,6 +537,20 @@ def test_a_backward_with_arguments_of_another_layer_names_them() -> None:
         backward(gradient.double(), inputs, values, *pattern, (True, True, True))
 
 
+@pytest.mark.long
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("survivors", [3, 20, 70])
+def test_the_last_of_as_many_survivors_as_there_may_be_get_their_gradient(survivors: int, distance: Distance) -> None:
+    """It asks for 13 GB, of which it touches the last pages alone: the line that ends at survivor 2**31 - 1."""
+    most = 2**31 - 1
+    starts, order = torch.tensor([[most - survivors, most]], dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int32)
+    columns = torch.empty(most, dtype=torch.int16)
+    columns[-survivors:] = torch.arange(survivors, dtype=torch.int16)
+    gradient, inputs = torch.randn(16, 1), torch.randn(16, survivors)
+    found = torch.ops.lth_fast.sparse_linear_values_grad(gradient, inputs, starts, order, columns)
+    assert distance(found[-survivors:], (gradient.double().t() @ inputs.double()).flatten()) <= 1e-6
+
+
 @pytest.mark.usefixtures("kernels")
 def test_whether_a_derivative_is_asked_for_does_not_change_the_output(call: Callable[..., Tensor]) -> None:
     values, bias, pattern = random_layer(33, 20)

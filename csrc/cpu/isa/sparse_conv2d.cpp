@@ -274,11 +274,11 @@ void values_grad(const TapRows& rows, size_t first, size_t last, const Element* 
         const int32_t* starts = rows.starts + panel * rows.rows;
         for (size_t row = first; row < last; ++row) {
           const Element* row_gradient = with + row * region.output_channel;
-          int32_t survivor = starts[row];
+          ptrdiff_t survivor = starts[row];
           for (; survivor + 8 <= starts[row + 1]; survivor += 8) {
             dot_block<Element, 8>(row_gradient, from, rows.offsets + survivor, block, grad_values + survivor, add);
           }
-          if (const int32_t rest = starts[row + 1] - survivor; rest > 0) {
+          if (const ptrdiff_t rest = starts[row + 1] - survivor; rest > 0) {
             dot_of<Element>(rest)(row_gradient, from, rows.offsets + survivor, block, grad_values + survivor, add);
           }
         }

@@ -308,7 +308,7 @@ struct DotProducts {
   }
 
   // 1 to 7 of them. Lines of one length follow each other, so the processor foresees where this goes.
-  Eight<Element> of_few(const Index* columns, int32_t count) const {
+  Eight<Element> of_few(const Index* columns, ptrdiff_t count) const {
     switch (count) {
       case 1:
         return of<1>(columns);
@@ -339,8 +339,8 @@ void values_grad(const SparsePanel<Index>& panel, size_t first, size_t last, con
     Products products;
     products.input = input;
     for (size_t k = 0; k < kVectors; ++k) products.gradient[k] = gradient[k];
-    int32_t survivor = panel.starts[place];
-    const int32_t end = panel.starts[place + 1];
+    ptrdiff_t survivor = panel.starts[place];
+    const ptrdiff_t end = panel.starts[place + 1];
     for (; survivor + 8 <= end; survivor += 8) {
       auto* to = reinterpret_cast<Eight<Element>*>(grad_values + survivor);
       const Eight<Element> sums = products.template of<8>(panel.indices + survivor);
@@ -397,15 +397,15 @@ void values_grad(const SparsePanel<Index>& panel, size_t first, size_t last, con
   using Vector = typename Register<Element>::Vector;
   constexpr size_t lanes = kVectors * Register<Element>::kWidth;
   const int32_t* starts = panel.starts;
-  const int32_t end_of_task = starts[last];
+  const ptrdiff_t end_of_task = starts[last];
   Eight<Element> products[kWaiting] = {};
   for (size_t place = first; place < last; ++place) {
     const auto* line_gradient = reinterpret_cast<const Vector*>(grad_output + panel.order[place] * lanes);
-    const int32_t end = starts[place + 1];
+    const ptrdiff_t end = starts[place + 1];
     Vector gradient[kVectors];
     for (size_t k = 0; k < kVectors; ++k) gradient[k] = line_gradient[k];
-    for (int32_t survivor = starts[place]; survivor < end; survivor += kWaiting) {
-      const int32_t count = end - survivor < kWaiting ? end - survivor : kWaiting;
+    for (ptrdiff_t survivor = starts[place]; survivor < end; survivor += kWaiting) {
+      const auto count = static_cast<int32_t>(end - survivor < kWaiting ? end - survivor : kWaiting);
       for (int32_t i = 0; i < count; ++i) {
         const auto* from = reinterpret_cast<const Vector*>(input + panel.indices[survivor + i] * lanes);
         products[i] = dot<Element, kVectors>(gradient, from);
