@@ -226,6 +226,10 @@ WRONG: dict[str, tuple[tuple[Tensor | None, ...], str]] = {
         (IMAGES[0], WEIGHT, None, BITS),
         r"input must have shape \[batch, 4, height, width\] for .*, got \[4, 5, 5\]",
     ),
+    "input of five dimensions": (
+        (IMAGES[..., None], WEIGHT, None, BITS),
+        r"input must have shape \[batch, 4, height, width\] for .*, got \[2, 4, 5, 5, 1\]",
+    ),
     "input of another dtype": (
         (IMAGES.double(), WEIGHT, None, BITS),
         r"input must have the dtype of weight \(Float\), got Double",
@@ -237,6 +241,10 @@ WRONG: dict[str, tuple[tuple[Tensor | None, ...], str]] = {
     "bias of another length": (
         (IMAGES, WEIGHT, torch.ones(3), BITS),
         r"bias must have shape \[4\], got \[3\]",
+    ),
+    "bias of two dimensions": (
+        (IMAGES, WEIGHT, torch.ones(4, 1), BITS),
+        r"bias must have shape \[4\], got \[4, 1\]",
     ),
     "bias of another dtype": (
         (IMAGES, WEIGHT, torch.ones(4).half(), BITS),

@@ -334,6 +334,10 @@ WRONG: dict[str, tuple[tuple[Tensor | None, ...], str]] = {
         (torch.ones(2, 4), torch.ones(3, 4), torch.ones(4), BITS),
         r"bias must have shape \[3\], got \[4\]",
     ),
+    "bias of two dimensions": (
+        (torch.ones(2, 4), torch.ones(3, 4), torch.ones(3, 1), BITS),
+        r"bias must have shape \[3\], got \[3, 1\]",
+    ),
     "bias of another dtype": (
         (torch.ones(2, 4), torch.ones(3, 4), torch.ones(3).half(), BITS),
         r"bias must have the dtype of weight \(Float\), got Half",

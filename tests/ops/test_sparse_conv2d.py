@@ -89,6 +89,8 @@ GEOMETRIES = {
     ),
     "padding beyond the kernel": Case(padding=(4, 5), size=(2, 2)),
     "more rows than fit the registers": Case(size=(3, 37)),
+    "stride beyond the input": Case(size=(3, 2), stride=(5, 4)),
+    "taps farther apart than the caches reach": Case(size=(3, 2), padding=(150, 150), dilation=(150, 150)),
 }
 # Widths from one pixel to more than the registers hold, with batches that fill tiles of each width, and a rest.
 MAPS = [((1, 1), 70), ((2, 2), 33), ((3, 3), 64), ((4, 4), 64), ((7, 7), 17), ((8, 8), 8), ((5, 16), 9), ((2, 33), 1)]
@@ -282,12 +284,35 @@ def test_inputs_and_gradients_may_lie_in_memory_in_any_order(distance: Distance)
     for inputs, grad_output in zip((last, part, turned), gradients, strict=True):
         single, double = as_leaves(values, bias), as_leaves(values, bias, dtype=torch.float64)
         leaf, exact = inputs.detach().requires_grad_(), inputs.double().requires_grad_()
-        sparse_conv2d(leaf, *single, pattern, *case.geometry).backward(grad_output)
-        reference(exact, *double, pattern, *case.geometry).backward(grad_output.double())
-        for tensor, like in zip([leaf, *single], [exact, *double], strict=True):
+        out, like = (
+            sparse_conv2d(leaf, *single, pattern, *case.geometry),
+            reference(exact, *double, pattern, *case.geometry),
+        )
+        assert distance(out, like) <= tolerance(out)
+        out.backward(grad_output)
+        like.backward(grad_output.double())
+        for tensor, expected in zip([leaf, *single], [exact, *double], strict=True):
             assert tensor.grad is not None
-            assert like.grad is not None
-            assert distance(tensor.grad, like.grad) <= tolerance(tensor)
+            assert expected.grad is not None
+            assert distance(tensor.grad, expected.grad) <= tolerance(tensor)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_values_and_biases_may_be_columns_of_a_table(distance: Distance) -> None:
+    case = Case()
+    values, bias, pattern = random_layer(case)
+    inputs = case.input()
+    columns = [torch.stack([tensor, torch.zeros_like(tensor)], 1)[:, 0] for tensor in (values, bias)]
+    ours = [inputs.clone().requires_grad_(), *(column.requires_grad_() for column in columns)]
+    expected = as_leaves(inputs, values, bias, dtype=torch.float64)
+    out, like = sparse_conv2d(*ours, pattern, *case.geometry), reference(*expected, pattern, *case.geometry)
+    assert distance(out, like) <= tolerance(out)
+    out.square().sum().backward()
+    like.square().sum().backward()
+    for tensor, leaf in zip(ours, expected, strict=True):
+        assert tensor.grad is not None
+        assert leaf.grad is not None
+        assert distance(tensor.grad, leaf.grad) <= tolerance(tensor)
 
 
 @pytest.mark.usefixtures("kernels")
@@ -343,7 +368,7 @@ def test_derivatives_with_relu_agree_with_finite_differences() -> None:
 @pytest.mark.usefixtures("kernels")
 def test_relu_lets_nan_through_as_torchs_does() -> None:
     pattern = sparse_conv2d_pattern(torch.ones(1, 1, 1, 1, dtype=torch.bool))
-    inputs = torch.full((9, 1, 3, 3), float("nan"))
+    inputs = torch.full((17, 1, 5, 5), float("nan"))  # sixteen pixels, eight and a rest; two tiles of samples
     assert sparse_conv2d(inputs, torch.ones(1), None, pattern, (1, 1), relu=True).isnan().all()
 
 
@@ -544,6 +569,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "half precision": ({"values": VALUES.half()}, "values must be float32 or float64, got Half"),
     "input of another dtype": ({"input": INPUT.double()}, r"input must have the dtype of values \(Float\), got Double"),
     "unbatched input": ({"input": INPUT[0]}, r"input must have shape \[batch, 4, height, width\], got \[4, 5, 5\]"),
+    "input of five dimensions": (
+        {"input": INPUT[..., None]},
+        r"input must have shape \[batch, 4, height, width\], got \[2, 4, 5, 5, 1\]",
+    ),
     "other channels": (
         {"input": INPUT[:, :3]},
         r"input must have shape \[batch, 4, height, width\], got \[2, 3, 5, 5\]",
@@ -554,9 +583,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a dilated kernel larger than the input": ({"dilation": (1, 4)}, "whose width is 9"),
     "bias of another shape": ({"bias": BIAS[:3]}, r"bias must have shape \[6\], got \[3\]"),
+    "bias of two dimensions": ({"bias": BIAS[:, None]}, r"bias must have shape \[6\], got \[6, 1\]"),
     "bias of another dtype": ({"bias": BIAS.double()}, "bias must have the dtype of values"),
     "groups": ({"groups": 3}, "groups must be positive and divide the 4 input and 6 output channels, got 3"),
+    "groups that divide the input alone": ({"groups": 4}, "groups must be positive and divide .* got 4"),
+    "no groups": ({"groups": 0}, "groups must be positive and divide .* got 0"),
+    "negative groups": ({"groups": -1}, "groups must be positive and divide .* got -1"),
     "stride": ({"stride": (0, 1)}, r"stride must be two integers of at least 1 and at most 2147483647, got \[0, 1\]"),
+    "stride of one number": ({"stride": (1,)}, r"stride must be two integers .* got \[1\]"),
+    "stride of three numbers": ({"stride": (1, 1, 1)}, r"stride must be two integers .* got \[1, 1, 1\]"),
     "padding": (
         {"padding": (0, -1)},
         r"padding must be two integers of at least 0 and at most 2147483647, got \[0, -1\]",
@@ -577,6 +612,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"kernel_size": (2, 3)},
         "pattern must be one of kernel_size and groups, whose channels have 24 taps, got tap 35",
     ),
+    "a kernel smaller than the pattern's last channel": (
+        {
+            "values": torch.ones(1),
+            "pattern": sparse_conv2d_pattern(torch.arange(216).view(6, 4, 3, 3) == 215),
+            "kernel_size": (2, 3),
+        },
+        "whose channels have 24 taps, got tap 35",
+    ),
     "more groups than the pattern's": (
         {"groups": 2},
         "pattern must be one of kernel_size and groups, whose channels have 18 taps, got tap 35",
@@ -588,6 +631,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "taps of another dtype": (
         {"pattern": PATTERN._replace(input_taps=PATTERN.input_taps.short())},
         "input_taps must be int32, got Short",
+    ),
+    "taps of two dimensions": (
+        {"pattern": PATTERN._replace(input_taps=PATTERN.input_taps[:, None])},
+        r"input_taps must have shape \[216\] .* got \[216, 1\]",
     ),
     "a short permutation": (
         {"pattern": PATTERN._replace(permutation=PATTERN.permutation[:3])},
@@ -621,6 +668,22 @@ def test_a_gradient_of_another_shape_than_the_outputs_is_refused(
         torch.ops.lth_fast.sparse_conv2d_backward(
             torch.randn(shape), case.input(), values, *pattern, *case.geometry, wanted
         )
+
+
+@pytest.mark.parametrize("taps", ["input_taps", "output_taps"])
+def test_the_gradients_refuse_taps_beyond_the_kernel_in_either_order(taps: str) -> None:
+    beyond = PATTERN._replace(**{taps: getattr(PATTERN, taps) + 1})
+    with pytest.raises(RuntimeError, match="pattern must be one of kernel_size and groups"):
+        torch.ops.lth_fast.sparse_conv2d_backward(
+            torch.ones(2, 6, 5, 5), INPUT, VALUES, *beyond, (3, 3), (1, 1), (1, 1), (1, 1), 1, (True, True, True)
+        )
+
+
+@pytest.mark.parametrize("part", PATTERN._fields)
+def test_a_pattern_on_another_device_is_refused(part: str) -> None:
+    elsewhere = PATTERN._replace(**{part: getattr(PATTERN, part).to("meta")})
+    with pytest.raises(RuntimeError, match=r"the pattern must be on the device of values \(cpu\), got meta"):
+        sparse_conv2d(**{**RIGHT, "pattern": elsewhere})
 
 
 def test_a_survivor_that_is_zero_gets_its_gradient() -> None:

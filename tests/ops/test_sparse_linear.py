@@ -216,12 +216,32 @@ def test_inputs_and_gradients_may_lie_in_memory_in_any_order(distance: Distance)
     inputs = torch.randn(7, 4, 5).permute(2, 1, 0)
     for grad_output in (torch.randn(3, 4, 5).permute(2, 1, 0), torch.randn(()).expand(5, 4, 3)):
         single, double = as_leaves(values, bias), as_leaves(values, bias, dtype=torch.float64)
-        sparse_linear(inputs, *single, pattern).backward(grad_output)
-        reference(inputs.double(), *double, pattern).backward(grad_output.double())
-        for tensor, like in zip(single, double, strict=True):
+        out, like = sparse_linear(inputs, *single, pattern), reference(inputs.double(), *double, pattern)
+        assert distance(out, like) <= 1e-6
+        out.backward(grad_output)
+        like.backward(grad_output.double())
+        for tensor, expected in zip(single, double, strict=True):
             assert tensor.grad is not None
-            assert like.grad is not None
-            assert distance(tensor.grad, like.grad) <= 1e-6
+            assert expected.grad is not None
+            assert distance(tensor.grad, expected.grad) <= 1e-6
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("batch", [5, 70], ids=["one tile", "several tiles"])
+def test_values_and_biases_may_be_columns_of_a_table(batch: int, distance: Distance) -> None:
+    values, bias, pattern = random_layer(33, 20)
+    inputs = torch.randn(batch, 33)
+    columns = [torch.stack([tensor, torch.zeros_like(tensor)], 1)[:, 0] for tensor in (values, bias)]
+    ours = [inputs.clone().requires_grad_(), *(column.requires_grad_() for column in columns)]
+    expected = as_leaves(inputs, values, bias, dtype=torch.float64)
+    out, like = sparse_linear(*ours, pattern), reference(*expected, pattern)
+    assert distance(out, like) <= 1e-6
+    out.square().sum().backward()
+    like.square().sum().backward()
+    for tensor, leaf in zip(ours, expected, strict=True):
+        assert tensor.grad is not None
+        assert leaf.grad is not None
+        assert distance(tensor.grad, leaf.grad) <= 1e-6
 
 
 def test_rows_of_a_larger_tensor_are_read_where_they_are(distance: Distance) -> None:
@@ -276,8 +296,8 @@ def test_derivatives_with_relu_agree_with_finite_differences() -> None:
 
 @pytest.mark.usefixtures("kernels")
 def test_relu_lets_nan_through_as_torchs_does() -> None:
-    pattern = sparse_pattern(torch.ones(9, 1, dtype=torch.bool))
-    assert sparse_linear(torch.full((9, 1), float("nan")), torch.ones(9), None, pattern, relu=True).isnan().all()
+    pattern = sparse_pattern(torch.ones(25, 1, dtype=torch.bool))  # sixteen features, eight and a rest
+    assert sparse_linear(torch.full((9, 1), float("nan")), torch.ones(25), None, pattern, relu=True).isnan().all()
 
 
 @pytest.mark.usefixtures("kernels")
@@ -468,6 +488,7 @@ WRONG: dict[str, tuple[tuple[Tensor | None, ...], SparsePattern, str]] = {
     "input of other features": ((torch.ones(2, 5), VALUES, None), PATTERN, r"shape \[..., 4\], got \[2, 5\]"),
     "input without dimensions": ((torch.ones(()), VALUES, None), PATTERN, r"shape \[..., 4\], got \[\]"),
     "bias of another length": ((INPUT, VALUES, torch.ones(4)), PATTERN, r"bias must have shape \[3\], got \[4\]"),
+    "bias of two dimensions": ((INPUT, VALUES, torch.ones(3, 1)), PATTERN, r"shape \[3\], got \[3, 1\]"),
     "bias of another dtype": ((INPUT, VALUES, torch.ones(3).double()), PATTERN, "bias must have the dtype of values"),
     "starts of another dtype": (
         (INPUT, VALUES, None),
@@ -484,6 +505,21 @@ WRONG: dict[str, tuple[tuple[Tensor | None, ...], SparsePattern, str]] = {
         PATTERN._replace(row_order=PATTERN.row_order[:, :2]),
         r"row_order must be int32 of shape \[column panels, out_features\], here \[1, 3\], got Int of shape \[1, 2\]",
     ),
+    "order of other panels": (
+        (INPUT, VALUES, None),
+        PATTERN._replace(row_order=PATTERN.row_order.repeat(2, 1)),
+        r"row_order must be int32 .* here \[1, 3\], got Int of shape \[2, 3\]",
+    ),
+    "order of three dimensions": (
+        (INPUT, VALUES, None),
+        PATTERN._replace(row_order=PATTERN.row_order[..., None]),
+        r"row_order must be int32 .* here \[1, 3\], got Int of shape \[1, 3, 1\]",
+    ),
+    "no panels": (
+        (INPUT, VALUES, None),
+        PATTERN._replace(row_starts=PATTERN.row_starts[:0], row_order=PATTERN.row_order[:0]),
+        r"row_starts must be int32 .* got Int of shape \[0, 4\]",
+    ),
     "order of another dtype": (
         (INPUT, VALUES, None),
         PATTERN._replace(column_order=PATTERN.column_order.short()),
@@ -493,6 +529,11 @@ WRONG: dict[str, tuple[tuple[Tensor | None, ...], SparsePattern, str]] = {
         (INPUT, VALUES, None),
         PATTERN._replace(columns=PATTERN.columns.long()),
         "columns must be int32 or int16, got Long",
+    ),
+    "columns of two dimensions": (
+        (INPUT, VALUES, None),
+        PATTERN._replace(columns=PATTERN.columns[:, None]),
+        r"columns must have shape \[4\] .* got \[4, 1\]",
     ),
     "short permutation": (
         (INPUT, VALUES, None),
@@ -549,6 +590,13 @@ def test_the_last_of_as_many_survivors_as_there_may_be_get_their_gradient(surviv
     gradient, inputs = torch.randn(16, 1), torch.randn(16, survivors)
     found = torch.ops.lth_fast.sparse_linear_values_grad(gradient, inputs, starts, order, columns)
     assert distance(found[-survivors:], (gradient.double().t() @ inputs.double()).flatten()) <= 1e-6
+
+
+@pytest.mark.parametrize("part", PATTERN._fields)
+def test_a_pattern_on_another_device_is_refused(part: str) -> None:
+    elsewhere = PATTERN._replace(**{part: getattr(PATTERN, part).to("meta")})
+    with pytest.raises(RuntimeError, match=r"the pattern must be on the device of values \(cpu\), got meta"):
+        sparse_linear(INPUT, VALUES, None, elsewhere)
 
 
 @pytest.mark.usefixtures("kernels")
