@@ -156,6 +156,23 @@ def test_a_gradient_that_diverged_shows() -> None:
 
 
 @pytest.mark.usefixtures("kernels")
+def test_without_memory_the_moment_is_the_gradient_to_the_bit() -> None:
+    group = Group.random([(20,)])
+    group.exp_avgs[0].fill_(1e4)  # beside which a gradient would lose digits
+    group.step(beta1=0.0)
+    assert torch.equal(group.exp_avgs[0], group.gradients[0])
+
+
+@pytest.mark.usefixtures("kernels")
+def test_an_infinite_weight_has_no_part_in_a_step_without_weight_decay() -> None:
+    group = Group.random([(9,)])
+    group.parameters[0][3] = float("inf")
+    group.step()
+    assert group.parameters[0].isinf().nonzero().tolist() == [[3]]
+    assert not any(tensor.isnan().any() for tensor in group.every_written())
+
+
+@pytest.mark.usefixtures("kernels")
 def test_a_maximum_that_diverged_stays_so() -> None:
     group = Group.random([(3,)], amsgrad=True)
     group.max_exp_avg_sqs[0][1] = float("nan")

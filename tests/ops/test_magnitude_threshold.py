@@ -271,8 +271,16 @@ def _misleading() -> Tensor:
     return weight
 
 
+def _a_rounding_apart() -> Tensor:
+    """Those around the threshold, a third of all, stand at the end of the first tensor, too."""
+    steps = torch.randint(1000, (8_500_003,))
+    steps[2_999_936:2_999_999] = torch.arange(302, 365)
+    return 1 + steps * 2.0**-23
+
+
 MORE_THAN_CACHED: dict[str, Callable[[], Tensor]] = {
     "normal": _normal,
+    "a rounding apart": _a_rounding_apart,
     "thousands of ties": lambda: (_normal() * 1000).round(),
     "ties in their millions": lambda: _normal().round(),
     "a misleading sample": _misleading,

@@ -143,6 +143,15 @@ def test_a_gradient_that_diverged_shows() -> None:
         assert tensor.isnan().nonzero().tolist() == [[1]]
 
 
+@pytest.mark.usefixtures("kernels")
+def test_an_infinite_weight_has_no_part_in_a_step_without_weight_decay() -> None:
+    group = Group.random([(9,)])
+    group.parameters[0][3] = float("inf")
+    group.step()
+    assert group.parameters[0].isinf().nonzero().tolist() == [[3]]
+    assert not any(tensor.isnan().any() for tensor in group.written())
+
+
 @pytest.mark.usefixtures("isa")
 def test_denormal_numbers_count_as_zero_and_the_mode_of_the_processor_is_as_it_was() -> None:
     group = Group.random([(20,)])
