@@ -266,8 +266,9 @@ def check_user(module: nn.Module, attribute: str, mask: str) -> None:
         raise TypeError(f"{mask}: {_EXPECTED_NO_SPARSE_LAYER}")
     if isinstance(module, nn.RNNBase):
         raise TypeError(f"{mask}: a {type(module).__name__} reads its parameters around any mask; use its cell")
-    if isinstance(module, nn.Embedding) and module.sparse:
-        raise TypeError(f"{mask}: expected an Embedding with sparse=False, the gradients of a masked weight are dense")
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+        kind = type(module).__name__
+        raise TypeError(f"{mask}: expected an {kind} with sparse=False, the gradients of a masked weight are dense")
     if isinstance(module, parametrize.ParametrizationList):
         kinds = ", ".join(type(entry).__name__ for entry in module)
         raise TypeError(f"{mask}: expected a parameter that no parametrization computes with, got one under {kinds}")

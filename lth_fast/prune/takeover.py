@@ -20,8 +20,8 @@ def from_torch_prune(model: Model) -> Model:
     Every pruned parameter gets its plain name back: ``weight_orig`` becomes ``weight``, the same Parameter object (an
     optimizer that holds it goes on, its momentum is cleared where pruned before its next step), its pruned values and
     gradients become 0, and stock's hooks and ``weight_mask`` buffers are gone. The values that ``weight_orig`` kept
-    under the mask are lost: a pruned weight is 0 here, in every module that shares it. Beside a mask of ours, what either
-    prunes is pruned.
+    under the mask are lost: a pruned weight is 0 here, in every module that shares it. Where there is a mask of
+    ours already, what either prunes is pruned.
 
     Args:
         model: Any module with parameters pruned by functions or classes of ``torch.nn.utils.prune``.
