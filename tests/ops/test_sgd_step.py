@@ -153,6 +153,20 @@ def test_an_infinite_weight_has_no_part_in_a_step_without_weight_decay() -> None
 
 
 @pytest.mark.usefixtures("isa")
+def test_parameters_with_one_weight_in_common_take_their_steps_one_after_the_other() -> None:
+    """In half precision, whose steps are taken on copies."""
+    group = Group.random([(5,), (5,)], torch.bfloat16)
+    together = torch.randn(9, dtype=torch.bfloat16)
+    in_turn = together.clone()
+    group.parameters = [together[:5], together[4:]]
+    twin = copy.deepcopy(group)
+    group.step()
+    for i, parameter in enumerate((in_turn[:5], in_turn[4:])):
+        Group([parameter], [twin.gradients[i]], [twin.momentum_buffers[i]], [twin.masks[i]]).step()
+    assert torch.equal(together, in_turn)
+
+
+@pytest.mark.usefixtures("isa")
 def test_denormal_numbers_count_as_zero_and_the_mode_of_the_processor_is_as_it_was() -> None:
     group = Group.random([(20,)])
     group.gradients[0].zero_()

@@ -180,6 +180,16 @@ def test_gradients_computed_together_are_those_computed_alone(
         assert grad_bias.numel() == 0
 
 
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("batch", [(0,), (2, 0)], ids=str)
+def test_gradients_of_no_samples_computed_alone_are_zero(batch: tuple[int, ...]) -> None:
+    values, _, pattern = random_layer(33, 20)
+    inputs, gradient = torch.randn(*batch, 33), torch.randn(*batch, 20)
+    assert torch.ops.lth_fast.sparse_linear_input_grad(gradient, values, *by_column(pattern)).shape == inputs.shape
+    found = torch.ops.lth_fast.sparse_linear_values_grad(gradient, inputs, *by_row(pattern))
+    assert torch.equal(found, torch.zeros_like(values))
+
+
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("features", [(3, 5), (40, 17)], ids=str)
 def test_the_gradient_of_the_values_stays_exact_over_many_samples(
