@@ -189,6 +189,14 @@ def initialiser(given: Any) -> str:
     raise ValueError(f"{', '.join(SCHEMES)} or normal:SIGMA with SIGMA > 0")
 
 
+def branch(given: Any) -> str:
+    """One of the branches; ``random`` would be a prefix of one and the name of a flag for another."""
+    name = one_of(*BRANCHES)(given)
+    if name == "random_mask" and "random".startswith(str(given).lower()):
+        raise ValueError(f"one of {', '.join(BRANCHES)} (--random is reinit)")
+    return name
+
+
 FLAGS: tuple[Flag, ...] = (
     Flag("preset", f"published settings that hold where a flag is not given: {', '.join(presets)}", one_of(*presets)),
     Flag("data", "root folder of the data sets", text, ("-p",)),
@@ -247,7 +255,7 @@ FLAGS: tuple[Flag, ...] = (
         "branch",
         "ticket; or a control for a finished ticket run of the same settings: reinit (its masks, new weights), "
         "random_mask (its densities layer by layer, random places, its weights)",
-        one_of(*BRANCHES),
+        branch,
     ),
     Flag("random", "the paper's control, the same as --branch reinit", stands_for=("branch", "reinit")),
     Flag(

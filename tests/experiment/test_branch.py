@@ -14,6 +14,7 @@ import lth_fast
 from lth_fast import iterative_pruning, load_run, models
 from lth_fast.cli import main
 from lth_fast.experiment.branch import branch_masks
+from lth_fast.experiment.flags import BY_NAME
 from lth_fast.models import initialise
 from lth_fast.prune import prune_all
 from lth_fast.record import Replicate, open_run
@@ -35,6 +36,13 @@ def arms(tmp_path, monkeypatch):
         return open_run(ticket).replicate(0), open_run(control).replicate(0)
 
     return run
+
+
+@pytest.mark.parametrize("name", ["random", "Rand"])
+def test_random_is_no_branch_for_the_flag_of_that_name_means_another_one_than_it_abbreviates(name):
+    assert BY_NAME["branch"].read("random_m", "branch") == "random_mask"
+    with pytest.raises(ValueError, match=r"expected one of ticket, reinit, random_mask \(--random is reinit\), got"):
+        BY_NAME["branch"].read(name, "branch")
 
 
 @pytest.mark.parametrize("flags", [("--branch", "reinit"), ("--random",)])
