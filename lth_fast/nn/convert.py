@@ -107,8 +107,8 @@ def convert(
             parameter name, as :func:`plan` gives them (layers not named are masked).
         example_input: The model's input, or a tuple of them, as in training. The model runs on a copy of it once,
             in evaluation mode and without leaving a trace, to learn which layers run and on what shapes; what runs in
-            training alone (auxiliary heads) stays masked. Without one, linear layers are timed
-            on a batch of 64 and convolutions are sparse up to a density of 0.1.
+            training alone (auxiliary heads) stays masked. Without one, linear layers are timed on a batch of 64 and
+            convolutions are sparse up to a density of 0.1.
 
     Returns:
         ``model``.

@@ -143,3 +143,21 @@ def bits() -> Callable[[Run], dict[str, Any]]:
         return found
 
     return of
+
+
+@pytest.fixture
+def interrupted_after() -> Callable[[int], nn.Module]:
+    """A criterion that raises KeyboardInterrupt at the training step behind so many."""
+
+    class Interrupted(nn.CrossEntropyLoss):
+        def __init__(self, stop: int) -> None:
+            super().__init__()
+            self.stop, self.steps = stop, 0
+
+        def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+            self.steps += torch.is_grad_enabled()
+            if self.steps == self.stop + 1:
+                raise KeyboardInterrupt
+            return super().forward(outputs, labels)
+
+    return Interrupted

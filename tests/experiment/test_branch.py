@@ -201,25 +201,16 @@ def test_in_python_a_control_has_the_dense_network_the_records_and_the_result_of
 @pytest.mark.parametrize("branch", ["reinit", "random_mask"])
 @pytest.mark.parametrize("stop", [4, 9, 13, 20, 26])
 def test_in_python_a_control_that_was_stopped_goes_on_to_the_same_bits(
-    stop, branch, search, tmp_path, bits, monkeypatch
+    stop, branch, search, tmp_path, bits, interrupted_after, monkeypatch
 ):
     """Stopped in the dense network and in pruned levels of both replicates; both folders have moved since."""
     monkeypatch.setattr("lth_fast.experiment.level.CHUNK_SECONDS", 0.0)
     ticket = search(seed=1)
     reference = search(branch=branch, ticket=ticket)
 
-    class Stopping(nn.CrossEntropyLoss):
-        steps = 0
-
-        def forward(self, outputs, labels):
-            self.steps += torch.is_grad_enabled()
-            if self.steps == stop + 1:
-                raise KeyboardInterrupt
-            return super().forward(outputs, labels)
-
     before = set((tmp_path / "runs").iterdir())
     with pytest.raises(KeyboardInterrupt):
-        search(branch=branch, ticket=ticket, criterion=Stopping(), checkpoint_seconds=0)
+        search(branch=branch, ticket=ticket, criterion=interrupted_after(stop), checkpoint_seconds=0)
     (stopped,) = set((tmp_path / "runs").iterdir()) - before
     (tmp_path / "runs").rename(tmp_path / "moved")
     path = tmp_path / "moved" / stopped.name

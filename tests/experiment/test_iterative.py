@@ -277,23 +277,16 @@ def test_every_level_shuffles_in_its_own_order(search):
 
 @pytest.mark.parametrize("stop", [3, 7, 10, 19])
 @pytest.mark.parametrize("kind", SHUFFLED)
-def test_a_search_that_was_stopped_goes_on_to_the_same_bits(kind, stop, search, tmp_path, bits, monkeypatch):
+def test_a_search_that_was_stopped_goes_on_to_the_same_bits(
+    kind, stop, search, tmp_path, bits, interrupted_after, monkeypatch
+):
     """Stopped inside an epoch of 7 batches, between two, and in a later level."""
     monkeypatch.setattr("lth_fast.experiment.level.CHUNK_SECONDS", 0.0)
     arguments = {"validation": SHUFFLED[kind](), "rewind": 2, "checkpoint_seconds": 0}
     reference = search(data=SHUFFLED[kind](), **arguments)
 
-    class Stopping(nn.CrossEntropyLoss):
-        steps = 0
-
-        def forward(self, outputs, labels):
-            self.steps += torch.is_grad_enabled()
-            if self.steps == stop + 1:
-                raise KeyboardInterrupt
-            return super().forward(outputs, labels)
-
     with pytest.raises(KeyboardInterrupt):
-        search(data=SHUFFLED[kind](), criterion=Stopping(), save=tmp_path / "stopped", **arguments)
+        search(data=SHUFFLED[kind](), criterion=interrupted_after(stop), save=tmp_path / "stopped", **arguments)
     (path,) = (tmp_path / "stopped").iterdir()
     other = Network(seed=9)  # the weights it started from are on the disk
     result = search(other, data=SHUFFLED[kind](), recover=path, **{**arguments, "seed": None})
