@@ -119,6 +119,7 @@ def build_experiment(config: Config, ticket: Run | None = None, *, quiet: bool =
         iterations=config.iter,
         rounds=config.rounds,
         rewind=config.rewind,
+        retrain=config.retrain,
         evaluate_every=config.step,
         seeds=seeds,
         replicates=config.replicates,

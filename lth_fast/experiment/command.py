@@ -54,7 +54,7 @@ def run_command(net: str, dataset: str, given: Mapping[str, Any], *, quiet: bool
         on_the_cpu = [net, dataset, *(_typed(name, value) for name, value in given.items() if name != "gpu")]
         on_the_cpu += ["--quiet"] if quiet else []
         raise ValueError(f"{error}; run on the CPU with: python -m lth_fast {shlex.join(on_the_cpu)}") from None
-    warning = shown_to_fail(config.net, config.rewind, config.learn_rate, config.optim)
+    warning = shown_to_fail(config.net, config.rewind, config.learn_rate, config.optim, config.retrain)
     if warning and not quiet:
         print(f"WARNING  {warning}", file=sys.stderr)
     if config.branch != "ticket":

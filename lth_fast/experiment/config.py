@@ -39,6 +39,7 @@ class Config:
     replicates: int = 1
     step: int = 100
     rewind: int = 0
+    retrain: str = "weights"
     prune_rate: float = 0.2
     fc_rate: float | None = None
     scope: str = "layerwise"
@@ -138,6 +139,8 @@ class Config:
             raise ValueError(f"--fc_rate: expected with --distribution uniform, got it with {self.distribution!r}")
         if self.count != "nearest" and (self.scope != "global" or self.fc_rate is not None):
             raise ValueError(f"--count: expected nearest without --scope global or with --fc_rate, got {self.count!r}")
+        if self.retrain != "weights" and self.branch != "ticket":
+            raise ValueError(f"--retrain: expected weights with --branch {self.branch}, got {self.retrain!r}")
         if self.keep and self.keep[-1] > self.iter:
             raise ValueError(f"--keep: expected iterations up to --iter {self.iter}, got {self.keep[-1]}")
         if self.nesterov and not self.momentum:

@@ -15,6 +15,10 @@ from lth_fast.record import Run
 from lth_fast.train import Batches, EagerStepper, LoaderBatches, OptimizerRecipe, ResidentBatches, Seeds
 from lth_fast.train.stepper import Schedule
 
+RETRAINS = ("weights", "learn_rate", "finetune")
+"""How a pruned level is trained, by what is rewound (Renda, Frankle & Carbin 2020, 2003.02389): weights and learning
+rate, the learning rate alone, nothing."""
+
 
 class Loaders(NamedTuple):
     """Training, validation and test data; the latter two may be missing."""
@@ -37,6 +41,8 @@ class Experiment:
         iterations: Length T of the dense training, in optimizer steps.
         rounds: Number of pruned levels after the dense one.
         rewind: Iteration k whose weights the pruned levels start from; they train steps k + 1 to T.
+        retrain: One of :data:`RETRAINS`. ``learn_rate``: the pruned levels start from the weights at the end of the
+            level before instead; ``finetune``: so they do, and keep the learning rate of the last step T.
         evaluate_every: Iterations between evaluations, or -1: once per epoch. The last iteration is always evaluated.
         seeds: Streams of randomness.
         replicate: Number of this repetition.
@@ -66,6 +72,7 @@ class Experiment:
     iterations: int
     rounds: int
     rewind: int = 0
+    retrain: str = "weights"
     evaluate_every: int = 100
     seeds: Seeds = Seeds(0)  # noqa: RUF009  (immutable)
     replicate: int = 0
@@ -96,6 +103,14 @@ class Experiment:
         model.load_state_dict(self.redraw(self.seeds.stream("init", number)))
         prune_net = self.prune_net if self.prune_net_of is None else self.prune_net_of(model)
         return dataclasses.replace(self, model=model, prune_net=prune_net, replicate=number)
+
+    def schedule_of(self, level: int) -> Schedule | None:
+        """Factor on the learning rate by iteration at ``level``."""
+        schedule = self.schedule
+        if schedule is None or level == 0 or self.retrain != "finetune":
+            return schedule
+        last = schedule(self.iterations - 1)
+        return lambda iteration: last
 
     def batches(self, level: int) -> Batches:
         """The training batches of ``level``, in the order its seed gives."""

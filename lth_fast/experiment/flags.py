@@ -9,6 +9,7 @@ from typing import Any
 
 from lth_fast._names import match_name
 from lth_fast.experiment.branch import BRANCHES
+from lth_fast.experiment.experiment import RETRAINS
 from lth_fast.experiment.forms import plan_source
 from lth_fast.experiment.presets import presets
 from lth_fast.experiment.pruning import COUNTS, ROLES
@@ -222,6 +223,12 @@ FLAGS: tuple[Flag, ...] = (
         "iteration of the dense network whose weights the pruned levels start from, or its share in (0, 1) of --iter",
         rewind_point,
         ("-rw",),
+    ),
+    Flag(
+        "retrain",
+        "where a pruned level begins: weights: with the weights of --rewind; learn_rate: with those at the end of the "
+        "level before, the learning rate and the iterations from --rewind on; finetune: the same at the last rate",
+        one_of(*RETRAINS),
     ),
     Flag(
         "prune_rate",

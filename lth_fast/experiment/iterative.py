@@ -92,6 +92,7 @@ def iterative_pruning(
     criterion: Callable[..., Tensor] | None = None,
     step: int = 100,
     rewind: int | float = 0,
+    retrain: str = "weights",
     seed: int | None = None,
     init_seed: int | None = None,
     order_seed: int | None = None,
@@ -135,6 +136,9 @@ def iterative_pruning(
         criterion: Mean loss of (outputs, labels); default ``model.criterion``.
         step: Iterations between evaluations; -1: once per epoch. The last iteration is always evaluated.
         rewind: Iteration whose weights the pruned levels start from, or its share in (0, 1) of ``iterations``.
+        retrain: How they are trained from there to the last iteration (Renda, Frankle & Carbin 2020, 2003.02389):
+            ``weights`` rewinds weights and schedule. ``learn_rate`` rewinds the schedule alone: the weights are those
+            at the end of the level before. ``finetune`` rewinds nothing: all steps have the rate of the last one.
         seed: Seed of everything random; ``None`` draws one and records it, or in a control arm takes the ticket run's.
         init_seed: Seed of the weights that ``initialize`` draws; recorded for your own use where it draws none.
         order_seed: Seed of the data order alone.
@@ -180,6 +184,7 @@ def iterative_pruning(
         "keep_optimizer": keep_optimizer,
         "milestones": milestones,
         "warmup": warmup,
+        "retrain": retrain,
         "precision": precision,
         "plan": plan,
         "branch": branch,
@@ -193,6 +198,8 @@ def iterative_pruning(
     if control != (ticket is not None) and not (control and recover is not None):
         expected = "the result or the folder of a finished ticket run" if control else "None"
         raise ValueError(f"ticket: expected {expected} with branch={options['branch']!r}, got {options['ticket']}")
+    if control and options["retrain"] != "weights":
+        raise ValueError(f"retrain: expected 'weights' with branch={options['branch']!r}, got {options['retrain']!r}")
     options["rewind"] = rewind_iteration(options["rewind"], options["iter"], "rewind")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
@@ -232,6 +239,7 @@ def iterative_pruning(
         iterations=options["iter"],
         rounds=options["rounds"],
         rewind=options["rewind"],
+        retrain=options["retrain"],
         evaluate_every=options["step"],
         seeds=Seeds(options["seed"], options["init_seed"], options["order_seed"]),
         replicates=options["replicates"],
@@ -269,7 +277,7 @@ def iterative_pruning(
 
 
 # Settings that a run of an earlier version has no record of.
-_ABSENT = {"replicates": 1, "branch": "ticket", "ticket": None}
+_ABSENT = {"replicates": 1, "retrain": "weights", "branch": "ticket", "ticket": None}
 # What says nothing about a run that goes on; the folder of a plan may have moved since.
 _LEFT_OUT = {"seed": None, "plan": "auto", "ticket": None}
 

@@ -18,6 +18,7 @@ from lth_fast.experiment.stepping import replicate_stepper, stepper_of, trainee
 from lth_fast.nn import dense_state, load_dense_state
 from lth_fast.optim import dense_optimizer_state, load_dense_optimizer_state
 from lth_fast.record import Level, Replicate
+from lth_fast.record.run import WeightKind
 from lth_fast.train import (
     EagerStepper,
     Evaluation,
@@ -52,14 +53,16 @@ def train_level(experiment: Experiment, record: Replicate, level: Level, monitor
 
     Level 0 starts from the initial weights and trains steps 1 to T. Every other level starts from the weights after
     step k of level 0, masked, with a fresh optimizer, and trains steps k + 1 to T of its own order; with new weights
-    (branch ``reinit``) it trains all of them.
+    (branch ``reinit``) it trains all of them, and where weights are not rewound it starts from the previous level's.
     """
     training = _Training(experiment, record, level, monitor)
     if training.checkpoint is None and experiment.keep_optimizer and level.number > 0:
         previous = record.level(level.number - 1)
         load_dense_optimizer_state(training.optimizer, training.model, stored(previous.optimizer(), previous))
     kind = GraphStepper if experiment.stepper == GraphStepper.name else EagerStepper
-    stepper = stepper_of(kind, experiment, training.model, training.optimizer, training.batches, training.iteration)
+    stepper = stepper_of(
+        kind, experiment, training.model, training.optimizer, training.batches, level.number, training.iteration
+    )
     _train([training], stepper, lambda loader: [training.measure(loader)])
     training.finish()
 
@@ -80,6 +83,7 @@ def train_together(
         experiments,
         [training.model for training in trainings],
         [training.batches for training in trainings],
+        number,
         trainings[0].iteration,
     )
 
@@ -137,9 +141,13 @@ def _start(experiment: Experiment, record: Replicate, level: Level) -> tuple[dic
             seed = experiment.seeds.stream("init", experiment.replicate, level.number, part=1)
             level.save_weights("rewind", experiment.redraw(seed))
         return stored(level.weights("rewind"), level), 0
-    dense = record.level(0)
-    weights = stored(dense.weights("rewind"), dense)
-    level.link_weights("rewind", dense)
+    kind: WeightKind
+    if experiment.retrain == "weights":
+        source, kind = record.level(0), "rewind"
+    else:
+        source, kind = record.level(level.number - 1), "end"
+    weights = stored(source.weights(kind), source)
+    level.link_weights("rewind", source.weights_file(kind))
     return weights, experiment.rewind
 
 

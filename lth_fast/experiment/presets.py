@@ -149,9 +149,9 @@ def every_setting() -> list[Settings]:
     return [settings for networks in _PRESETS.values() for settings in networks.values()]
 
 
-def shown_to_fail(net: str, rewind: int, learn_rate: float, optim: str) -> str | None:
+def shown_to_fail(net: str, rewind: int, learn_rate: float, optim: str, retrain: str) -> str | None:
     """One line of warning where the papers show that no ticket is found; ``None`` elsewhere."""
-    if net.startswith(_DEEP) and rewind == 0 and optim == "sgd" and learn_rate >= 0.03:
+    if net.startswith(_DEEP) and rewind == 0 and retrain == "weights" and optim == "sgd" and learn_rate >= 0.03:
         return (
             f"{net} at learning rate {learn_rate:g} finds no ticket without rewinding (1803.03635, section 4; "
             "1903.01611): consider --rewind 500"

@@ -111,20 +111,24 @@ def stacked_refusal(experiment: Experiment) -> str | None:
 def replicates_at_once(experiments: Sequence[Experiment]) -> ReplicateStepper:
     """A stepper at the start of the dense networks of ``experiments``, under masks as of a trial."""
     networks = [trainee(own, own.model.state_dict(), _trial_masks(own))[0] for own in experiments]
-    return replicate_stepper(experiments, networks, [own.batches(0) for own in experiments], 0)
+    return replicate_stepper(experiments, networks, [own.batches(0) for own in experiments], 0, 0)
 
 
 def replicate_stepper(
-    experiments: Sequence[Experiment], networks: Sequence[nn.Module], batches: Sequence[Batches], iteration: int
+    experiments: Sequence[Experiment],
+    networks: Sequence[nn.Module],
+    batches: Sequence[Batches],
+    level: int,
+    iteration: int,
 ) -> ReplicateStepper:
-    """What trains ``networks``, one of each replicate in ``experiments``, from ``iteration`` on."""
+    """What trains ``networks``, one of each replicate in ``experiments``, from ``iteration`` of ``level`` on."""
     first = experiments[0]
     return ReplicateStepper(
         networks,
         first.optimizer.build,
         [own for own in batches if isinstance(own, ResidentBatches)],
         iteration,
-        schedule=first.schedule,
+        schedule=first.schedule_of(level),
         precision=first.precision,
         record=capture if first.device.type == "cuda" else None,
     )
@@ -141,16 +145,17 @@ def stepper_of(
     model: nn.Module,
     optimizer: Optimizer,
     batches: Batches,
+    level: int = 0,
     iteration: int = 0,
 ) -> Stepper:
-    """A stepper of one network of ``experiment``."""
+    """A stepper of one network of ``experiment``, from ``iteration`` of ``level`` on."""
     return kind(
         model,
         optimizer,
         experiment.criterion,
         batches,
         iteration,
-        schedule=experiment.schedule,
+        schedule=experiment.schedule_of(level),
         precision=experiment.precision,
     )
 

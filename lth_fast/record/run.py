@@ -9,7 +9,7 @@
             <level>/
                 iterations.csv          one row per iteration
                 masks.safetensors       one bit per weight
-                rewind.safetensors      weights the next level starts from
+                rewind.safetensors      weights that pruned levels start from; there, the ones it started from
                 early_stop.safetensors  weights at the iteration of minimum validation loss
                 end.safetensors         weights after the last iteration
                 checkpoint.pt           only while the level trains

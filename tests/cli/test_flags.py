@@ -101,6 +101,16 @@ def sees_the_rewound_level(outcome):
     equal(outcome.configuration["rewind"], 4)
 
 
+def sees_a_level_go_on_at(*rates):
+    def seen(outcome):
+        equal([step.iteration for step in outcome.steps], [1, 2, 3, 4, 5, 6, 5, 6])
+        equal([step.rates[0] for step in outcome.steps[6:]], pytest.approx(rates))
+        start, end = outcome.level(1).weights("rewind"), outcome.level(0).weights("end")
+        assert all(torch.equal(start[name], value) for name, value in end.items())
+
+    return seen
+
+
 def sees_the_prune_rate(outcome):
     equal(kept(outcome), {"classifier.fc1.weight": pytest.approx(0.5), "classifier.fc2.weight": pytest.approx(0.75)})
 
@@ -294,6 +304,9 @@ ROWS = [
     Row("--rewind 4", sees_the_rewound_level),
     Row("-rw 4", sees_the_rewound_level),
     Row("--rewind 0.6667", sees_the_rewound_level),
+    Row("--retrain weights -rw 4", sees_the_rewound_level),
+    Row("--retrain learn_rate -rw 4 --milestones 2,5 -lr 1", sees_a_level_go_on_at(0.1, 0.01)),
+    Row("--retrain finetune -rw 4 --milestones 2,5 -lr 1", sees_a_level_go_on_at(0.01, 0.01)),
     Row("--prune_rate 0.5", sees_the_prune_rate),
     Row("-pr .5", sees_the_prune_rate),
     Row("--prune_rate 0", sees_no_pruning),
@@ -356,6 +369,7 @@ WRONG = {
     "replicates": ("a whole number >= 1", ("0", "-1", *WHOLE_NUMBERS)),
     "step": ("a whole number >= 1 or -1", ("0", "-2", *WHOLE_NUMBERS)),
     "rewind": ("an iteration", ("-1", "1.5", "-0.5", "nan", "inf", "start", "", "6", "7", "0.99")),
+    "retrain": ("one of weights, learn_rate, finetune", ("lr", "rewind", "")),
     "prune_rate": ("a number >= 0 and <= 0.99", ("-0.1", "1", "0.991", "20%", "nan", "")),
     "seed": ("a whole number >= 0", ("-1", *WHOLE_NUMBERS)),
     "init_seed": ("a whole number >= 0", ("-1", *WHOLE_NUMBERS)),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lth_fast.experiment.config import Config
+from lth_fast.experiment.experiment import RETRAINS
 from lth_fast.experiment.flags import BY_NAME, FLAGS
 from lth_fast.prune import DISTRIBUTIONS, SCORES
 from lth_fast.record import create_run, open_run
@@ -27,6 +28,7 @@ OTHER = {
     "replicates": "2",
     "step": "-1",
     "rewind": "3",
+    "retrain": "finetune",
     "prune_rate": "0.3",
     "save": "elsewhere",
     "seed": "0",
@@ -106,6 +108,7 @@ def test_an_unfinished_level_is_trained_again_to_the_same_bits(command, spied_st
         *(f"--score {score} --scope global" for score in SCORES),
         *(f"--distribution {distribution}" for distribution in DISTRIBUTIONS),
         "--distribution erk --score grasp",
+        *(f"--retrain {retrain} --rewind 2 --milestones 3" for retrain in RETRAINS),
     ],
 )
 def test_masks_that_were_lost_are_found_again_to_the_same_bits(flags, command, bits):

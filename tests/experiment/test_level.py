@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from lth_fast.experiment.experiment import Loaders
+from lth_fast.experiment.experiment import RETRAINS, Loaders
 from lth_fast.experiment.lottery import run_replicate
 from lth_fast.experiment.progress import Monitor
 from lth_fast.nn import set_masks
@@ -79,12 +79,13 @@ def test_pruned_weights_and_their_momentum_and_moments_are_zero_after_every_step
     assert looked_at > 1000
 
 
+@pytest.mark.parametrize("retrain", RETRAINS)
 @pytest.mark.parametrize("plan", ["masked", "sparse"])
 @pytest.mark.parametrize("rewind", [0, 1, 5])
 def test_a_level_starts_from_the_rewind_weights_its_mask_keeps_and_zeros_with_a_fresh_optimizer(
-    rewind, plan, make_experiment, record, optimizer_steps
+    rewind, plan, retrain, make_experiment, record, optimizer_steps
 ):
-    experiment = make_experiment(rewind=rewind, plan=plan)
+    experiment = make_experiment(rewind=rewind, plan=plan, retrain=retrain)
     run_replicate(experiment, record, Monitor())
     levels = steps_by_level(optimizer_steps)
     initial = record.initial()

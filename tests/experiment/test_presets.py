@@ -187,8 +187,9 @@ def test_the_milestones_of_a_preset_can_be_switched_off():
 
 @pytest.mark.parametrize("net", ["vgg19", "resnet20"])
 def test_a_warning_tells_where_the_papers_find_no_ticket_and_nowhere_else(net):
-    assert "finds no ticket without rewinding" in shown_to_fail(net, 0, 0.03, "sgd")
-    assert shown_to_fail(net, 500, 0.03, "sgd") is None
-    assert shown_to_fail(net, 0, 0.01, "sgd") is None
-    assert shown_to_fail(net, 0, 0.03, "adam") is None
-    assert shown_to_fail("lenet", 0, 0.03, "sgd") is None
+    assert "finds no ticket without rewinding" in shown_to_fail(net, 0, 0.03, "sgd", "weights")
+    assert shown_to_fail(net, 500, 0.03, "sgd", "weights") is None
+    assert shown_to_fail(net, 0, 0.01, "sgd", "weights") is None
+    assert shown_to_fail(net, 0, 0.03, "sgd", "learn_rate") is None
+    assert shown_to_fail(net, 0, 0.03, "adam", "weights") is None
+    assert shown_to_fail("lenet", 0, 0.03, "sgd", "weights") is None
