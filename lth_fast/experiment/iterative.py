@@ -151,7 +151,7 @@ def iterative_pruning(
         save: Folder that gets the run's folder.
         recover: Folder of a run that was stopped: go on with it. The other arguments must be the ones it had;
             ``seed``, ``plan`` and ``ticket`` can be left out.
-        force: Recover also where another torch, CPU or thread count may change the bits.
+        force: Recover also where another torch, CPU, thread count, network or criterion may change the bits.
         threads: CPU threads; ``None`` leaves torch's setting.
         checkpoint_seconds: Least time between checkpoints.
         keep: Iterations of the dense network whose weights are kept (``lth_fast.load_run(path).kept(iteration)``).

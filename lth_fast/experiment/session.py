@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from itertools import zip_longest
 from typing import Any
 
 import torch
+from torch import nn
 
 from lth_fast.experiment.environment import describe, differences
 from lth_fast.experiment.experiment import Experiment
@@ -51,7 +54,8 @@ def run_in(
         The summary of every level of every replicate.
 
     Raises:
-        RunRefusedError: Recovering with other data or another optimizer, or in another environment without ``force``.
+        RunRefusedError: Recovering with other data or another optimizer, or without ``force`` with another network or
+            criterion or in another environment.
         RunInUseError: Another process is at work in the folder.
     """
     with (
@@ -77,20 +81,58 @@ def run_in(
 def compared(experiment: Experiment) -> dict[str, Any]:
     """What must be the same, beside the settings, in a run that goes on and in a control arm; as in the manifest."""
     sizes = {name: _size(loader) for name, loader in experiment.loaders._asdict().items() if loader is not None}
-    return {"optimizer": experiment.optimizer.describe(), "examples": sizes}
+    return {
+        "optimizer": experiment.optimizer.describe(),
+        "examples": sizes,
+        "model": _without_addresses(repr(experiment.model)),
+        "criterion": _criterion_described(experiment.criterion),
+    }
+
+
+def unlike(experiment: Experiment, manifest: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What of :func:`compared` is another in ``manifest``, by key: how it is there and here."""
+    found = {}
+    for key, here in compared(experiment).items():
+        there = manifest.get(key)
+        if there is None and key == "criterion":  # an earlier version did not record it
+            continue
+        if isinstance(there, str) and isinstance(here, str):
+            there = _without_addresses(there)
+            lines = zip_longest(there.splitlines(), here.splitlines(), fillvalue="nothing")
+            there, here = next(((one.strip(), other.strip()) for one, other in lines if one != other), (there, here))
+        if there != here:
+            found[key] = there, here
+    return found
+
+
+def _criterion_described(criterion: Callable[..., Any]) -> str:
+    """A loss as far as its type, name and settings tell it."""
+    if isinstance(criterion, nn.Module):
+        # Settings that torch's losses do not print; other attributes may be counters.
+        settings = [f"{name}={getattr(criterion, name, None)}" for name in getattr(criterion, "__constants__", ())]
+        return _without_addresses(" with ".join(filter(None, (repr(criterion), ", ".join(settings)))))
+    return _without_addresses(getattr(criterion, "__qualname__", None) or repr(criterion))
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def _continued(run: Run, experiment: Experiment, found: Mapping[str, Any], force: bool) -> dict[str, Any]:
     """The manifest of ``run``, which goes on with ``experiment`` in an environment and with things as ``found``."""
     manifest = run.manifest()
-    for key, own in compared(experiment).items():
-        if manifest.get(key) != own:
-            raise RunRefusedError(f"{run.path}: {key}: expected the run's own, {manifest.get(key)}, got {own}")
+    others = unlike(experiment, manifest)
+    for key in ("optimizer", "examples"):
+        if key in others:
+            there, here = others[key]
+            raise RunRefusedError(f"{run.path}: {key}: expected the run's own, {there}, got {here}")
     try:
         recorded_plan(str(run.path))
     except ValueError as error:
         raise RunRefusedError(str(error)) from None
-    changed = differences(manifest.get("environment", {}), found["environment"])
+    # Another torch may describe the same network and loss in other words.
+    changed = [f"{key}: the run had {there}, here is {here}" for key, (there, here) in others.items()]
+    changed += differences(manifest.get("environment", {}), found["environment"])
     stepper = manifest.get("stepper", {}).get("name")
     if stepper != found["stepper"]["name"]:
         changed.append(f"stepper: the run had {stepper}, here is {found['stepper']['name']}")
@@ -112,7 +154,6 @@ def _manifest(experiment: Experiment, configuration: Mapping[str, Any], choice: 
         "environment": describe(experiment.device),
         "stepper": {"name": choice.name, "refused": choice.refused},
         **compared(experiment),
-        "model": repr(experiment.model),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "forms": "masked: " + obstacle if obstacle else experiment.plan,
     }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.level import stored
-from lth_fast.experiment.session import compared
+from lth_fast.experiment.session import unlike
 from lth_fast.record import Run
 
 # In these a control arm and its ticket run may differ.
@@ -33,8 +33,8 @@ def check_fit(experiment: Experiment) -> None:
     """Refuse a control arm of one's own model that its ticket run, of the same settings, cannot be compared with.
 
     Raises:
-        ValueError: The ticket run is not finished or lacks masks, or it had other data, another optimizer, another
-            network or other initial weights; or ``redraw`` draws no new ones. The message names the argument.
+        ValueError: The ticket run is not finished or lacks masks, or it had other data, another optimizer, criterion
+            or network, or other initial weights; or ``redraw`` draws no new ones. The message names the argument.
     """
     ticket = experiment.ticket
     assert ticket is not None
@@ -63,10 +63,8 @@ def check_fit(experiment: Experiment) -> None:
                 f"{', '.join(others)}; lth_fast.load_run({str(ticket.path)!r}).run.replicate({number}).initial() is "
                 "their state dict"
             )
-    manifest = ticket.manifest()
-    for key, own in compared(experiment).items():
-        if manifest.get(key) != own:
-            raise ValueError(f"ticket: {ticket.path}: {key}: expected that run's, {manifest.get(key)}, got {own}")
+    for key, (there, here) in unlike(experiment, ticket.manifest()).items():
+        raise ValueError(f"ticket: {ticket.path}: {key}: expected that run's, {there}, got {here}")
     if experiment.branch == "reinit" and experiment.rounds:
         assert experiment.redraw is not None
         drawn = experiment.redraw(experiment.seeds.stream("init", 0, 1, part=1))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,15 +150,15 @@ def bits() -> Callable[[Run], dict[str, Any]]:
 def interrupted_after() -> Callable[[int], nn.Module]:
     """A criterion that raises KeyboardInterrupt at the training step behind so many."""
 
-    class Interrupted(nn.CrossEntropyLoss):
-        def __init__(self, stop: int) -> None:
-            super().__init__()
-            self.stop, self.steps = stop, 0
+    def make(stop: int) -> nn.Module:
+        criterion, steps = nn.CrossEntropyLoss(), count(1)
 
-        def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
-            self.steps += torch.is_grad_enabled()
-            if self.steps == self.stop + 1:
+        def forward(outputs: Tensor, labels: Tensor) -> Tensor:
+            if torch.is_grad_enabled() and next(steps) == stop + 1:
                 raise KeyboardInterrupt
-            return super().forward(outputs, labels)
+            return nn.functional.cross_entropy(outputs, labels)
 
-    return Interrupted
+        criterion.forward = forward
+        return criterion
+
+    return make

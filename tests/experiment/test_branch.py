@@ -102,9 +102,10 @@ def test_a_shuffled_mask_depends_on_its_generator_alone():
 # ---- in Python, for a model of one's own ----
 
 
-def own_network(hidden=8, seed=0):
+def own_network(hidden=8, seed=0, activation=None):
+    activation = activation or nn.ReLU()
     model = nn.Sequential(
-        nn.Flatten(), nn.Linear(64, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(0.1), nn.Linear(hidden, 10)
+        nn.Flatten(), nn.Linear(64, hidden), nn.BatchNorm1d(hidden), activation, nn.Dropout(0.1), nn.Linear(hidden, 10)
     )
     initialise(model, generator=torch.Generator().manual_seed(seed))
     return model
@@ -321,6 +322,14 @@ WRONG = {
         "initialize: expected a function that draws new weights into a model, got none",
     ),
     "other optimizer": (lambda ticket: {"optim": "sgd"}, "ticket: .*: optimizer: expected that run's, .*Adam.*, got"),
+    "other activation": (
+        lambda ticket: {"model": own_network(activation=nn.Tanh())},
+        r"ticket: .*: model: expected that run's, \(3\): ReLU\(\), got \(3\): Tanh\(\)",
+    ),
+    "other criterion": (
+        lambda ticket: {"criterion": nn.MultiMarginLoss()},
+        "ticket: .*: criterion: expected that run's, CrossEntropyLoss.*, got MultiMarginLoss",
+    ),
     "other data": (
         lambda ticket: {"data": lth_fast.data.load("digits", validation=100)},
         "ticket: .*: examples: expected that run's, .*, got .*'validation': 100",

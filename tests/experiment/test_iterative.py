@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,12 +23,12 @@ from lth_fast.prune import fetch_layers, prune_all, sparsity
 class Network(nn.Module):
     """Carries its optimizer and its loss, as the reference project wants it."""
 
-    def __init__(self, inputs=12, classes=3, seed=0):
+    def __init__(self, inputs=12, classes=3, seed=0, activation=None):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.net = nn.Sequential(
-                nn.Flatten(), nn.Linear(inputs, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, classes)
+                nn.Flatten(), nn.Linear(inputs, 16), activation or nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, classes)
             )
         self.criterion = nn.CrossEntropyLoss()
         self.optim = torch.optim.Adam(self.parameters(), lr=0.01)
@@ -318,12 +319,56 @@ def test_recovering_a_complete_search_returns_its_result_without_training(search
         ({"threads": 2}, "threads is None in the run, 2 was given"),
         ({"optim": "adam", "learn_rate": 0.5}, "optimizer: expected the run's own"),
         ({"data": loader(51)}, "examples: expected the run's own, .*50.*, got .*51"),
+        (
+            {"model": Network(activation=nn.Tanh())},
+            r"model: the run had \(2\): ReLU\(\), here is \(2\): Tanh\(\)\); use force",
+        ),
+        ({"criterion": nn.NLLLoss()}, "criterion: the run had CrossEntropyLoss.*, here is NLLLoss"),
+        (
+            {"criterion": nn.CrossEntropyLoss(label_smoothing=0.1)},
+            r"criterion: the run had .* label_smoothing=0\.0, here is CrossEntropyLoss.* label_smoothing=0\.1\)",
+        ),
+        (
+            {"criterion": nn.functional.cross_entropy},
+            r"criterion: the run had CrossEntropyLoss.*, here is cross_entropy\)",
+        ),
     ],
 )
 def test_recovering_with_other_arguments_is_refused_by_name(changes, message, search):
     first = search()
     with pytest.raises(ValueError, match=message):
         search(recover=first.path, **changes)
+
+
+def smoothed(smoothing):
+    return partial(nn.functional.cross_entropy, label_smoothing=smoothing)
+
+
+def test_a_run_goes_on_with_a_loss_and_a_network_that_only_lie_elsewhere_in_memory(search):
+    class Told(Network):
+        def extra_repr(self):
+            return repr(self.told)
+
+    model = Told()
+    model.told = object()
+    first = search(model, criterion=smoothed(0.1))
+    model.told = object()
+    assert search(model, criterion=smoothed(0.1), recover=first.path).levels == first.levels
+    with pytest.raises(ValueError, match=r"criterion: the run had .*smoothing=0\.1.*, here is .*smoothing=0\.2"):
+        search(model, criterion=smoothed(0.2), recover=first.path)
+
+
+def test_with_force_a_run_goes_on_that_an_earlier_version_or_another_torch_described_otherwise(search):
+    first = search()
+    file = first.path / "meta.json"
+    manifest = json.loads(file.read_text())
+    del manifest["criterion"]
+    file.write_text(json.dumps(manifest))
+    assert search(recover=first.path).levels == first.levels
+    file.write_text(json.dumps({**manifest, "model": "Network()"}))
+    with pytest.raises(ValueError, match=r"model: the run had Network\(\), here is Network\(\); use force=True"):
+        search(recover=first.path)
+    assert search(recover=first.path, force=True).levels == first.levels
 
 
 def test_a_search_by_the_plan_of_a_run_goes_on_from_elsewhere_when_that_run_is_gone(search, tmp_path, monkeypatch):
