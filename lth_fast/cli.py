@@ -1,4 +1,4 @@
-"""The command line: ``python -m lth_fast NET DATASET``, ``… info``, ``… report DIR``."""
+"""The command line: ``python -m lth_fast NET DATASET``, ``… info``, ``… report DIR …``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lth_fast
@@ -20,8 +21,9 @@ from lth_fast.experiment.config import Config
 from lth_fast.experiment.environment import information
 from lth_fast.experiment.flags import BY_NAME, FLAGS
 from lth_fast.experiment.presets import every_setting
+from lth_fast.experiment.ticket import located
 from lth_fast.record import Run, RunInUseError, open_run
-from lth_fast.report import figure, table
+from lth_fast.report import comparison, comparison_figure, figure, table
 
 USAGE_ERROR, FAILURE, INTERRUPT = 2, 1, 130
 
@@ -76,9 +78,10 @@ def parser() -> Parser:
     """The parser of ``python -m lth_fast NET DATASET``. Flags that are not given are absent from its result."""
     result = Parser(
         prog="python -m lth_fast",
-        usage="python -m lth_fast NET DATASET [flags] | info | report DIR",
+        usage="python -m lth_fast NET DATASET [flags] | info | report DIR ...",
         description="Run experiments with iterative pruning, identifying lottery tickets.",
-        epilog="info prints versions, build and devices; report DIR prints the table of a run and draws its figure.",
+        epilog="info prints versions, build and devices; report DIR prints the table of a run and draws its figure, "
+        "report DIR DIR ... those of several runs side by side, a ticket search and its controls for instance.",
         argument_default=argparse.SUPPRESS,
     )
     others = "lenet:500-200 (its hidden sizes), torchvision:resnet18 (any of its names) or module:function (yours)"
@@ -156,7 +159,11 @@ def _experiment(arguments: list[str]) -> int:
     else:
         run = run_command(net, dataset, given, quiet=quiet)
     try:
-        return _report_on(run, quiet=quiet)
+        code = _report_on(run, quiet=quiet)
+        ticket = run.manifest()["configuration"].get("ticket")
+        if ticket is not None and not quiet:
+            print(f"beside its ticket run: {_report_command(Run(located(ticket, run)), run)}")
+        return code
     except KeyboardInterrupt as interrupt:
         raise Interrupted(run, interrupt) from interrupt
 
@@ -168,9 +175,12 @@ def _info(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    command = Parser(prog="python -m lth_fast report", description="Table and figure of a run.")
-    command.add_argument("dir", metavar="DIR", help="folder of the run")
-    return _report_on(open_run(command.parse_args(arguments).dir))
+    command = Parser(
+        prog="python -m lth_fast report", description="Table and figure of a run, or of runs side by side."
+    )
+    command.add_argument("dirs", metavar="DIR", nargs="+", help="folder of a run")
+    runs = [open_run(folder) for folder in command.parse_args(arguments).dirs]
+    return _report_on(*runs) if len(runs) == 1 else _compare(runs)
 
 
 _COMMANDS = {"info": _info, "report": _report}
@@ -180,16 +190,29 @@ def _report_on(run: Run, *, quiet: bool = False) -> int:
     """Draw the figure, and print it and the table unless ``quiet``."""
     if not quiet:
         print(table(run), flush=True)
+    return _draw(lambda: figure(run), [run], quiet=quiet)
+
+
+def _compare(runs: Sequence[Run]) -> int:
+    """Print ``runs`` side by side and draw them into one figure."""
+    print(comparison(runs), flush=True)
+    return _draw(lambda: comparison_figure(runs), runs)
+
+
+def _draw(draw: Callable[[], Path], runs: Sequence[Run], *, quiet: bool = False) -> int:
     try:
-        drawn = f"figure: {figure(run)}"
+        drawn = f"figure: {draw()}"
     except ImportError as error:
         drawn = f"no figure: {error}"
     except OSError as error:
-        again = f"python -m lth_fast report {shlex.quote(str(run.path))}"
-        return _fail(f"the figure cannot be written ({error}); draw it with: {again}", FAILURE)
+        return _fail(f"the figure cannot be written ({error}); draw it with: {_report_command(*runs)}", FAILURE)
     if not quiet:
         print(drawn)
     return 0
+
+
+def _report_command(*runs: Run) -> str:
+    return f"python -m lth_fast report {shlex.join(str(run.path) for run in runs)}"
 
 
 def _interrupted(interrupted: Interrupted) -> int:

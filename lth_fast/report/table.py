@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lth_fast.record import Run
 from lth_fast.report.levels import LevelResults, RunResults, Spread, collect
 
@@ -17,9 +19,23 @@ def table(run: Run) -> str:
     """
     results = collect(run)
     rows = [_header(results), *(_cells(level, results.replicates > 1) for level in results.levels)]
+    return "\n".join([_caption(run, results), *aligned(rows)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """One line per row, its cells below each other and flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([_caption(run, results), *lines])
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def cell(spread: Spread, digits: int, replicates: int) -> str:
+    """Mean ± sample standard deviation; with ``n`` where not all of the ``replicates`` have a value."""
+    if spread.mean is None:
+        return "-"
+    text = f"{spread.mean:.{digits}f}"
+    if spread.sd is not None:
+        text += f" ± {spread.sd:.{digits}f}"
+    return text if spread.n == replicates else f"{text} (n={spread.n})"
 
 
 def _caption(run: Run, results: RunResults) -> str:
@@ -44,21 +60,13 @@ def _header(results: RunResults) -> list[str]:
 
 
 def _cells(level: LevelResults, several: bool) -> list[str]:
-    def cell(spread: Spread, digits: int) -> str:
-        if spread.mean is None:
-            return "-"
-        text = f"{spread.mean:.{digits}f}"
-        if spread.sd is not None:
-            text += f" ± {spread.sd:.{digits}f}"
-        return text if spread.n == level.replicates else f"{text} (n={spread.n})"
-
     return [
         str(level.level),
         *([str(level.replicates)] if several else []),
         "-" if level.density.mean is None else f"{level.density.mean:.2f}",  # set by the level, not by chance
-        cell(level.early_stop_iteration, 0),
-        cell(level.early_stop_accuracy, 2),
-        cell(level.final_accuracy, 2),
-        cell(level.seconds, 1),
-        cell(level.iterations_per_second, 0),
+        cell(level.early_stop_iteration, 0, level.replicates),
+        cell(level.early_stop_accuracy, 2, level.replicates),
+        cell(level.final_accuracy, 2, level.replicates),
+        cell(level.seconds, 1, level.replicates),
+        cell(level.iterations_per_second, 0, level.replicates),
     ]

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -23,6 +24,7 @@ from lth_fast import cli
 from lth_fast.experiment import build
 from lth_fast.experiment.environment import cpu_name
 from lth_fast.record import open_run
+from lth_fast.report import comparison
 
 BASE = ("lenet:8", "digits", "--rounds", "1", "--seed", "1")
 LOG_LINE = re.compile(
@@ -245,7 +247,7 @@ def test_info_tells_versions_build_and_devices(capsys):
     assert {"lth_fast", "numpy", "python", "isa", "threads", "gpu", "cuda kernels", "stepper"} <= set(rows)
 
 
-@pytest.mark.parametrize("words", [["info", "extra"], ["report"], ["report", "one", "two"], ["report", "--foo", "x"]])
+@pytest.mark.parametrize("words", [["info", "extra"], ["report"], ["report", "--foo", "x"]])
 def test_info_and_report_refuse_what_they_do_not_take(words, capsys):
     assert cli.main(words) == 2
     assert capsys.readouterr().err.startswith("error: ")
@@ -269,6 +271,36 @@ def test_report_of_a_run_that_is_not_complete_tells_what_there_is(command, capsy
     (run.replicate(0).level(1).path / "summary.json").unlink()
     assert cli.main(["report", str(run.path)]) == 0
     assert f"{run.path.name}: 1 of 2 levels complete" in capsys.readouterr().out
+
+
+def test_a_control_arm_says_how_to_see_it_beside_its_ticket_run_and_report_shows_both(tmp_path, capsys):
+    base = (*BASE, "--iter", "6", "--seed", "1", "--save", str(tmp_path / "my runs"))
+    assert cli.main([*base]) == 0
+    assert "beside" not in capsys.readouterr().out
+    assert cli.main([*base, "--random"]) == 0
+    *_, hint = capsys.readouterr().out.splitlines()
+    ticket, control = sorted((tmp_path / "my runs").iterdir(), key=lambda path: path.name.endswith("_reinit"))
+    assert hint.startswith("beside its ticket run: python -m lth_fast ")
+    words = shlex.split(hint.removeprefix("beside its ticket run: python -m lth_fast "))
+    assert words == ["report", str(ticket), str(control)]
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == (
+        f"{comparison([open_run(ticket), open_run(control)])}\nfigure: {tmp_path / 'my runs' / 'comparison.png'}\n",
+        "",
+    )
+    assert (tmp_path / "my runs" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main([*base, "--branch", "random_mask", "--quiet"]) == 0  # finds its ticket run beside the picture
+    assert capsys.readouterr() == ("", "")
+
+
+def test_runs_whose_figure_cannot_be_written_are_shown_and_how_to_draw_it_again(command, capsys, monkeypatch):
+    run = command(*BASE, "--iter", "3").run
+    monkeypatch.setattr(cli, "comparison_figure", lambda runs: (run.path / "gone" / "comparison.png").write_bytes(b""))
+    assert cli.main(["report", str(run.path), str(run.path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == f"{comparison([run, run])}\n"
+    assert err.endswith(f"draw it with: python -m lth_fast report '{run.path}' '{run.path}'\n")
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()])

@@ -18,22 +18,6 @@ MakeRun = Callable[..., Run]
 MakeSummary = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures that were drawn, to be looked at."""
-    from matplotlib.figure import Figure
-
-    figures = []
-
-    class Kept(Figure):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            figures.append(self)
-
-    monkeypatch.setattr("matplotlib.figure.Figure", Kept)
-    return figures
-
-
 def random_replicate(summary: MakeSummary, levels: int, draw: random.Random) -> list[dict[str, Any]]:
     return [
         summary(
