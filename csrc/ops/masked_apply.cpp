@@ -2,6 +2,7 @@
 #include "ops/masked_apply.h"
 
 #include "ops/checks.h"
+#include "ops/find_op.h"
 
 TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
   library.def("masked_apply(Tensor input, Tensor mask_bits) -> Tensor");
@@ -12,16 +13,12 @@ TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
 namespace lth_fast {
 
 at::Tensor masked_apply(const at::Tensor& input, const at::Tensor& mask_bits) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("lth_fast::masked_apply", "")
-                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&)>();
+  static const auto op = find_op<decltype(masked_apply)>("lth_fast::masked_apply");
   return op.call(input, mask_bits);
 }
 
 void masked_apply_(const at::Tensor& self, const at::Tensor& mask_bits) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("lth_fast::masked_apply_", "")
-                             .typed<void(const at::Tensor&, const at::Tensor&)>();
+  static const auto op = find_op<decltype(masked_apply_)>("lth_fast::masked_apply_");
   op.call(self, mask_bits);
 }
 

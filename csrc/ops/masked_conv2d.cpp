@@ -2,6 +2,7 @@
 // convolution.
 #include "ops/below_autograd.h"
 #include "ops/checks.h"
+#include "ops/find_op.h"
 #include "ops/masked_apply.h"
 
 TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
@@ -49,10 +50,9 @@ at::Tensor compute(const at::Tensor& input, const at::Tensor& weight, const Opti
 at::Tensor masked_conv2d(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                          const at::Tensor& mask_bits, Pair stride, Pair padding, Pair dilation,
                          const c10::SymInt& groups) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("lth_fast::masked_conv2d", "")
-                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                                               const at::Tensor&, Pair, Pair, Pair, c10::SymInt)>();
+  static const auto op =
+      find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, Pair, Pair,
+                         Pair, c10::SymInt)>("lth_fast::masked_conv2d");
   return op.call(input, weight, bias, mask_bits, stride, padding, dilation, groups);
 }
 

@@ -6,6 +6,7 @@
 // the mask. Without one the gradient is left to whoever masks it later.
 #include "ops/below_autograd.h"
 #include "ops/checks.h"
+#include "ops/find_op.h"
 #include "ops/masked_apply.h"
 #include "ops/onednn_linear.h"
 #include "ops/rows.h"
@@ -69,23 +70,18 @@ at::Tensor compute_weight_grad(const at::Tensor& grad_output, const at::Tensor& 
 
 at::Tensor masked_linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                          const OptionalTensor& mask_bits) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("lth_fast::masked_linear", "").typed<decltype(masked_linear)>();
+  static const auto op = find_op<decltype(masked_linear)>("lth_fast::masked_linear");
   return op.call(input, weight, bias, mask_bits);
 }
 
 at::Tensor masked_linear_input_grad(const at::Tensor& grad_output, const at::Tensor& weight) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("lth_fast::masked_linear_input_grad", "")
-                             .typed<decltype(masked_linear_input_grad)>();
+  static const auto op = find_op<decltype(masked_linear_input_grad)>("lth_fast::masked_linear_input_grad");
   return op.call(grad_output, weight);
 }
 
 at::Tensor masked_linear_weight_grad(const at::Tensor& grad_output, const at::Tensor& input,
                                      const OptionalTensor& mask_bits) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("lth_fast::masked_linear_weight_grad", "")
-                             .typed<decltype(masked_linear_weight_grad)>();
+  static const auto op = find_op<decltype(masked_linear_weight_grad)>("lth_fast::masked_linear_weight_grad");
   return op.call(grad_output, input, mask_bits);
 }
 

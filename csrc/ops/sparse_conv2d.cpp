@@ -9,6 +9,7 @@
 
 #include "ops/below_autograd.h"
 #include "ops/checks.h"
+#include "ops/find_op.h"
 
 TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
   library.def(
@@ -27,11 +28,6 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 using Pair = at::IntArrayRef;
-
-template <typename Signature>
-auto find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 at::Tensor sparse_conv2d(const at::Tensor& input, const at::Tensor& values, const OptionalTensor& bias,
                          const ConvolutionPattern& pattern, const Convolution& convolution, bool relu) {

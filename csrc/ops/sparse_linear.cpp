@@ -6,6 +6,7 @@
 
 #include "ops/below_autograd.h"
 #include "ops/checks.h"
+#include "ops/find_op.h"
 #include "ops/rows.h"
 
 TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
@@ -35,8 +36,7 @@ at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
                          const at::Tensor& row_starts, const at::Tensor& row_order, const at::Tensor& columns,
                          const at::Tensor& column_starts, const at::Tensor& column_order, const at::Tensor& rows,
                          const at::Tensor& permutation, bool relu) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("lth_fast::sparse_linear", "").typed<decltype(sparse_linear)>();
+  static const auto op = find_op<decltype(sparse_linear)>("lth_fast::sparse_linear");
   return op.call(input, values, bias, row_starts, row_order, columns, column_starts, column_order, rows, permutation,
                  relu);
 }
@@ -44,18 +44,14 @@ at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
 at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
                                     const at::Tensor& column_starts, const at::Tensor& column_order,
                                     const at::Tensor& rows, const at::Tensor& permutation) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("lth_fast::sparse_linear_input_grad", "")
-                             .typed<decltype(sparse_linear_input_grad)>();
+  static const auto op = find_op<decltype(sparse_linear_input_grad)>("lth_fast::sparse_linear_input_grad");
   return op.call(grad_output, values, column_starts, column_order, rows, permutation);
 }
 
 at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Tensor& input,
                                      const at::Tensor& row_starts, const at::Tensor& row_order,
                                      const at::Tensor& columns) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("lth_fast::sparse_linear_values_grad", "")
-                             .typed<decltype(sparse_linear_values_grad)>();
+  static const auto op = find_op<decltype(sparse_linear_values_grad)>("lth_fast::sparse_linear_values_grad");
   return op.call(grad_output, input, row_starts, row_order, columns);
 }
 
@@ -63,9 +59,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_linear_backward(
     const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& values, const at::Tensor& row_starts,
     const at::Tensor& row_order, const at::Tensor& columns, const at::Tensor& column_starts,
     const at::Tensor& column_order, const at::Tensor& rows, const at::Tensor& permutation, std::array<bool, 3> wanted) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("lth_fast::sparse_linear_backward", "")
-                             .typed<decltype(sparse_linear_backward)>();
+  static const auto op = find_op<decltype(sparse_linear_backward)>("lth_fast::sparse_linear_backward");
   return op.call(grad_output, input, values, row_starts, row_order, columns, column_starts, column_order, rows,
                  permutation, wanted);
 }
