@@ -60,7 +60,7 @@ def test_every_kernel_file_comes_as_ptx_for_devices_to_come() -> None:
 
 @with_kernels
 def test_every_op_with_a_kernel_file_is_served_by_it() -> None:
-    for name in ("pack_mask", "masked_apply_", "masked_apply_each_", "prune_by_magnitude", "sparse_linear_values_grad"):
+    for name in ("pack_mask", "masked_apply_", "masked_apply_each_", "prune_by_magnitude", "sparse_linear_backward"):
         (line,) = (
             line for line in torch._C._dispatch_dump(f"lth_fast::{name}").splitlines() if line.startswith("CUDA:")
         )

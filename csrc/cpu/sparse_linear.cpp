@@ -409,7 +409,7 @@ at::Tensor bias_grad(const GradOutput<Element>& grad_output) {
   return result;
 }
 
-// ---- the registered functions: one line per element type ----
+// ---- the registered functions ----
 
 at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, const std::optional<at::Tensor>& bias,
                          const at::Tensor& row_starts, const at::Tensor& row_order, const at::Tensor& columns,
@@ -425,41 +425,12 @@ at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
              : forward<double>(input, values, added, row_starts, row_order, columns, relu);
 }
 
-at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
-                                    const at::Tensor& column_starts, const at::Tensor& column_order,
-                                    const at::Tensor& rows, const at::Tensor& permutation) {
-  auto shape = grad_output.sizes().vec();
-  shape.back() = column_order.size(1);
-  if (grad_output.numel() == 0) return at::zeros(shape, values.options());
-  const auto compute = [&](auto element) {
-    return input_grad<decltype(element)>(GradOutput<decltype(element)>(grad_output, false), shape, values,
-                                         column_starts, column_order, rows, permutation);
-  };
-  return values.scalar_type() == at::kFloat ? compute(float{}) : compute(double{});
-}
-
-at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Tensor& input,
-                                     const at::Tensor& row_starts, const at::Tensor& row_order,
-                                     const at::Tensor& columns) {
-  check_sparse_linear_gradient("sparse_linear_values_grad", grad_output, input, row_order.size(1));
-  if (grad_output.numel() == 0) return at::zeros(columns.sizes(), input.options());
-  const auto compute = [&](auto element) {
-    return values_grad<decltype(element)>(GradOutput<decltype(element)>(grad_output, false), input, row_starts,
-                                          row_order, columns);
-  };
-  return input.scalar_type() == at::kFloat ? compute(float{}) : compute(double{});
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_linear_backward(
     const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& values, const at::Tensor& row_starts,
     const at::Tensor& row_order, const at::Tensor& columns, const at::Tensor& column_starts,
     const at::Tensor& column_order, const at::Tensor& rows, const at::Tensor& permutation, std::array<bool, 3> wanted) {
   const auto [input_wanted, values_wanted, bias_wanted] = wanted;
-  check_sparse_linear_gradient("sparse_linear_backward", grad_output, input, row_order.size(1));
-  TORCH_CHECK(input.size(-1) == column_order.size(1), "sparse_linear_backward: input must have shape [..., ",
-              column_order.size(1), "], got ", input.sizes());
-  TORCH_CHECK(!input_wanted || values.sizes() == columns.sizes(), "sparse_linear_backward: values must have shape ",
-              columns.sizes(), ", got ", values.sizes());
+  check_sparse_linear_backward(grad_output, input, values, row_order, columns, column_order, wanted);
   const auto none = [&] { return at::empty({0}, values.options()); };
   if (grad_output.numel() == 0) {  // no samples, or a layer without outputs
     return {input_wanted ? at::zeros(input.sizes(), values.options()) : none(),
@@ -482,7 +453,5 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_linear_backward(
 
 TORCH_LIBRARY_IMPL(lth_fast, CPU, library) {
   library.impl("sparse_linear", lth_fast::sparse_linear);
-  library.impl("sparse_linear_input_grad", lth_fast::sparse_linear_input_grad);
-  library.impl("sparse_linear_values_grad", lth_fast::sparse_linear_values_grad);
   library.impl("sparse_linear_backward", lth_fast::sparse_linear_backward);
 }

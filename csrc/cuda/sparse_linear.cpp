@@ -4,6 +4,9 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include <array>
+#include <tuple>
+
 #include "ops/below_autograd.h"
 #include "ops/rows.h"
 #include "ops/sparse_linear.h"
@@ -76,40 +79,47 @@ at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
   return samples_first(to, input);
 }
 
-at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
-                                    const at::Tensor& column_starts, const at::Tensor& column_order,
-                                    const at::Tensor& rows, const at::Tensor& permutation) {
-  const c10::cuda::CUDAGuard guard(grad_output.device());
-  const at::Tensor from = features_first(grad_output), kept = values.index_select(0, permutation);
-  const at::Tensor to = at::empty({column_order.size(1), from.size(1)}, from.options()),
-                   places = places_of(column_order);
+// grad_output is [out_features, samples], and so on.
+at::Tensor input_grad(const at::Tensor& grad_output, const at::Tensor& values, const at::Tensor& column_starts,
+                      const at::Tensor& column_order, const at::Tensor& rows, const at::Tensor& permutation) {
+  const at::Tensor kept = values.index_select(0, permutation), places = places_of(column_order);
+  const at::Tensor to = at::empty({column_order.size(1), grad_output.size(1)}, grad_output.options());
   with_types(kept, rows, [&](auto element, auto index) {
     using Element = decltype(element);
     const Element* no_bias = nullptr;
-    cuda::sparse_product(lines_of<decltype(index)>(column_starts, places, rows, from.size(0)),
-                         kept.const_data_ptr<Element>(), no_bias, from.const_data_ptr<Element>(),
-                         to.mutable_data_ptr<Element>(), from.size(1), c10::cuda::getCurrentCUDAStream());
+    cuda::sparse_product(lines_of<decltype(index)>(column_starts, places, rows, grad_output.size(0)),
+                         kept.const_data_ptr<Element>(), no_bias, grad_output.const_data_ptr<Element>(),
+                         to.mutable_data_ptr<Element>(), grad_output.size(1), c10::cuda::getCurrentCUDAStream());
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return samples_first(to, grad_output);
+  return to;
 }
 
-at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Tensor& input,
-                                     const at::Tensor& row_starts, const at::Tensor& row_order,
-                                     const at::Tensor& columns) {
-  check_sparse_linear_gradient("sparse_linear_values_grad", grad_output, input, row_order.size(1));
-  const c10::cuda::CUDAGuard guard(input.device());
-  const at::Tensor gradient = features_first(grad_output), from = features_first(input);
-  at::Tensor grad_values = at::empty(columns.sizes(), input.options());
-  const at::Tensor places = places_of(row_order);
-  with_types(from, columns, [&](auto element, auto index) {
+at::Tensor values_grad(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& row_starts,
+                       const at::Tensor& row_order, const at::Tensor& columns) {
+  const at::Tensor grad_values = at::empty(columns.sizes(), input.options()), places = places_of(row_order);
+  with_types(input, columns, [&](auto element, auto index) {
     using Element = decltype(element);
-    cuda::sampled_product(lines_of<decltype(index)>(row_starts, places, columns, from.size(0)),
-                          gradient.const_data_ptr<Element>(), from.const_data_ptr<Element>(),
-                          grad_values.mutable_data_ptr<Element>(), from.size(1), c10::cuda::getCurrentCUDAStream());
+    cuda::sampled_product(lines_of<decltype(index)>(row_starts, places, columns, input.size(0)),
+                          grad_output.const_data_ptr<Element>(), input.const_data_ptr<Element>(),
+                          grad_values.mutable_data_ptr<Element>(), input.size(1), c10::cuda::getCurrentCUDAStream());
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return grad_values;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_linear_backward(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& values, const at::Tensor& row_starts,
+    const at::Tensor& row_order, const at::Tensor& columns, const at::Tensor& column_starts,
+    const at::Tensor& column_order, const at::Tensor& rows, const at::Tensor& permutation, std::array<bool, 3> wanted) {
+  check_sparse_linear_backward(grad_output, input, values, row_order, columns, column_order, wanted);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const auto none = [&] { return at::empty({0}, values.options()); };
+  const at::Tensor gradient = wanted[0] || wanted[1] ? features_first(grad_output) : at::Tensor();
+  return {wanted[0] ? samples_first(input_grad(gradient, values, column_starts, column_order, rows, permutation), input)
+                    : none(),
+          wanted[1] ? values_grad(gradient, features_first(input), row_starts, row_order, columns) : none(),
+          wanted[2] ? as_rows(grad_output).sum(0) : none()};
 }
 
 }  // namespace
@@ -117,6 +127,5 @@ at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Te
 
 TORCH_LIBRARY_IMPL(lth_fast, CUDA, library) {
   library.impl("sparse_linear", lth_fast::sparse_linear);
-  library.impl("sparse_linear_input_grad", lth_fast::sparse_linear_input_grad);
-  library.impl("sparse_linear_values_grad", lth_fast::sparse_linear_values_grad);
+  library.impl("sparse_linear_backward", lth_fast::sparse_linear_backward);
 }

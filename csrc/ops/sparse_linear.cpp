@@ -13,12 +13,6 @@ TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
   library.def(
       "sparse_linear(Tensor input, Tensor values, Tensor? bias, Tensor row_starts, Tensor row_order, Tensor columns, "
       "Tensor column_starts, Tensor column_order, Tensor rows, Tensor permutation, bool relu=False) -> Tensor");
-  library.def(
-      "sparse_linear_input_grad(Tensor grad_output, Tensor values, Tensor column_starts, Tensor column_order, "
-      "Tensor rows, Tensor permutation) -> Tensor");
-  library.def(
-      "sparse_linear_values_grad(Tensor grad_output, Tensor input, Tensor row_starts, Tensor row_order, "
-      "Tensor columns) -> Tensor");
   // Gradients of input, values and bias; those that are not wanted are empty. `values` are read for the gradient of the
   // input alone, the numbers of `input` for that of the values; else they give type and shape.
   library.def(
@@ -41,20 +35,6 @@ at::Tensor sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
                  relu);
 }
 
-at::Tensor sparse_linear_input_grad(const at::Tensor& grad_output, const at::Tensor& values,
-                                    const at::Tensor& column_starts, const at::Tensor& column_order,
-                                    const at::Tensor& rows, const at::Tensor& permutation) {
-  static const auto op = find_op<decltype(sparse_linear_input_grad)>("lth_fast::sparse_linear_input_grad");
-  return op.call(grad_output, values, column_starts, column_order, rows, permutation);
-}
-
-at::Tensor sparse_linear_values_grad(const at::Tensor& grad_output, const at::Tensor& input,
-                                     const at::Tensor& row_starts, const at::Tensor& row_order,
-                                     const at::Tensor& columns) {
-  static const auto op = find_op<decltype(sparse_linear_values_grad)>("lth_fast::sparse_linear_values_grad");
-  return op.call(grad_output, input, row_starts, row_order, columns);
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_linear_backward(
     const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& values, const at::Tensor& row_starts,
     const at::Tensor& row_order, const at::Tensor& columns, const at::Tensor& column_starts,
@@ -62,20 +42,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_linear_backward(
   static const auto op = find_op<decltype(sparse_linear_backward)>("lth_fast::sparse_linear_backward");
   return op.call(grad_output, input, values, row_starts, row_order, columns, column_starts, column_order, rows,
                  permutation, wanted);
-}
-
-// Where the gradients have no common kernel.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> one_by_one(const at::Tensor& grad_output, const at::Tensor& input,
-                                                          const at::Tensor& values, const at::Tensor& row_starts,
-                                                          const at::Tensor& row_order, const at::Tensor& columns,
-                                                          const at::Tensor& column_starts,
-                                                          const at::Tensor& column_order, const at::Tensor& rows,
-                                                          const at::Tensor& permutation, std::array<bool, 3> wanted) {
-  const auto none = [&] { return at::empty({0}, values.options()); };
-  return {wanted[0] ? sparse_linear_input_grad(grad_output, values, column_starts, column_order, rows, permutation)
-                    : none(),
-          wanted[1] ? sparse_linear_values_grad(grad_output, input, row_starts, row_order, columns) : none(),
-          wanted[2] ? as_rows(grad_output).sum(0) : none()};
 }
 
 // ---- checks ----
@@ -133,14 +99,19 @@ void check_sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
   }
 }
 
-void check_sparse_linear_gradient(const char* function, const at::Tensor& grad_output, const at::Tensor& input,
-                                  int64_t out_features) {
-  TORCH_CHECK(input.dim() >= 1, function, ": input must have shape [..., in_features], got ", input.sizes());
+void check_sparse_linear_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& values,
+                                  const at::Tensor& row_order, const at::Tensor& columns,
+                                  const at::Tensor& column_order, std::array<bool, 3> wanted) {
+  constexpr auto function = "sparse_linear_backward";
+  TORCH_CHECK(input.dim() >= 1 && input.size(-1) == column_order.size(1), function, ": input must have shape [..., ",
+              column_order.size(1), "], got ", input.sizes());
   auto expected = input.sizes().vec();
-  expected.back() = out_features;
+  expected.back() = row_order.size(1);
   TORCH_CHECK(grad_output.sizes() == at::IntArrayRef(expected), function, ": grad_output must have shape ",
               at::IntArrayRef(expected), " for input of shape ", input.sizes(), ", got ", grad_output.sizes());
   check_same_type(function, grad_output, "grad_output", input, "input");
+  TORCH_CHECK(!wanted[0] || values.sizes() == columns.sizes(), function, ": values must have shape ", columns.sizes(),
+              ", got ", values.sizes());
 }
 
 namespace {
@@ -255,7 +226,6 @@ at::Tensor sparse_linear_autocast(const at::Tensor& input, const at::Tensor& val
 }  // namespace lth_fast
 
 TORCH_LIBRARY_IMPL(lth_fast, Autograd, library) { library.impl("sparse_linear", lth_fast::sparse_linear_autograd); }
-TORCH_LIBRARY_IMPL(lth_fast, CUDA, library) { library.impl("sparse_linear_backward", lth_fast::one_by_one); }
 TORCH_LIBRARY_IMPL(lth_fast, AutocastCPU, library) {
   library.impl("sparse_linear", lth_fast::sparse_linear_autocast<c10::kCPU, c10::DispatchKey::AutocastCPU>);
 }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <array>
+
 #include "ops/torch_headers.h"
 
 namespace lth_fast {
@@ -10,8 +12,9 @@ void check_sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
                          const at::Tensor& column_starts, const at::Tensor& column_order, const at::Tensor& rows,
                          const at::Tensor& permutation);
 
-// Autograd passes a gradient that fits; who calls an operator may pass any.
-void check_sparse_linear_gradient(const char* function, const at::Tensor& grad_output, const at::Tensor& input,
-                                  int64_t out_features);
+// Autograd passes a gradient that fits; who calls the operator may pass any.
+void check_sparse_linear_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& values,
+                                  const at::Tensor& row_order, const at::Tensor& columns,
+                                  const at::Tensor& column_order, std::array<bool, 3> wanted);
 
 }  // namespace lth_fast

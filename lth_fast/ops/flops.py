@@ -17,14 +17,12 @@ _ops = torch.ops.lth_fast
 Shape = Sequence[int]  # in place of a tensor
 
 
-@register_flop_formula(
-    [_ops.masked_linear, _ops.masked_linear_input_grad, _ops.sparse_linear, _ops.sparse_linear_input_grad]
-)
+@register_flop_formula([_ops.masked_linear, _ops.masked_linear_input_grad, _ops.sparse_linear])
 def _(input: Shape, weights: Shape, *others: object, out_shape: Shape) -> int:
     return 2 * math.prod(input[:-1]) * math.prod(weights)
 
 
-@register_flop_formula([_ops.masked_linear_weight_grad, _ops.sparse_linear_values_grad])
+@register_flop_formula(_ops.masked_linear_weight_grad)
 def _(grad_output: Shape, input: Shape, *others: object, out_shape: Shape) -> int:
     return 2 * math.prod(input[:-1]) * math.prod(out_shape)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -74,30 +73,31 @@ def _forward(
     return reference(input, values, bias, pattern, relu)
 
 
-def _line_of_each_survivor(starts: Tensor, order: Tensor, survivors: int) -> Tensor:
-    return order.flatten().long().repeat_interleave(starts.diff(dim=1).flatten().long(), output_size=survivors)
-
-
-def _input_grad(
-    grad_output: Tensor, values: Tensor, column_starts: Tensor, column_order: Tensor, rows: Tensor, permutation: Tensor
-) -> Tensor:
-    # The same product over the transposed pattern.
-    column = _line_of_each_survivor(column_starts, column_order, rows.numel())
-    transposed = values.new_zeros((column_order.shape[1], grad_output.shape[-1]))
-    transposed[column, rows.long()] = values[permutation.long()]
-    return grad_output @ transposed.t()
-
-
-def _values_grad(grad_output: Tensor, input: Tensor, row_starts: Tensor, row_order: Tensor, columns: Tensor) -> Tensor:
-    row = _line_of_each_survivor(row_starts, row_order, columns.numel())
-    samples = math.prod(input.shape[:-1])
-    dense = grad_output.reshape(samples, -1).t() @ input.reshape(samples, -1)
-    return dense[row, columns.long()]
+def _backward(
+    grad_output: Tensor,
+    input: Tensor,
+    values: Tensor,
+    row_starts: Tensor,
+    row_order: Tensor,
+    columns: Tensor,
+    column_starts: Tensor,
+    column_order: Tensor,
+    rows: Tensor,
+    permutation: Tensor,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    pattern = SparsePattern(row_starts, row_order, columns, column_starts, column_order, rows, permutation)
+    gradients, inputs = (torch.atleast_2d(tensor).flatten(0, -2) for tensor in (grad_output, input))
+    none = values.new_empty(0)
+    return (
+        grad_output @ to_dense(values, pattern) if wanted[0] else none,
+        (gradients.t() @ inputs)[coordinates(pattern)] if wanted[1] else none,
+        gradients.sum(0) if wanted[2] else none,
+    )
 
 
 serve_cuda("sparse_linear", _forward)
-serve_cuda("sparse_linear_input_grad", _input_grad)
-serve_cuda("sparse_linear_values_grad", _values_grad)
+serve_cuda("sparse_linear_backward", _backward)
 
 
 @torch.library.register_fake("lth_fast::sparse_linear")
@@ -105,16 +105,6 @@ def _(
     input: Tensor, values: Tensor, bias: Tensor | None, row_starts: Tensor, row_order: Tensor, *others: object
 ) -> Tensor:
     return input.new_empty((*input.shape[:-1], row_order.shape[1]))
-
-
-@torch.library.register_fake("lth_fast::sparse_linear_input_grad")
-def _(grad_output: Tensor, values: Tensor, column_starts: Tensor, column_order: Tensor, *others: object) -> Tensor:
-    return grad_output.new_empty((*grad_output.shape[:-1], column_order.shape[1]))
-
-
-@torch.library.register_fake("lth_fast::sparse_linear_values_grad")
-def _(grad_output: Tensor, input: Tensor, row_starts: Tensor, row_order: Tensor, columns: Tensor) -> Tensor:
-    return input.new_empty(columns.shape)
 
 
 @torch.library.register_fake("lth_fast::sparse_linear_backward")

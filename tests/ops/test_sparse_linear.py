@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lth_fast.ops import SparsePattern, sparse_linear, sparse_pattern
-from lth_fast.ops.sparse_linear import _forward, _input_grad, _values_grad, from_dense, reference, to_dense
+from lth_fast.ops.sparse_linear import _backward, _forward, from_dense, reference, to_dense
 from lth_fast.ops.sparse_pattern import reference as pattern_reference
 
 Distance = Callable[[Tensor, Tensor], float]
@@ -33,12 +33,8 @@ def random_layer(
     return values, bias, sparse_pattern(mask)
 
 
-def by_row(pattern: SparsePattern) -> tuple[Tensor, ...]:
-    return pattern.row_starts, pattern.row_order, pattern.columns
-
-
-def by_column(pattern: SparsePattern) -> tuple[Tensor, ...]:
-    return pattern.column_starts, pattern.column_order, pattern.rows, pattern.permutation
+def values_grad(gradient: Tensor, inputs: Tensor, pattern: Sequence[Tensor]) -> Tensor:
+    return torch.ops.lth_fast.sparse_linear_backward(gradient, inputs, gradient, *pattern, (False, True, False))[1]
 
 
 def as_leaves(*tensors: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
@@ -164,30 +160,31 @@ def test_a_gradient_that_nobody_asks_for_is_not_computed(wanted: tuple[bool, boo
 def test_gradients_computed_together_are_those_computed_alone(
     wanted: tuple[bool, bool, bool], distance: Distance
 ) -> None:
-    values, _, pattern = random_layer(330, 200)
+    values, bias, pattern = random_layer(330, 200)
     inputs, gradient = torch.randn(2, 67, 330), torch.randn(2, 67, 200)
-    ops = torch.ops.lth_fast
-    alone = (
-        ops.sparse_linear_input_grad(gradient, values, *by_column(pattern)),
-        ops.sparse_linear_values_grad(gradient, inputs, *by_row(pattern)),
-    )
-    *products, grad_bias = ops.sparse_linear_backward(gradient, inputs, values, *pattern, wanted)
-    for found, like, asked_for in zip(products, alone, wanted, strict=False):
-        assert torch.equal(found, like) if asked_for else found.numel() == 0
-    if wanted[2]:
-        assert distance(grad_bias, gradient.double().sum((0, 1))) <= 1e-6
-    else:
-        assert grad_bias.numel() == 0
+    expected = as_leaves(inputs, values, bias, dtype=torch.float64)
+    reference(*expected, pattern).backward(gradient.double())
+    backward = torch.ops.lth_fast.sparse_linear_backward
+    together = backward(gradient, inputs, values, *pattern, wanted)
+    for i, (found, like) in enumerate(zip(together, expected, strict=True)):
+        if wanted[i]:
+            alone = backward(gradient, inputs, values, *pattern, [i == j for j in range(3)])[i]
+            assert torch.equal(found, alone)
+            assert like.grad is not None
+            assert distance(found, like.grad) <= 1e-6
+        else:
+            assert found.numel() == 0
 
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("batch", [(0,), (2, 0)], ids=str)
-def test_gradients_of_no_samples_computed_alone_are_zero(batch: tuple[int, ...]) -> None:
-    values, _, pattern = random_layer(33, 20)
+@pytest.mark.parametrize("wanted", WANTED, ids=str)
+def test_gradients_of_no_samples_are_zero(wanted: tuple[bool, bool, bool], batch: tuple[int, ...]) -> None:
+    values, bias, pattern = random_layer(33, 20)
     inputs, gradient = torch.randn(*batch, 33), torch.randn(*batch, 20)
-    assert torch.ops.lth_fast.sparse_linear_input_grad(gradient, values, *by_column(pattern)).shape == inputs.shape
-    found = torch.ops.lth_fast.sparse_linear_values_grad(gradient, inputs, *by_row(pattern))
-    assert torch.equal(found, torch.zeros_like(values))
+    found = torch.ops.lth_fast.sparse_linear_backward(gradient, inputs, values, *pattern, wanted)
+    for one, like, asked_for in zip(found, (inputs, values, bias), wanted, strict=True):
+        assert torch.equal(one, torch.zeros_like(like) if asked_for else torch.empty(0))
 
 
 @pytest.mark.usefixtures("isa")
@@ -197,7 +194,7 @@ def test_the_gradient_of_the_values_stays_exact_over_many_samples(
 ) -> None:
     values, _, pattern = random_layer(*features, 0.5)
     gradient, inputs = torch.rand(100_003, features[1]), torch.rand(100_003, features[0])
-    found = torch.ops.lth_fast.sparse_linear_values_grad(gradient, inputs, *by_row(pattern))
+    found = values_grad(gradient, inputs, pattern)
     assert distance(found, from_dense(gradient.double().t() @ inputs.double(), pattern)) <= 3e-7
     assert found.shape == values.shape
 
@@ -440,15 +437,18 @@ def test_under_autocast_the_layer_computes_in_float32(distance: Distance) -> Non
     assert distance(out, reference(inputs.bfloat16().float(), values, bias, pattern)) <= 1e-6
 
 
-def test_what_serves_devices_without_a_kernel_agrees_with_the_kernel(distance: Distance) -> None:
+@pytest.mark.parametrize("batch", [(), (2, 3), (0,), (2, 0)], ids=str)
+def test_what_serves_devices_without_a_kernel_agrees_with_the_kernel(
+    batch: tuple[int, ...], distance: Distance
+) -> None:
     values, bias, pattern = random_layer(330, 200)
-    inputs, gradient = torch.randn(2, 3, 330), torch.randn(2, 3, 200)
-    ops = torch.ops.lth_fast
+    inputs, gradient = torch.randn(*batch, 330), torch.randn(*batch, 200)
     assert distance(_forward(inputs, values, bias, *pattern), sparse_linear(inputs, values, bias, pattern)) <= 1e-6
-    native = ops.sparse_linear_input_grad(gradient, values, *by_column(pattern))
-    assert distance(_input_grad(gradient, values, *by_column(pattern)), native) <= 1e-6
-    native = ops.sparse_linear_values_grad(gradient, inputs, *by_row(pattern))
-    assert distance(_values_grad(gradient, inputs, *by_row(pattern)), native) <= 1e-6
+    for wanted in WANTED:
+        arguments = (gradient, inputs, values, *pattern, wanted)
+        native = torch.ops.lth_fast.sparse_linear_backward(*arguments)
+        for found, like in zip(_backward(*arguments), native, strict=True):
+            assert distance(found, like) <= 1e-6
 
 
 # torch's own check looks at the gradient of a tensor that is no leaf.
@@ -463,8 +463,6 @@ def test_the_registrations_are_consistent(batch: tuple[int, ...], with_bias: boo
     torch.library.opcheck(ops.sparse_linear, arguments)
     torch.library.opcheck(ops.sparse_linear, (*arguments, True))
     gradient, values, inputs = torch.randn(*batch, 3), values.detach(), inputs.detach()
-    torch.library.opcheck(ops.sparse_linear_input_grad, (gradient, values, *by_column(pattern)))
-    torch.library.opcheck(ops.sparse_linear_values_grad, (gradient, inputs, *by_row(pattern)))
     for wanted in WANTED:
         torch.library.opcheck(ops.sparse_linear_backward, (gradient, inputs, values, *pattern, wanted))
 
@@ -573,8 +571,6 @@ def test_a_gradient_of_another_shape_than_the_outputs_is_refused(shape: tuple[in
     for wanted in WANTED[1:]:
         with pytest.raises(RuntimeError, match=message):
             torch.ops.lth_fast.sparse_linear_backward(gradient, inputs, values, *pattern, wanted)
-    with pytest.raises(RuntimeError, match=message):
-        torch.ops.lth_fast.sparse_linear_values_grad(gradient, inputs, *by_row(pattern))
 
 
 def test_a_backward_with_arguments_of_another_layer_names_them() -> None:
@@ -598,7 +594,8 @@ def test_the_last_of_as_many_survivors_as_there_may_be_get_their_gradient(surviv
     columns = torch.empty(most, dtype=torch.int16)
     columns[-survivors:] = torch.arange(survivors, dtype=torch.int16)
     gradient, inputs = torch.randn(16, 1), torch.randn(16, survivors)
-    found = torch.ops.lth_fast.sparse_linear_values_grad(gradient, inputs, starts, order, columns)
+    small = sparse_pattern(torch.ones(1, survivors, dtype=torch.bool))
+    found = values_grad(gradient, inputs, small._replace(row_starts=starts, row_order=order, columns=columns))
     assert distance(found[-survivors:], (gradient.double().t() @ inputs.double()).flatten()) <= 1e-6
 
 
