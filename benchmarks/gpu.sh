@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds for the GPU of this machine, runs the tests that need one, all GPU benchmarks and compute-sanitizer on the tests
 # of the ops, in less than nine minutes, and writes ONE file. Runs unattended and needs no network; a stage that fails
-# or takes too long stops no other, and what was left out is in the file, with the reason.
+# or takes too long stops no other but is told by the exit status, and what was left out is in the file, with the reason.
 #
 #   benchmarks/gpu.sh [RESULTS.json]      default: benchmarks/results/<date>_gpu.json
 #
@@ -23,7 +23,8 @@ finish() {
   rm -rf "$logs"
 }
 trap finish EXIT
-trap 'exit 143' TERM INT
+failed=0 stopped="" running=""
+trap 'stopped=yes; [ -z "$running" ] || kill -INT "$running"' TERM INT
 
 left_out() { # NAME REASON
   echo "$2" | tee "$logs/$1.log"
@@ -41,12 +42,19 @@ stage() {
   fi
   ((most < left - 10)) || most=$((left - 10))
   echo "== $name (at most $most s)"
-  local began="$SECONDS"
-  # An interrupt, so that pytest writes what it has measured so far.
-  timeout --signal=INT --kill-after=10 "$most" "$@" >"$logs/$name.log" 2>&1
-  local status="$?"
+  local began="$SECONDS" status
+  # An interrupt, so that pytest writes what it has measured so far. In the background, for bash hears of a signal when
+  # its command has ended, or in `wait`; as a job of its own, for others in the background do not hear of interrupts.
+  set -m
+  timeout --signal=INT --kill-after=10 "$most" "$@" >"$logs/$name.log" 2>&1 &
+  running="$!"
+  set +m
+  until wait "$running"; status="$?"; ! kill -0 "$running" 2>/dev/null; do :; done
+  running=""
   echo "$status $((SECONDS - began))" >"$logs/$name.status"
   tail -n 15 "$logs/$name.log"
+  [ -z "$stopped" ] || exit 143
+  ((status == 0 || status == 5)) || failed=1 # 5: pytest found nothing to run, for want of a package
   return "$status"
 }
 
@@ -78,13 +86,13 @@ EOF
 
 # In place, from a folder without the project's pyproject.toml: an old setuptools does not read it, and pip is not needed.
 build() {
-  local folder repository="$PWD"
-  folder="$(mktemp -d)"
+  local folder="$logs/in_place" repository="$PWD"
+  mkdir "$folder"
   ln -s "$repository/lth_fast" "$folder/lth_fast"
   cd "$folder" && LTH_FAST_CUDA=ON "$python" "$repository/setup.py" build_ext --inplace && "$python" -c "import lth_fast"
 }
 export -f machine build
-export python
+export python logs
 # The tools of a virtual environment that is not activated stand beside its interpreter.
 PATH="$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$(dirname "$python"):$PATH"
 export PATH PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
@@ -116,4 +124,4 @@ for tool in memcheck racecheck; do
   stage "$tool" 100 compute-sanitizer --tool "$tool" --error-exitcode 99 "${ours[@]}" \
     "${pytest[@]}" -m gpu -k "not finite_differences" tests/ops
 done
-exit 0
+exit "$failed"

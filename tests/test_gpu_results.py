@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,61 @@ def test_without_a_device_it_ends_before_the_build_and_the_file_says_why(tmp_pat
     assert list(stages) == ["machine"]
     assert stages["machine"]["status"] == 1
     assert "finds no CUDA device" in stages["machine"]["end_of_output"]
+
+
+@pytest.fixture
+def stages(tmp_path):
+    """``stages(name=code)`` is the script with a Python that runs ``code`` in the stage of that name, else nothing."""
+    running = []
+
+    def start(**codes):
+        (tmp_path / "codes.json").write_text(json.dumps(codes))
+        python = tmp_path / "python"
+        python.write_text(
+            f"#!{sys.executable}\n"
+            "import json, os, sys\n"
+            "given = ' '.join(sys.argv[1:])\n"
+            "if 'results.py' in given or 'sysconfig' in given:\n"
+            f"    os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n"
+            f"for called, code in json.load(open({str(tmp_path / 'codes.json')!r})).items():\n"
+            "    if called in given:\n"
+            "        exec(code)\n"
+        )
+        python.chmod(0o755)
+        environment = {**os.environ, "PYTHON": str(python)}
+        script = [BENCHMARKS / "gpu.sh", tmp_path / "results.json"]
+        running.append(subprocess.Popen(script, env=environment, stdout=subprocess.PIPE, text=True))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("ends", "status"), [("sys.exit(0)", 0), ("sys.exit(5)", 0), ("sys.exit(1)", 1)])
+def test_a_stage_that_fails_stops_no_other_and_shows_in_the_exit_status(stages, tmp_path, ends, status):
+    script = stages(test_masked_linear=ends)
+    script.communicate(timeout=100)
+    assert script.returncode == status
+    written = json.loads((tmp_path / "results.json").read_text())["stages"]
+    assert written["benchmark_masked_linear"]["status"] == int(ends[-2])
+    assert written["tests_of_training"]["status"] == 0
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_interrupts_the_stage_that_is_running_and_what_there_is_by_then_is_written(stages, tmp_path, sent):
+    began = tmp_path / "began"
+    wait = (
+        f"import time\ntry: open({str(began)!r}, 'w'), time.sleep(50)\nexcept KeyboardInterrupt: print('interrupted')"
+    )
+    script = stages(test_masked_linear=wait)
+    deadline = time.monotonic() + 50
+    while not began.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    script.send_signal(sent)
+    script.communicate(timeout=20)
+    assert script.returncode == 143
+    written = json.loads((tmp_path / "results.json").read_text())["stages"]
+    assert written["benchmark_masked_linear"]["end_of_output"] == "interrupted\n"
+    assert "tests_of_training" not in written
