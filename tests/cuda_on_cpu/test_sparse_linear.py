@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 
 import pytest
@@ -24,23 +25,29 @@ class SparseLines(ctypes.Structure):
     )
 
 
-def lines_of(starts: Tensor, places: Tensor, indices: Tensor, features: int) -> SparseLines:
-    panels, lines = places.shape
-    return SparseLines(
-        starts.data_ptr(), places.data_ptr(), panels, lines, features, -(-features // panels), indices.data_ptr()
-    )
+def address(tensor: Tensor, first: int = 0) -> ctypes.c_void_p:
+    """Where element 0 would be if the tensor began with element ``first``."""
+    return ctypes.c_void_p(tensor.data_ptr() - first * tensor.element_size())
 
 
-def address(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def run(layer: Callable[..., None], pattern: SparsePattern, tensors: tuple[Tensor, ...], samples: int) -> None:
+def run(
+    layer: Callable[..., None], pattern: SparsePattern, tensors: tuple[Tensor, ...], samples: int, first: int = 0
+) -> None:
+    """The numbers of the survivors begin with ``first``."""
+    values, values_by_column, *others, grad_values = tensors
+    row_starts, column_starts = pattern.row_starts + first, pattern.column_starts + first
     by_row, by_column = pattern.row_order.argsort(dim=1).int(), pattern.column_order.argsort(dim=1).int()
+
+    def lines_of(starts: Tensor, places: Tensor, indices: Tensor, features: int) -> SparseLines:
+        (panels, lines), width = places.shape, -(-features // places.shape[0])
+        return SparseLines(address(starts), address(places), panels, lines, features, width, address(indices, first))
+
     layer(
-        ctypes.byref(lines_of(pattern.row_starts, by_row, pattern.columns, by_column.shape[1])),
-        ctypes.byref(lines_of(pattern.column_starts, by_column, pattern.rows, by_row.shape[1])),
-        *map(address, tensors),
+        ctypes.byref(lines_of(row_starts, by_row, pattern.columns, by_column.shape[1])),
+        ctypes.byref(lines_of(column_starts, by_column, pattern.rows, by_row.shape[1])),
+        *(address(tensor, first) for tensor in (values, values_by_column)),
+        *map(address, others),
+        address(grad_values, first),
         ctypes.c_int64(samples),
     )
 
@@ -73,6 +80,12 @@ def test_a_grid_of_large_blocks_agrees(kernels: ctypes.CDLL) -> None:
     assert_like_a_dense_layer(kernels, (3, 2050), 1030, torch.float32, False, density=0.5)
 
 
+@pytest.mark.parametrize("features", [(3, 2), (2, 3), (70, 1), (1, 70)], ids=str)
+def test_the_last_of_as_many_survivors_as_there_may_be_agree(kernels: ctypes.CDLL, features: tuple[int, int]) -> None:
+    first = 2**31 - 1 - math.prod(features)
+    assert_like_a_dense_layer(kernels, features, 33, torch.float32, False, density=1.0, first=first)
+
+
 def assert_like_a_dense_layer(
     kernels: ctypes.CDLL,
     features: tuple[int, int],
@@ -80,6 +93,7 @@ def assert_like_a_dense_layer(
     dtype: torch.dtype,
     several_panels: bool,
     density: float,
+    first: int = 0,
 ) -> None:
     mask = torch.rand(features[1], features[0]) < density
     pattern = sparse_pattern(mask) if several_panels else reference(mask, panels=(1, 1))
@@ -92,7 +106,7 @@ def assert_like_a_dense_layer(
     grad_values = torch.full_like(values, torch.nan)
     layer = kernels.sparse_layer_float_16 if dtype == torch.float32 else kernels.sparse_layer_double_32
     tensors = (values, values[pattern.permutation.long()], bias, input, output, grad_output, grad_input, grad_values)
-    run(layer, pattern, tensors, samples)
+    run(layer, pattern, tensors, samples, first)
     weight = to_dense(values, pattern).double()
     tolerance = 1e-6 if dtype == torch.float32 else 1e-14
     assert relative_error(output, weight @ input.double() + bias.double().unsqueeze(1)) <= tolerance

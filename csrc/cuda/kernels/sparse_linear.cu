@@ -69,7 +69,7 @@ __device__ inline void find_survivors(const SparseLines<Index>& matrix, int64_t 
 // loop over them knows its end and need not wait for one index before it reads the next.
 template <typename Index>
 __device__ int survivors_before(const Index* indices, int32_t next, int32_t end, int64_t last) {
-  const int32_t own = next + static_cast<int32_t>(threadIdx.x);
+  const int64_t own = int64_t{next} + threadIdx.x;  // looks ahead, which may be beyond 2**31
   return __popc(__ballot_sync(kAllLanes, own < end && indices[own] < last));
 }
 
