@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,10 +106,12 @@ def convert(
             masks the model has.
         form: ``auto``; or ``dense``, ``masked``, ``sparse`` for every layer that can have it; or one of the three by
             parameter name, as :func:`plan` gives them (layers not named are masked).
-        example_input: The model's input, or a tuple of them, as in training. The model runs on a copy of it once,
-            in evaluation mode and without leaving a trace, to learn which layers run and on what shapes; what runs in
-            training alone (auxiliary heads) stays masked. Without one, linear layers are timed on a batch of 64 and
-            convolutions are sparse up to a density of 0.1.
+        example_input: What the model is called with, as in training: its input; a tuple of them; a dict of keyword
+            arguments by name; or a tuple of both, the dict last. A dict whose names ``forward`` does not take is an
+            input itself, and so is every dict with an empty one behind it: ``(batch, {})``. The model runs on a copy
+            of it once, in evaluation mode and without leaving a trace, to learn which layers run and on what shapes;
+            what runs in training alone (auxiliary heads) stays masked. Without one, linear layers are timed on a
+            batch of 64 and convolutions are sparse up to a density of 0.1.
 
     Returns:
         ``model``.
@@ -117,6 +120,7 @@ def convert(
         ValueError: ``form`` is none of these, or a layer named there cannot have the form, or layers would become
             sparse in a model that ``DistributedDataParallel`` wraps, or with survivors that are NaN or infinite.
         KeyError, TypeError, ValueError: ``masks`` are not as :func:`~lth_fast.nn.set_masks` takes them.
+        TypeError: The model fails on a dict whose names its ``forward`` does not take.
     """
     asked = {name: _form(value, f"form[{name!r}]") for name, value in form.items()} if isinstance(form, Mapping) else {}
     general = "masked" if isinstance(form, Mapping) else _form(form, "form")
@@ -326,7 +330,6 @@ def _observe(model: nn.Module, shared: Mapping[str, Sequence[str]], example_inpu
     works: dict[str, Work] = {}
     holders = masked_parameters(model)
     reads = _DirectReads({name: holder.weight for name, holder in holders.items()})
-    arguments = example_input if type(example_input) is tuple else (example_input,)  # one with names is one input
 
     def enters(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         tensor = next((value for value in tree_leaves((given, named)) if isinstance(value, Tensor)), None)
@@ -353,10 +356,7 @@ def _observe(model: nn.Module, shared: Mapping[str, Sequence[str]], example_inpu
             _without_a_trace(model),
             set_stance("force_eager"),
         ):  # compiled code shows no calls of layers
-            # Copies, for a model may write to its input, and autograd does not take one made in inference mode.
-            copies = tree_map_only(Tensor, Tensor.clone, arguments)
-            with reads:
-                model(*copies)
+            _call(model, example_input, reads)
     finally:
         for hook in hooks:
             hook.remove()
@@ -370,6 +370,33 @@ def _observe(model: nn.Module, shared: Mapping[str, Sequence[str]], example_inpu
         elif name not in works:
             reasons.setdefault(name, "its forward does not run on the example input in evaluation mode")
     return _Observed(works, reasons)
+
+
+def _call(model: nn.Module, example_input: Any, reads: _DirectReads) -> None:
+    """Run ``model`` on a copy of ``example_input``, which :func:`convert` describes, while ``reads`` watches."""
+    inputs = example_input if type(example_input) is tuple else (example_input,)  # one with names is one input
+    named: dict[str, Any] = {}
+    expected = None  # the names that forward takes, where those of a dict are others
+    if inputs and isinstance(inputs[-1], Mapping):
+        try:
+            signature = inspect.signature(model.forward)
+            expected = ", ".join(signature.parameters)
+            signature.bind(*inputs[:-1], **inputs[-1])
+            inputs, named, expected = inputs[:-1], dict(inputs[-1]), None
+        except (TypeError, ValueError):  # the latter from a forward without a signature
+            pass
+    # Copies, for a model may write to its input, and autograd does not take one made in inference mode.
+    inputs, named = tree_map_only(Tensor, Tensor.clone, (inputs, named))
+    try:
+        with reads:
+            model(*inputs, **named)
+    except Exception as error:
+        if expected is None:
+            raise
+        raise TypeError(
+            f"example_input: expected a dict by names of arguments of {type(model).__name__}.forward ({expected}), or "
+            f"one that it takes as an input, got one of {', '.join(map(repr, inputs[-1]))}, on which it fails: {error}"
+        ) from error
 
 
 @contextmanager

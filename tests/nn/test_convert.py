@@ -6,6 +6,7 @@ import contextlib
 import copy
 import errno
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import signal
 import threading
 import time
 import warnings
+from collections import UserDict
 from pathlib import Path
 
 import pytest
@@ -512,6 +514,80 @@ def test_a_list_or_a_tuple_with_names_is_one_input_and_a_tuple_is_several():
     assert plan(convert(Reader(), {"layer.weight": torch.rand(8, 8) < 0.5}, "sparse", words)) == {
         "layer.weight": "sparse"
     }
+
+
+def test_a_dict_by_names_of_forwards_arguments_is_keyword_arguments_alone_or_behind_inputs():
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.given: list[tuple[torch.Tensor, ...]] = []
+
+        def forward(self, embeds=None, attention_mask=None, *, labels=None) -> torch.Tensor:
+            self.given.append((embeds, attention_mask, labels))
+            return self.layer(embeds * attention_mask)
+
+    class OnlyByName(Encoder):
+        def forward(self, **named: torch.Tensor) -> torch.Tensor:
+            return super().forward(**named)
+
+    embeds, attention_mask, labels = torch.randn(2, 8), torch.rand(2, 8), torch.arange(2)
+    named = {"attention_mask": attention_mask, "labels": labels}
+    examples = [{"embeds": embeds, **named}, UserDict(embeds=embeds, **named), ({"embeds": embeds, **named},)]
+    for kind, example in [*itertools.product((Encoder, OnlyByName), examples), (Encoder, (embeds, named))]:
+        model = kind()
+        convert(model, {"layer.weight": torch.rand(8, 8) < 0.5}, "sparse", example)
+        assert plan(model) == {"layer.weight": "sparse"}
+        ((first, second, third),) = model.given
+        assert torch.equal(first, embeds)
+        assert torch.equal(second, attention_mask)
+        assert torch.equal(third, labels)
+        assert first is not embeds
+
+
+def test_a_dict_by_other_names_is_an_input_and_so_is_one_with_an_empty_one_behind_it():
+    class Inputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.given: list[object] = []
+
+        def forward(self, batch, meta=None) -> torch.Tensor:
+            self.given.append((list(batch), meta))
+            return self.layer(batch["batch"] if "batch" in batch else batch["image"])
+
+    image, mask = torch.randn(2, 8), {"layer.weight": torch.rand(8, 8) < 0.5}
+    for example, given in (
+        ({"image": image}, (["image"], None)),
+        (({"image": image},), (["image"], None)),
+        (({"image": image}, {}), (["image"], None)),
+        (({"image": image}, {"size": 2}), (["image"], {"size": 2})),
+        (({"image": image}, {"meta": {"size": 2}}), (["image"], {"size": 2})),
+        (({"batch": image}, {}), (["batch"], None)),
+        ({"batch": {"image": image}, "meta": 3}, (["image"], 3)),
+    ):
+        model = convert(Inputs(), mask, "sparse", example)
+        assert plan(model) == {"layer.weight": "sparse"}
+        assert model.given == [given]
+
+
+def test_a_dict_by_names_that_forward_neither_takes_nor_reads_is_refused_with_those_it_takes():
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, embeds=None, mask=None) -> torch.Tensor:
+            return self.layer(embeds)
+
+    model = Encoder()
+    with pytest.raises(
+        TypeError, match=r"example_input: expected .* Encoder.forward \(embeds, mask\), .* got one of 'embed', 'mask'"
+    ) as refused:
+        convert(model, example_input={"embed": torch.randn(2, 8), "mask": None})
+    assert isinstance(refused.value.__cause__, TypeError)
+    with pytest.raises(RuntimeError, match="shape"):  # the model's own error where the names are right
+        convert(model, example_input={"embeds": torch.randn(2, 7)})
 
 
 def test_threads_that_convert_at_a_time_leave_torch_compile_at_work():
