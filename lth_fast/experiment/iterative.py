@@ -278,6 +278,8 @@ def iterative_pruning(
 
 # Settings that a run of an earlier version has no record of.
 _ABSENT = {"replicates": 1, "retrain": "weights", "branch": "ticket", "ticket": None}
+# The arguments that records call by the names of flags.
+_ARGUMENTS = {"iter": "iterations"}
 # What says nothing about a run that goes on; the folder of a plan may have moved since.
 _LEFT_OUT = {"seed": None, "plan": "auto", "ticket": None}
 
@@ -287,7 +289,7 @@ def _recovered(run: Run, options: dict[str, Any]) -> dict[str, Any]:
     if recorded["branch"] != "ticket":
         recorded["ticket"] = str(located(str(recorded["ticket"]), run))
     wrong = [
-        f"{name} is {recorded.get(name)} in the run, {value} was given"
+        f"{_ARGUMENTS.get(name, name)} is {recorded.get(name)} in the run, {value} was given"
         for name, value in options.items()
         if recorded.get(name) != value and not (name in _LEFT_OUT and value == _LEFT_OUT[name])
     ]
@@ -302,7 +304,7 @@ def _seed_of_ticket(run: Run, options: dict[str, Any]) -> int:
     if recorded["branch"] != "ticket":
         raise ValueError(f"ticket: {run.path}: expected a ticket run, got a control arm, {recorded['branch']}")
     wrong = [
-        f"{name} is {recorded.get(name)} there, {value} was given"
+        f"{_ARGUMENTS.get(name, name)} is {recorded.get(name)} there, {value} was given"
         for name, value in options.items()
         if recorded.get(name) != value and name not in NOT_COMPARED and (name, value) != ("seed", None)
     ]

@@ -291,7 +291,8 @@ WRONG = {
     ),
     "other settings": (
         lambda ticket: {"iterations": 7, "rewind": 1},
-        "ticket: .*: expected a run of the same settings; iter is 6 there, 7 was given; rewind is 2 there, 1 was given",
+        "ticket: .*: expected a run of the same settings; "
+        "iterations is 6 there, 7 was given; rewind is 2 there, 1 was given",
     ),
     "other seed": (
         lambda ticket: {"seed": 2},

@@ -310,7 +310,7 @@ def test_recovering_a_complete_search_returns_its_result_without_training(search
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"iterations": 16}, "iter is 15 in the run, 16 was given"),
+        ({"iterations": 16}, "iterations is 15 in the run, 16 was given"),
         ({"rounds": 3}, "rounds is 2 in the run, 3 was given"),
         ({"step": 6}, "step is 5 in the run, 6 was given"),
         ({"rewind": 0.2}, "rewind is 0 in the run, 3 was given"),
