@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -23,13 +23,9 @@ def replace_file(path: Path, data: bytes | memoryview) -> None:
     make_folder(path.parent)
     temporary = _partial(path)
     with _only_writer_of(temporary) as descriptor:
-        try:
-            write_all(descriptor, data)
-            os.fsync(descriptor)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+        os.replace(temporary, path)
     sync_folder(path.parent)
 
 
@@ -89,7 +85,10 @@ def _partial(path: Path) -> Path:
 
 @contextmanager
 def _only_writer_of(path: Path) -> Iterator[int]:
-    """Open ``path``, emptied, for one writer at a time; the kernel releases the lock of a process that dies."""
+    """Open ``path``, emptied, for one writer at a time; the kernel releases the lock of a process that dies.
+
+    On any error, also while it waits for the lock, ``path`` is removed unless another writer has it.
+    """
     while True:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
@@ -99,6 +98,12 @@ def _only_writer_of(path: Path) -> Iterator[int]:
                 os.ftruncate(descriptor, 0)
                 yield descriptor
                 return
+        except BaseException:
+            with suppress(OSError):  # from the lock of another writer
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(descriptor, path):
+                    path.unlink()
+            raise
         finally:
             os.close(descriptor)
 

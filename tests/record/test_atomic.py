@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import random
 import signal
@@ -114,6 +116,33 @@ def test_ctrl_c_leaves_the_old_file_and_nothing_else(
         replace_file(target, b"new")
     assert target.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("another_writes", [False, True])
+def test_ctrl_c_at_the_lock_leaves_no_neighbour_but_that_of_another_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_writes: bool
+) -> None:
+    target, partial = tmp_path / "file", tmp_path / ".file.partial"
+    replace_file(target, b"old")
+    lock = fcntl.flock
+
+    def interrupt(descriptor: int, how: int) -> None:
+        if how == fcntl.LOCK_EX:
+            raise KeyboardInterrupt
+        lock(descriptor, how)
+
+    with contextlib.ExitStack() as held:
+        if another_writes:
+            file = held.enter_context(partial.open("wb"))
+            lock(file, fcntl.LOCK_EX)
+            file.write(b"half")
+            file.flush()
+        monkeypatch.setattr(fcntl, "flock", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            replace_file(target, b"new")
+        assert names(tmp_path) == ([".file.partial", "file"] if another_writes else ["file"])
+        assert not another_writes or partial.read_bytes() == b"half"
+    assert target.read_bytes() == b"old"
 
 
 def test_writers_of_the_same_file_wait_for_each_other(tmp_path: Path) -> None:
