@@ -16,7 +16,7 @@ from lth_fast.prune.distributions import DISTRIBUTIONS
 from lth_fast.prune.gradients import Gradients
 from lth_fast.prune.layers import prunable, prunable_names
 from lth_fast.prune.scores import SCORES, Weights
-from lth_fast.prune.selection import in_one_dtype, prune_lowest
+from lth_fast.prune.selection import by_name, in_one_dtype, prune_lowest
 
 SCOPES = ("layerwise", "global")
 
@@ -99,7 +99,8 @@ def prune_by_score(
             try:
                 found = select(in_one_dtype([scores[name] for name in names]), k, [before.get(name) for name in names])
             except ValueError as error:
-                raise _by_name(error, score, {name: scores[name] for name in names}, before) from None
+                called = {f"{score} of {name!r}": scores[name] for name in names}
+                raise by_name(error, called, [before.get(name) for name in names]) from None
             after.update(zip(names, found, strict=True))
         return broadcast_masks(set_masks(model, after))
 
@@ -128,15 +129,6 @@ def _keep_one_name(model: nn.Module, rates: dict[str, float]) -> None:
         for other in others:
             if rates.pop(other) != rates[first]:
                 raise ValueError(f"rates: expected one rate for {first!r} and {other!r}, which share a weight, got two")
-
-
-def _by_name(error: ValueError, score: str, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ValueError:
-    """``error``, which has the place of a tensor in a list, with the parameter's name instead."""
-    for name, values in scores.items():
-        survivors = values[masks[name]] if name in masks else values
-        if not bool(survivors.isfinite().all()):
-            return ValueError(f"{score} of {name!r} is NaN or infinite at a survivor; did the training diverge?")
-    return error
 
 
 def _by_rate(rates: Mapping[str, float]) -> dict[tuple[str, ...], float]:

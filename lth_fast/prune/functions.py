@@ -19,7 +19,7 @@ from lth_fast.nn.attributes import Model
 from lth_fast.nn.model import masked_for_a_while
 from lth_fast.ops import prune_by_magnitude
 from lth_fast.prune.layers import held_parameter
-from lth_fast.prune.selection import in_one_dtype, prune_lowest
+from lth_fast.prune.selection import by_name, in_one_dtype, prune_lowest
 
 
 def identity(module: Model, name: str) -> Model:
@@ -53,7 +53,9 @@ def l1_unstructured(module: Model, name: str, amount: float, importance_scores: 
     weight, mask = parameter_and_mask(module, name)
     scores = scores_to_rank(weight, importance_scores, "importance_scores")
     k = count_to_prune(amount, _survivors(weight, mask))
-    set_masks(module, {name: prune_by_magnitude([scores], k, [mask])[0]})
+    called = f"name: {name!r} of this {type(module).__name__}" if importance_scores is None else "importance_scores"
+    (kept,) = _without_smallest({called: scores}, k, [mask])
+    set_masks(module, {name: kept})
     return module
 
 
@@ -132,11 +134,25 @@ def global_unstructured(
         ]
         if pruning_method is stock.L1Unstructured:
             k = count_to_prune(_amount(**kwargs), sum(_survivors(weight, mask) for weight, mask in found))
-            after = prune_by_magnitude(in_one_dtype(scores), k, before)
+            called = [
+                f"importance_scores[{pair[1]!r}] of parameters[{given.index(pair)}]"
+                if pair in instead
+                else f"parameters[{given.index(pair)}]: {pair[1]!r} of this {type(pair[0]).__name__}"
+                for pair in pairs
+            ]
+            after = _without_smallest(dict(zip(called, in_one_dtype(scores), strict=True)), k, before)
         else:
             after = _masks_of_method(pruning_method(**kwargs), scores, before)
         names = {module: name for name, module in model.named_modules()}
         set_masks(model, {f"{names[module]}.{name}": mask for (module, name), mask in zip(pairs, after, strict=True)})
+
+
+def _without_smallest(scores: Mapping[str, Tensor], k: int, masks: list[Tensor | None]) -> list[Tensor]:
+    """:func:`prune_by_magnitude` of ``scores``, each by what messages call it."""
+    try:
+        return prune_by_magnitude(list(scores.values()), k, masks)
+    except ValueError as error:
+        raise by_name(error, scores, masks) from None
 
 
 def _amount(**kwargs: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -89,6 +89,14 @@ def in_one_dtype(scores: Sequence[Tensor]) -> list[Tensor]:
     """``scores`` in the narrowest dtype that holds the numbers of all, so that they can be ranked together."""
     widest = functools.reduce(torch.promote_types, (score.dtype for score in scores))
     return [score.to(widest) for score in scores]
+
+
+def by_name(error: ValueError, scores: Mapping[str, Tensor], masks: Sequence[Tensor | None]) -> ValueError:
+    """``error`` about ``scores``, which has the place of a tensor in a list, with what the caller calls it instead."""
+    for (name, values), mask in zip(scores.items(), masks, strict=True):
+        if not bool((values if mask is None else values[mask]).isfinite().all()):
+            return ValueError(f"{name} is NaN or infinite at a survivor; did the training diverge?")
+    return error
 
 
 def _refuse_meta(scores: Sequence[Tensor]) -> None:

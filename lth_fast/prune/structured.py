@@ -39,7 +39,11 @@ def ln_structured(
     weight, mask, dim, alive = _channels(module, name, dim)
     scores = scores_to_rank(weight, importance_scores, "importance_scores").index_select(dim, alive)
     k = count_to_prune(amount, alive.numel(), "channels that have survivors")
-    _prune_channels(module, name, mask, dim, alive, _norms(scores, n, dim), k)
+    norms = _norms(scores, n, dim)
+    if not bool(norms.isfinite().all()):
+        called = f"name: {name!r} of this {type(module).__name__}" if importance_scores is None else "importance_scores"
+        raise ValueError(f"{called} has a channel whose norm is NaN or infinite; did the training diverge?")
+    _prune_channels(module, name, mask, dim, alive, norms, k)
     return module
 
 

@@ -249,11 +249,29 @@ def test_a_parameter_that_is_not_pruned_has_no_mask_to_remove() -> None:
     assert list(masks(layer)) == ["weight"]
 
 
-def test_a_diverged_weight_is_refused() -> None:
-    layer = nn.Linear(4, 3)
-    nn.init.constant_(layer.weight, torch.nan)
-    with pytest.raises(ValueError, match="NaN"):
-        l1_unstructured(layer, "weight", 1)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_diverged_weight_is_refused_by_name(value: float) -> None:
+    layers = nn.Linear(4, 3), nn.Linear(4, 3)
+    nn.init.constant_(layers[1].weight, value)
+    with pytest.raises(ValueError, match=r"^name: 'weight' of this Linear is NaN or infinite at a survivor"):
+        l1_unstructured(layers[1], "weight", 1)
+    with pytest.raises(ValueError, match=r"^name: 'weight' of this Linear has a channel whose norm is NaN"):
+        ln_structured(layers[1], "weight", 1, 2, dim=0)
+    with pytest.raises(ValueError, match=r"^parameters\[1\]: 'weight' of this Linear is NaN or infinite at a survivor"):
+        global_unstructured([(layer, "weight") for layer in layers], stock.L1Unstructured, amount=1)
+    assert not any(map(masks, layers))
+
+
+def test_importance_scores_of_nan_are_refused_by_name() -> None:
+    layers, scores = (nn.Linear(4, 3), nn.Linear(4, 3)), torch.full((3, 4), torch.nan)
+    with pytest.raises(ValueError, match=r"^importance_scores is NaN or infinite at a survivor"):
+        l1_unstructured(layers[0], "weight", 1, importance_scores=scores)
+    with pytest.raises(ValueError, match=r"^importance_scores has a channel whose norm is NaN or infinite"):
+        ln_structured(layers[0], "weight", 1, 2, dim=0, importance_scores=scores)
+    pairs = [(layer, "weight") for layer in layers]
+    with pytest.raises(ValueError, match=r"^importance_scores\['weight'\] of parameters\[1\] is NaN or infinite"):
+        global_unstructured(pairs, stock.L1Unstructured, {pairs[1]: scores}, amount=1)
+    assert not any(map(masks, layers))
 
 
 def test_a_layer_that_carries_stock_hooks_is_refused() -> None:
