@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune as stock
 
 from lth_fast.nn import broadcast_masks, dense_state, masks, set_masks, share_masks
@@ -14,7 +15,7 @@ from lth_fast.nn.model import masked_for_a_while, parameter_names
 from lth_fast.ops import prune_by_magnitude
 from lth_fast.prune.distributions import DISTRIBUTIONS
 from lth_fast.prune.gradients import Gradients
-from lth_fast.prune.layers import prunable, prunable_names
+from lth_fast.prune.layers import LAZY, prunable, prunable_names
 from lth_fast.prune.scores import SCORES, Weights
 from lth_fast.prune.selection import by_name, in_one_dtype, prune_lowest
 
@@ -116,6 +117,8 @@ def _weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         if name not in state or name in buffers:
             known = ", ".join(key for key in state if key not in buffers)
             raise ValueError(f"rates: the model has no parameter {name!r}; it has: {known}")
+        if is_lazy(state[name]):
+            raise ValueError(f"rates: expected parameters with a shape, got {name!r} {LAZY}")
         if state[name].is_meta:
             raise ValueError(f"rates: expected parameters with values, got {name!r} on the meta device")
         found[name] = state[name].detach()

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune as stock
 
 from lth_fast.nn import MaskedLayer, SparseLayer, masks, restore, set_masks, share_masks
 from lth_fast.nn.attributes import Model
 from lth_fast.nn.model import masked_for_a_while
 from lth_fast.ops import prune_by_magnitude
-from lth_fast.prune.layers import held_parameter
+from lth_fast.prune.layers import LAZY, held_parameter
 from lth_fast.prune.selection import by_name, in_one_dtype, prune_lowest
 
 
@@ -210,8 +211,8 @@ def parameter_and_mask(module: nn.Module, name: str) -> tuple[Tensor, Tensor | N
     """The values of a parameter that stock has not pruned, zero where pruned, and its mask if it has one.
 
     Raises:
-        ValueError: There is no such parameter, it is on the meta device, or ``torch.nn.utils.prune`` has pruned the
-            module.
+        ValueError: There is no such parameter, it has no values (on the meta device, of a lazy layer), or
+            ``torch.nn.utils.prune`` has pruned the module.
         TypeError: It is the weight of a sparse layer.
     """
     if stock.is_pruned(module):
@@ -229,6 +230,8 @@ def parameter_and_mask(module: nn.Module, name: str) -> tuple[Tensor, Tensor | N
     weight: Tensor = getattr(module, name)
     if name == "weight" and isinstance(module, MaskedLayer):
         weight = module.masked_weight()
+    if is_lazy(weight):
+        raise ValueError(f"name: expected a parameter with a shape, got {name!r} {LAZY}")
     if weight.is_meta:
         raise ValueError(f"name: expected a parameter with values, got {name!r} on the meta device")
     return weight.detach(), masks(module).get(name)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lth_fast.nn import SparseLayer, masks
 from lth_fast.nn.model import masked_parameters
 
+LAZY = "of a lazy layer; run the model on an input first"
 _WEIGHTED = (nn.Linear, nn.Conv2d, SparseLayer)
 
 
@@ -74,17 +76,24 @@ def sparsity(model: nn.Module) -> float:
 
     A weight that is zero by chance is a survivor: only masks count. Of a weight that modules share, those places
     survive that every mask on it keeps.
+
+    Raises:
+        ValueError: A mask is on the meta device, or a lazy layer has no shape yet.
     """
     kept: dict[int, Tensor] = {}
     for holder in masked_parameters(model).values():
         key = id(holder.weight)
         kept[key] = kept[key] & holder.mask if key in kept else holder.mask
     total = pruned = 0
-    for layer in prunable(model).values():
-        weight = layer.weight
-        total += weight.numel()  # type: ignore[operator]
+    for name, layer in prunable(model).items():
+        weight: Any = layer.weight
+        if is_lazy(weight):
+            raise ValueError(f"model: expected weights with a shape, got {name!r} {LAZY}")
+        total += weight.numel()
         held = held_parameter(layer, "weight")
         mask = kept[id(held)] if held is not None and id(held) in kept else layer_mask(layer)
+        if mask is not None and mask.is_meta:
+            raise ValueError(f"model: expected masks with values, got that of {name!r} on the meta device")
         if mask is not None:
             pruned += mask.numel() - int(mask.sum())
     return 100.0 * pruned / total if total else 0.0

@@ -41,7 +41,8 @@ class NOfM:
             The new mask.
 
         Raises:
-            ValueError: The shape does not fit, ``mask`` has another one, or a survivor's score is NaN.
+            ValueError: The shape does not fit, ``mask`` has another one, a survivor's score is NaN, or a tensor is on
+                the meta device.
             TypeError: ``mask`` is not bool.
         """
         _check(mask, scores)
@@ -93,8 +94,8 @@ class Blocks:
             The new mask.
 
         Raises:
-            ValueError: The shape does not fit, ``mask`` has another shape or pattern, ``k`` is out of range, or a score
-                is NaN or infinite.
+            ValueError: The shape does not fit, ``mask`` has another shape or pattern, ``k`` is out of range, a score is
+                NaN or infinite, or a tensor is on the meta device.
             TypeError: ``mask`` is not bool.
         """
         _check(mask, scores)
@@ -130,6 +131,9 @@ def _whole(*sizes: object) -> bool:
 
 
 def _check(mask: Tensor | None, scores: Tensor) -> None:
+    for name, tensor in (("scores", scores), ("mask", mask)):
+        if tensor is not None and tensor.is_meta:
+            raise ValueError(f"{name}: expected a tensor with values, got one on the meta device")
     if mask is None:
         return
     if mask.dtype != torch.bool:

@@ -219,6 +219,8 @@ def test_a_model_without_values_is_refused(score: str) -> None:
     model = network().to("meta")
     with pytest.raises(ValueError, match=r"rates: expected parameters with values, got '0\.weight' on the meta device"):
         prune_by_score(model, 0.5, score, gradients=Gradients(model))
+    with pytest.raises(ValueError, match=r"rates: expected parameters with a shape, got '1\.weight' of a lazy layer"):
+        prune_by_score(nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4)), 0.5)
 
 
 def test_a_model_with_nothing_to_prune_is_refused_unless_no_parameter_is_asked_for() -> None:

@@ -292,8 +292,11 @@ def test_a_layer_that_carries_stock_hooks_is_refused() -> None:
     ],
     ids=["l1", "random", "ln", "random structured", "global"],
 )
-def test_a_parameter_on_the_meta_device_is_refused_by_name(prune: Any) -> None:
+def test_a_parameter_on_the_meta_device_or_of_a_lazy_layer_is_refused_by_name(prune: Any) -> None:
     layer = nn.Linear(4, 3, device="meta")
     with pytest.raises(ValueError, match="name: expected a parameter with values, got 'weight' on the meta device"):
         prune(layer)
     assert type(layer) is nn.Linear
+    lazy = nn.LazyLinear(3)
+    with pytest.raises(ValueError, match="name: expected a parameter with a shape, got 'weight' of a lazy layer"):
+        prune(lazy)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune as stock
@@ -89,3 +90,14 @@ def test_stock_masks_are_sparsity() -> None:
 
 def test_a_model_without_prunable_weights_is_not_sparse() -> None:
     assert sparsity(nn.BatchNorm1d(3)) == 0.0
+
+
+def test_masks_without_values_and_weights_without_a_shape_have_no_sparsity() -> None:
+    for form in ("masked", "sparse"):
+        model = nn.Sequential(nn.Linear(4, 4))
+        convert(model, {"0.weight": torch.eye(4) > 0}, form)
+        with pytest.raises(ValueError, match=r"model: expected masks with values, got that of '0\.weight' on the meta"):
+            sparsity(model.to("meta"))
+        assert sparsity(nn.Sequential(nn.Linear(4, 4, device="meta"))) == 0
+    with pytest.raises(ValueError, match=r"model: expected weights with a shape, got '1\.weight' of a lazy layer"):
+        sparsity(nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4)))

@@ -129,6 +129,15 @@ def test_a_mask_of_another_shape_or_dtype_is_refused(prune):
         prune(scores, torch.ones(4, 8))
 
 
+@pytest.mark.parametrize("prune", [NOfM(2, 4).mask, lambda scores, mask=None: Blocks(2, 2).mask(scores, 1, mask)])
+def test_tensors_without_values_are_refused_by_name(prune):
+    scores, kept = torch.rand(4, 8), torch.ones(4, 8, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"^scores: expected a tensor with values, got one on the meta device"):
+        prune(scores.to("meta"))
+    with pytest.raises(ValueError, match=r"^mask: expected a tensor with values, got one on the meta device"):
+        prune(scores, kept.to("meta"))
+
+
 def test_the_mean_of_a_block_in_half_precision_is_taken_beyond_its_range():
     scores = torch.full((8, 4), 6e4, dtype=torch.float16)
     scores[4:] = 5e4
