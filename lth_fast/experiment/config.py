@@ -15,6 +15,7 @@ from lth_fast.data import datasets
 from lth_fast.experiment.flags import BY_NAME
 from lth_fast.experiment.presets import preset as preset_settings
 from lth_fast.models import canonical
+from lth_fast.models.catalogue import kind_of
 
 Source = Literal["given", "preset", "default"]
 
@@ -88,10 +89,9 @@ class Config:
         given = expanded(given)
         preset_name = BY_NAME["preset"].read(given.get("preset", cls.preset))
         preset = preset_settings(preset_name, net, dataset)
-        family = net.split(":")[0]
         values: dict[str, Any] = {
             "seed": secrets.randbits(31),
-            "threads": 1 if family == "lenet" else torch.get_num_threads(),
+            "threads": 1 if kind_of(net) == "lenet" else torch.get_num_threads(),
         }
         sources: dict[str, Source] = {}
         for name, flag in BY_NAME.items():

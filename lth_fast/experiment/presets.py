@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lth_fast._names import match_name
+from lth_fast.models.catalogue import kind_of
 
 Settings = Mapping[str, Any]
 
@@ -127,9 +128,9 @@ def preset(name: str, net: str, dataset: str) -> dict[str, Any]:
         ValueError: No such preset.
     """
     chosen = match_name(name, presets, "preset")
-    family = net.split(":")[0]
-    settings = dict(_PRESETS[chosen].get(family, {}))
-    if family == "torchvision":
+    kind = kind_of(net) or ""
+    settings = dict(_PRESETS[chosen].get(kind, {}))
+    if kind == "torchvision":
         vgg, others = _OF_TORCHVISION[chosen]
         settings = dict(vgg if "vgg" in net else others)
     if chosen == "paper" and dataset in _DATASETS:
@@ -151,7 +152,8 @@ def every_setting() -> list[Settings]:
 
 def shown_to_fail(net: str, rewind: int, learn_rate: float, optim: str, retrain: str) -> str | None:
     """One line of warning where the papers show that no ticket is found; ``None`` elsewhere."""
-    if net.startswith(_DEEP) and rewind == 0 and retrain == "weights" and optim == "sgd" and learn_rate >= 0.03:
+    risky = rewind == 0 and retrain == "weights" and optim == "sgd" and learn_rate >= 0.03
+    if risky and (kind_of(net) or "").startswith(_DEEP):
         return (
             f"{net} at learning rate {learn_rate:g} finds no ticket without rewinding (1803.03635, section 4; "
             "1903.01611): consider --rewind 500"

@@ -77,16 +77,16 @@ def build(
         TypeError: ``module:function`` refuses its arguments or returns something else than an nn.Module.
     """
     name = canonical(name)
-    head, _, rest = name.partition(":")
-    if head in TABLE:
+    kind, rest = kind_of(name), name.partition(":")[2]
+    if kind in TABLE:
         hidden = {"hidden": tuple(map(int, rest.split("-")))} if rest else {}
-        return TABLE[head].function(
+        return TABLE[kind].function(
             **hidden, input_shape=input_shape, classes=classes, dropout=dropout, init=init, generator=generator
         )
     check_arguments(input_shape, classes, dropout)
     # Parameters that no scheme covers, such as class tokens, keep what the network's own code drew.
     with global_draws_from(generator):
-        if head == external.TORCHVISION:
+        if kind == external.TORCHVISION:
             model = external.build_torchvision(rest, input_shape, classes, dropout)
         else:
             model = external.build_from_function(name, input_shape, classes, dropout)
@@ -124,8 +124,17 @@ def default_init(name: str) -> str:
         ValueError: As :func:`build`.
         ImportError: As :func:`build`.
     """
-    head = canonical(name).partition(":")[0]
-    return TABLE[head].family.default_init if head in TABLE else _EXTERNAL_INIT
+    kind = kind_of(canonical(name))
+    return TABLE[kind].family.default_init if kind in TABLE else _EXTERNAL_INIT
+
+
+def kind_of(name: str) -> str | None:
+    """Return what the network of this :func:`canonical` name is: an entry of the table, ``torchvision`` or None.
+
+    None is for ``module:function``, whatever the module is called: a ``lenet.py`` of one's own is no LeNet.
+    """
+    head, _, rest = name.partition(":")
+    return None if rest.isidentifier() and head != external.TORCHVISION else head
 
 
 def _with_hidden_sizes(name: str, text: str) -> str:

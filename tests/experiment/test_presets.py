@@ -193,3 +193,9 @@ def test_a_warning_tells_where_the_papers_find_no_ticket_and_nowhere_else(net):
     assert shown_to_fail(net, 0, 0.03, "sgd", "learn_rate") is None
     assert shown_to_fail(net, 0, 0.03, "adam", "weights") is None
     assert shown_to_fail("lenet", 0, 0.03, "sgd", "weights") is None
+
+
+@pytest.mark.parametrize("name", presets)
+def test_a_network_of_ones_own_has_no_settings_though_its_module_is_called_like_another(name):
+    assert preset(name, "resnet20:make", "cifar10") == {}
+    assert shown_to_fail("resnet20:make", 0, 0.1, "sgd", "weights") is None

@@ -99,6 +99,13 @@ class TestFunctions:
         weight = models.build(f"{zoo}:Net", classes=4, init="orthogonal").fc.weight
         torch.testing.assert_close(weight @ weight.T, torch.eye(4))
 
+    def test_a_module_may_have_the_name_of_a_network(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "lenet.py").write_text(MODULE)
+        monkeypatch.syspath_prepend(tmp_path)
+        assert models.build("lenet:Net", classes=7).fc.out_features == 7
+        assert models.default_init("lenet:Net") == "kaiming"
+        sys.modules.pop("lenet")
+
     def test_the_name_is_kept_as_written(self, zoo: str) -> None:
         assert models.canonical(f"{zoo}:Net") == f"{zoo}:Net"
 
