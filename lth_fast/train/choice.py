@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lth_fast.train.graph_stepper import GraphStepper, batches_refusal, optimizer_refusal
+from lth_fast.train.reasons import first_line
 from lth_fast.train.seeds import own_random_state
 from lth_fast.train.static_stepper import WARM_UP
 from lth_fast.train.stepper import EagerStepper, Stepper
@@ -92,7 +93,7 @@ def replay_refusal(
         try:
             losses = replayed(steps)
         except Exception as error:  # torch reports what cannot be recorded as errors of many classes
-            return f"it cannot be recorded ({str(error).strip().splitlines()[0]})"
+            return f"it cannot be recorded ({first_line(error)})"
     if not torch.allclose(losses, expected, rtol=_SAME_LOSSES, atol=_SAME_LOSSES, equal_nan=True):
         return f"replayed steps have other losses ({losses[-1]:.4g}, eager ones {expected[-1]:.4g})"
     return None

@@ -16,6 +16,7 @@ from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.ops import masked_apply_, pack_mask
 from lth_fast.train.evaluate import Evaluation
 from lth_fast.train.optimizers import KEEP_ZEROS
+from lth_fast.train.reasons import first_line
 
 # Layers that treat examples one by one, so that they take [replicates, batch, ...] as it is.
 _POINTWISE = (nn.ReLU, nn.Identity, nn.CrossEntropyLoss)
@@ -151,8 +152,8 @@ def stacking_refusal(network: nn.Module, inputs: Tensor) -> str | None:
             found = stack(pair)(torch.stack([inputs, inputs]))
             # TF32 rounds at three digits, and batched products in another order than single ones.
             same = torch.allclose(found, expected, rtol=0, atol=1e-2 * float(expected.abs().max()))
-        except (RuntimeError, IndexError, TypeError, AttributeError) as error:
-            return f"{type(network).__name__} does not take an axis of replicates ({str(error).splitlines()[0]})"
+        except Exception as error:  # whatever the forward of a network from elsewhere raises
+            return f"{type(network).__name__} does not take an axis of replicates ({first_line(error)})"
     return None if same else f"{type(network).__name__} computes something else with an axis of replicates"
 
 

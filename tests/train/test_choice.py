@@ -67,6 +67,13 @@ def test_what_recording_raises_is_a_reason_in_its_own_words():
     assert reason == "it cannot be recorded (operation not permitted when stream is capturing)"
 
 
+def test_what_recording_raises_without_a_word_is_a_reason_by_its_name():
+    def fail(steps):
+        raise NotImplementedError
+
+    assert replay_refusal(constant(1.0), fail, CPU) == "it cannot be recorded (NotImplementedError)"
+
+
 def test_the_trial_leaves_the_random_state_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()

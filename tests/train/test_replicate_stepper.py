@@ -239,6 +239,18 @@ class Reshaping(Transposing):
         return self.layer(images.reshape(len(images), 64))
 
 
+class Unpacking(Transposing):
+    def forward(self, images):
+        batch, channels, height, width = images.shape
+        return self.layer(images.reshape(batch, channels * height * width))
+
+
+class Insisting(Transposing):
+    def forward(self, images):
+        assert images.dim() == 4
+        return self.layer(self.flatten(images))
+
+
 def test_what_can_be_stacked_is_not_refused():
     inputs = torch.randn(4, 1, 8, 8)
     before = networks(0.5)[0]
@@ -256,6 +268,8 @@ def test_what_can_be_stacked_is_not_refused():
         (lambda: nn.Sequential(nn.Flatten(2), nn.Linear(64, 10)), "0 is a Flatten; it takes"),
         (Transposing, "Transposing computes something else with an axis of replicates"),
         (Reshaping, "Reshaping does not take an axis of replicates (shape"),
+        (Unpacking, "Unpacking does not take an axis of replicates (too many values to unpack"),
+        (Insisting, "Insisting does not take an axis of replicates ("),
     ],
 )
 def test_what_cannot_be_stacked_says_why(network, reason):
