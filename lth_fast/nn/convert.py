@@ -196,7 +196,7 @@ def explain(model: nn.Module) -> str:
     holders = {**masked_parameters(model), **sparse_layers(model)}
     for name, choice in choices(model).items():
         times = (_milliseconds(choice.masked_seconds), _milliseconds(choice.sparse_seconds))
-        density = getattr(holders.get(name), "density", choice.density)  # it may have been pruned since
+        density = holders[name].density if name in holders else choice.density  # it may have been pruned since
         rows.append((name, f"{density:.4g}", choice.form, *times, choice.reason))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
@@ -289,8 +289,7 @@ def _choice_without_mask(layer: nn.Module) -> Choice:
     masked = mask_on(layer, "weight")
     if masked is not None:
         kind = type(layer).__mro__[1].__name__  # under the class that parametrize makes
-        density = float(masked.mask.float().mean())
-        return Choice("masked", density, f"a mask on the weight of a {kind} is a parametrization")
+        return Choice("masked", masked.density, f"a mask on the weight of a {kind} is a parametrization")
     return Choice("dense", 1.0, "no mask")
 
 

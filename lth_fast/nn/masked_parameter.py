@@ -37,8 +37,7 @@ class MaskedParameter(nn.Module):
         super().__init__()
         # In a tuple, so that it is not registered here a second time; copies keep the two the same object.
         self._held: tuple[nn.Parameter | parametrize.ParametrizationList] = (parameter,)
-        with torch.inference_mode(False):  # or the bits could not be saved for the backward of a later training step
-            self.register_buffer("mask_bits", pack_mask(mask.to(parameter.device)), persistent=False)
+        self.register_buffer("mask_bits", None, persistent=False)
         self.mask = mask
 
     def take_place(self, among: parametrize.ParametrizationList) -> None:
@@ -64,9 +63,17 @@ class MaskedParameter(nn.Module):
     @mask.setter
     def mask(self, mask: Tensor) -> None:
         check_mask(mask, self.weight, "mask")
-        with torch.inference_mode(False):
+        with torch.inference_mode(False):  # or the bits could not be saved for the backward of a later training step
             bits = pack_mask(mask.detach().to(self.weight.device))
         shared_mask.take_mask(self, bits)
+
+    @property
+    def density(self) -> float:
+        """Share of the parameter that the mask keeps, 0 to 1 (1 for an empty parameter)."""
+        bits, count = vars(self).get(shared_mask.ASIDE, self.mask_bits), self.weight.numel()
+        if bits.is_meta or count == 0:
+            return 1.0
+        return int(unpack_mask(bits, self.weight.shape).sum()) / count
 
     def hold_mask(self, bits: Tensor) -> None:
         """Keep the packed mask ``bits`` without applying it."""

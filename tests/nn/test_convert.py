@@ -1141,8 +1141,13 @@ def test_a_process_that_is_forked_while_a_layer_is_timed_keeps_nobody_from_timin
             os.waitpid(child, 0)
 
 
-def test_explain_tells_the_density_that_a_layer_has_now(capsys):
-    model = nn.Sequential(nn.Linear(10, 10))
+class OwnLinear(nn.Linear):
+    """Its mask is a parametrization."""
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, OwnLinear])
+def test_explain_tells_the_density_that_a_layer_has_now(kind, capsys):
+    model = nn.Sequential(kind(10, 10))
     convert(model, {"0.weight": torch.arange(100).view(10, 10) < 80}, form="masked")
     set_masks(model, {"0.weight": torch.arange(100).view(10, 10) < 20})
     assert explain(model).splitlines()[1].split()[:3] == ["0.weight", "0.2", "masked"]
