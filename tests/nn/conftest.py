@@ -56,6 +56,14 @@ LINEAR = Kind(MaskedLinear, nn.Linear, (5, 3), (4, 5))
 CONV2D = Kind(MaskedConv2d, nn.Conv2d, (2, 3, 3), (2, 2, 6, 6))
 
 
+@pytest.fixture
+def forget_compiled_code() -> Iterator[None]:
+    """``torch.compile`` counts the graphs of a function over all models, and gives up at the ninth."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
 @pytest.fixture(params=[LINEAR, CONV2D], ids=["linear", "conv2d"])
 def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param

@@ -28,6 +28,7 @@ def random_masks(model: nn.Module, density: float) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("form", ["masked", "sparse"])
+@pytest.mark.usefixtures("forget_compiled_code")
 def test_one_compiled_model_serves_27_levels(form):
     torch.manual_seed(len(form))
     model, inputs = network(), torch.randn(8, 20)

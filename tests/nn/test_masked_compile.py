@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,12 +11,7 @@ from torch import Tensor, nn
 
 from lth_fast.nn import set_masks
 
-
-@pytest.fixture(autouse=True)
-def forget_compiled_code() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("forget_compiled_code")
 
 
 def network() -> nn.Module:

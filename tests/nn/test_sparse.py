@@ -303,6 +303,7 @@ def test_to_float64_converts_the_values_and_leaves_the_pattern(kind: Kind) -> No
     assert (out - dense.double()(inputs)).abs().max() <= 1e-12
 
 
+@pytest.mark.usefixtures("forget_compiled_code")
 def test_a_compiled_layer_gives_the_same_output(kind: Kind) -> None:
     sparse, _ = kind.pair()
     inputs = kind.inputs()

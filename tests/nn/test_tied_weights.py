@@ -331,6 +331,7 @@ def test_a_gradient_that_is_not_finite_is_zero_where_an_embedding_is_pruned() ->
     assert torch.equal(layer.weight.grad, torch.where(layer.mask, torch.inf, 0.0))
 
 
+@pytest.mark.usefixtures("forget_compiled_code")
 def test_a_tied_language_model_compiles_to_one_graph() -> None:
     model, inputs, names = (part() if callable(part) else part for part in CASES["embedding and Linear"])
     set_masks(model, {names[0]: half(model, names[0])})
