@@ -11,6 +11,7 @@ from torch.nn.utils import prune as stock
 
 from lth_fast.nn import load_dense_state, set_masks
 from lth_fast.nn import masks as model_masks
+from lth_fast.prune.layers import pruned_by_stock
 
 
 class PruneStep:
@@ -50,7 +51,7 @@ class PruneStep:
         history = {name: mask for name, mask in masks.items() if not bool(mask.all())}
         candidate = _with_weights(model, state)
         if history and self._uses_stock is None:
-            self._uses_stock = bool(_stock_masks(self._prune(_with_weights(model, state), seed)))
+            self._uses_stock = bool(pruned_by_stock(self._prune(_with_weights(model, state), seed)))
         if self._uses_stock:
             for name, mask in history.items():
                 layer, _, parameter = name.rpartition(".")
@@ -58,7 +59,7 @@ class PruneStep:
         else:
             set_masks(candidate, history)
         pruned = self._prune(candidate, seed)
-        ours, theirs = model_masks(pruned), _stock_masks(pruned)
+        ours, theirs = model_masks(pruned), {name: mask for name, _, _, mask in pruned_by_stock(pruned)}
         if not ours and not theirs:
             raise ValueError(
                 "prune_net set no mask: prune with lth_fast.prune or torch.nn.utils.prune (writing zeros into weights "
@@ -91,16 +92,4 @@ def _once(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, mask in masks.items():
         first = names.setdefault(id(parameters.get(name, name)), name)
         found[first] = found.get(first, mask) & mask
-    return found
-
-
-def _stock_masks(model: nn.Module) -> dict[str, Tensor]:
-    """Masks that ``torch.nn.utils.prune`` left on ``model``, bool, by the plain parameter's name."""
-    found = {}
-    for name, layer in model.named_modules():
-        for hook in layer._forward_pre_hooks.values():
-            if isinstance(hook, stock.BasePruningMethod):
-                parameter = hook._tensor_name
-                full = f"{name}.{parameter}" if name else parameter
-                found[full] = getattr(layer, f"{parameter}_mask").detach().bool()
     return found

@@ -30,6 +30,7 @@ from lth_fast.nn.model import (
     SPARSE,
     TWINS,
     forget_choices,
+    join,
     keep_masks_out_of_ddp,
     make_sparse,
     masked_for_a_while,
@@ -176,7 +177,7 @@ def plan(model: nn.Module) -> dict[str, str]:
 def choices(model: nn.Module) -> dict[str, Choice]:
     """Form and reason of every layer that :func:`convert` decided on, by parameter name."""
     found = {
-        f"{name}.{layer}" if name else layer: choice
+        join(name, layer): choice
         for name, part in model.named_modules()
         for layer, choice in part.__dict__.get(CHOICES, {}).items()
     }
@@ -218,7 +219,7 @@ def _form(given: str, called: str) -> str:
 def _weights(model: nn.Module) -> dict[str, nn.Module]:
     """Every layer with the weight of a Linear or Conv2d, by parameter name; a layer that has two names has one here."""
     return {
-        f"{name}.weight" if name else "weight": layer
+        join(name, "weight"): layer
         for name, layer in model.named_modules()
         if isinstance(layer, (nn.Linear, nn.Conv2d))
     }

@@ -36,12 +36,12 @@ _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
 
 def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
     """The masked layers of ``model``, by the name of their weight (``"net.0.weight"``), in registration order."""
-    return {_join(name, "weight"): layer for name, layer in model.named_modules() if isinstance(layer, MaskedLayer)}
+    return {join(name, "weight"): layer for name, layer in model.named_modules() if isinstance(layer, MaskedLayer)}
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
     """The sparse layers of ``model``, by the name their weight has in ``state_dict``, in registration order."""
-    return {_join(name, "weight"): layer for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
+    return {join(name, "weight"): layer for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
 
 
 def masked_parameters(model: nn.Module) -> dict[str, MaskedLayer | MaskedParameter]:
@@ -49,12 +49,12 @@ def masked_parameters(model: nn.Module) -> dict[str, MaskedLayer | MaskedParamet
     holders: dict[str, MaskedLayer | MaskedParameter] = {}
     for name, module in model.named_modules():
         if isinstance(module, MaskedLayer):
-            holders[_join(name, "weight")] = module
+            holders[join(name, "weight")] = module
         if parametrize.is_parametrized(module):
             for parameter in module.parametrizations:
                 entry = mask_on(module, parameter)
                 if entry is not None:
-                    holders[_join(name, parameter)] = entry
+                    holders[join(name, parameter)] = entry
     return holders
 
 
@@ -132,7 +132,7 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
         _PARAMETRIZED.sub(r"\1", name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)
     }
     modules = dict(model.named_modules(remove_duplicate=False))
-    sparse = {_join(name, "weight") for name, module in modules.items() if isinstance(module, SparseLayer)}
+    sparse = {join(name, "weight") for name, module in modules.items() if isinstance(module, SparseLayer)}
     users = plain_users(model)
     held = {name: holder.masked_parameter for name, holder in holders.items()}
     names = {id(parameter): name for name, parameter in held.items() if parameter is not None}
@@ -331,7 +331,7 @@ def parameter_names(model: nn.Module) -> dict[int, list[str]]:
     for name, module in model.named_modules():
         for attribute, parameter in module._parameters.items():
             if parameter is not None:
-                plain = _PARAMETRIZED.sub(r"\1", _join(name, attribute))
+                plain = _PARAMETRIZED.sub(r"\1", join(name, attribute))
                 names.setdefault(id(parameter), []).append(plain)
     return names
 
@@ -340,7 +340,7 @@ def keep_masks_out_of_ddp(model: nn.Module) -> None:
     """Tell ``DistributedDataParallel``, if it should wrap ``model``, not to broadcast masks and patterns every step."""
     ours = (MaskedLayer, MaskedParameter, SparseLayer)
     names = {
-        _join(name, buffer)
+        join(name, buffer)
         for name, module in model.named_modules()
         if isinstance(module, ours)
         for buffer in module._non_persistent_buffers_set
@@ -350,7 +350,7 @@ def keep_masks_out_of_ddp(model: nn.Module) -> None:
     model._ddp_params_and_buffers_to_ignore = sorted(users | names)  # type: ignore[assignment]
     for name, module in model.named_modules():
         if isinstance(module, DistributedDataParallel):  # which has read that list when it was made
-            prefix = _join(name, "module.")
+            prefix = join(name, "module.")
             module.parameters_to_ignore |= {each.removeprefix(prefix) for each in names if each.startswith(prefix)}
 
 
@@ -444,5 +444,6 @@ def _owner(model: nn.Module, parameter_name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(layer_name), attribute
 
 
-def _join(layer_name: str, parameter: str) -> str:
+def join(layer_name: str, parameter: str) -> str:
+    """The name in the whole model of a parameter of the layer ``layer_name``, which is empty for the model itself."""
     return f"{layer_name}.{parameter}" if layer_name else parameter

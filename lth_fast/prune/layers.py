@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+from torch.nn.utils import prune as stock
 
 from lth_fast.nn import SparseLayer, masks
-from lth_fast.nn.model import masked_parameters
+from lth_fast.nn.model import join, masked_parameters
 
 LAZY = "of a lazy layer; run the model on an input first"
 _WEIGHTED = (nn.Linear, nn.Conv2d, SparseLayer)
@@ -28,7 +29,7 @@ def prunable(model: nn.Module) -> dict[str, nn.Module]:
             held = held_parameter(layer, "weight")
             key = id(layer if held is None else held)
             found.pop(key, None)
-            found[key] = (f"{name}.weight" if name else "weight", layer)
+            found[key] = (join(name, "weight"), layer)
     return dict(found.values())
 
 
@@ -58,6 +59,16 @@ def fetch_layers(model: nn.Module, bias: bool = False) -> list[tuple[nn.Module, 
     """
     names = (name.rpartition(".") for name in prunable_names(model, bias))
     return [(model.get_submodule(layer), parameter) for layer, _, parameter in names]
+
+
+def pruned_by_stock(model: nn.Module) -> list[tuple[str, nn.Module, str, Tensor]]:
+    """What ``torch.nn.utils.prune`` has pruned: a parameter's name in ``model``, module, name there and mask (bool)."""
+    return [
+        (join(name, hook._tensor_name), module, hook._tensor_name, getattr(module, f"{hook._tensor_name}_mask") != 0)
+        for name, module in model.named_modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, stock.BasePruningMethod)
+    ]
 
 
 def layer_mask(layer: nn.Module) -> Tensor | None:

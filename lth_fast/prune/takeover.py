@@ -12,6 +12,7 @@ from lth_fast.nn import masks, set_masks
 from lth_fast.nn.attributes import Model
 from lth_fast.nn.masked import check_mask
 from lth_fast.nn.model import check_user, plain_users
+from lth_fast.prune.layers import pruned_by_stock
 
 
 def from_torch_prune(model: Model) -> Model:
@@ -34,37 +35,29 @@ def from_torch_prune(model: Model) -> Model:
         TypeError: A pruned parameter cannot carry a mask of ours (see :func:`lth_fast.nn.set_masks`); nothing was
             changed.
     """
-    found = [
-        (name, module, hook._tensor_name)
-        for name, module in model.named_modules()
-        for hook in module._forward_pre_hooks.values()
-        if isinstance(hook, stock.BasePruningMethod)
-    ]
+    found = pruned_by_stock(model)
     if not found:
         raise ValueError(f"model: expected one pruned by torch.nn.utils.prune, this {type(model).__name__} is not")
-    for _, module, parameter in found:
+    for _, module, parameter, _ in found:
         if isinstance(module, nn.RNNBase):
             raise TypeError(
                 f"model: the {parameter} of a {type(module).__name__} is read around any mask; use its cell"
             )
     held: dict[int, Tensor] = {}
-    for name, module, parameter in found:
-        mask = getattr(module, f"{parameter}_mask")
-        if not torch.equal(held.setdefault(id(module._parameters[f"{parameter}_orig"]), mask), mask):
-            raise ValueError(f"model: expected one mask for a Parameter that modules share, {name!r} has another one")
-    # What set_masks would refuse, as it is too late to do so when stock's masks are gone.
     users = plain_users(model)
-    for name, module, parameter in found:
-        full = f"{name}.{parameter}" if name else parameter
-        original = module._parameters[f"{parameter}_orig"]
-        check_mask(getattr(module, f"{parameter}_mask").bool(), original, full)
+    for name, module, parameter, mask in found:
+        original = module.get_parameter(f"{parameter}_orig")
+        if not torch.equal(held.setdefault(id(original), mask), mask):
+            layer = name.removesuffix(f".{parameter}")
+            raise ValueError(f"model: expected one mask for a Parameter that modules share, {layer!r} has another one")
+        # What set_masks would refuse, as it is too late to do so when stock's masks are gone.
+        check_mask(mask, original, name)
         for user, attribute in users[id(original)]:
-            check_user(user, attribute.removesuffix("_orig"), full)
+            check_user(user, attribute.removesuffix("_orig"), name)
     before = masks(model)
     after = {}
-    for name, module, parameter in found:
-        full, mask = f"{name}.{parameter}" if name else parameter, getattr(module, f"{parameter}_mask").bool()
-        after[full] = mask & before[full] if full in before else mask
+    for name, module, parameter, mask in found:
+        after[name] = mask & before[name] if name in before else mask
         stock.remove(module, parameter)
         # Stock put its parameters last; state_dict and parameters() have weight and bias first.
         plain = module._parameters
