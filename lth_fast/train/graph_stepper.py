@@ -42,7 +42,7 @@ class GraphStepper(StaticStepper):
         record: See :class:`StaticStepper`. The others are those of ``EagerStepper``.
 
     Raises:
-        ValueError: It cannot run; :func:`refusal` says so before.
+        ValueError: It cannot run; :func:`batches_refusal` says so before.
     """
 
     name = "CUDA graph"
