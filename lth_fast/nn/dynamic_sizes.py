@@ -17,9 +17,7 @@ def compile_for_any_number_of_survivors(pattern_fields: Iterable[str]) -> None:
         pattern_fields: Names of the buffers that grow and shrink, beside the parameter ``values``.
     """
     config = torch.compiler.config
-    known = getattr(config, "dynamic_sources", None)
-    if known is None:
-        return
+    known = config.dynamic_sources
     # As dynamo names what it reads.
     ours = (r".*_parameters\['values'\]", *(rf".*_buffers\['{name}'\]" for name in pattern_fields))
     missing = [source for source in ours if source not in known.split(",")]

@@ -15,7 +15,7 @@ from lth_fast.ops.library import has_kernel
 from lth_fast.optim import SGD, Adam, AdamW
 
 # Not to be had by name: the base class, one whose step needs a closure, one for sparse gradients, one for matrices.
-_UNFIT = (Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam, getattr(torch.optim, "Muon", Optimizer))
+_UNFIT = (Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam, torch.optim.Muon)
 
 _CLASSES: dict[str, type[Optimizer]] = {
     name.lower(): value
@@ -36,15 +36,14 @@ _OURS: dict[type[Optimizer], type[Optimizer]] = {
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 
 # Their step treats a weight as part of a matrix.
-_OF_MATRICES = (getattr(torch.optim, "Adafactor", Optimizer), getattr(torch.optim, "Muon", Optimizer))
+_OF_MATRICES = (torch.optim.Adafactor, torch.optim.Muon)
+
+_CPU = torch.device("cpu")
 
 
 def is_elementwise(kind: type[Optimizer]) -> bool:
     """Whether optimizers of this class treat every weight by itself, whatever the shape it is stored in."""
     return kind in (*_CLASSES.values(), *_OURS.values()) and kind not in _OF_MATRICES
-
-
-_CPU = torch.device("cpu")
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
