@@ -115,16 +115,11 @@ def stack(networks: Sequence[nn.Module]) -> nn.Module:
     for name, module in list(stacked.named_modules()):
         if isinstance(module, nn.Linear):
             parent, _, child = name.rpartition(".")
-            layers = [network.get_submodule(name) for network in networks]
-            setattr(stacked.get_submodule(parent), child, StackedLinear([_linear(layer) for layer in layers]))
+            layers: list[Any] = [network.get_submodule(name) for network in networks]
+            setattr(stacked.get_submodule(parent), child, StackedLinear(layers))
         elif isinstance(module, nn.Flatten):
             module.start_dim = 2
     return stacked
-
-
-def _linear(layer: nn.Module) -> nn.Linear:
-    assert isinstance(layer, nn.Linear)
-    return layer
 
 
 def stacking_refusal(network: nn.Module, inputs: Tensor) -> str | None:

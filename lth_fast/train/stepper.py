@@ -65,8 +65,7 @@ class EagerStepper:
         self.schedule = schedule
         self.precision = precision
         self._base_rates = base_rates(optimizer, schedule)
-        first = next(model.parameters())
-        self._device = first.device
+        self._device = next(model.parameters()).device
         # Gradients come straight from the backward, zero where pruned; such an optimizer then leaves pruned weights at
         # zero and the layers need not look again.
         self._trusted = list(masked_layers(model).values()) if type(optimizer) in KEEP_ZEROS else []
