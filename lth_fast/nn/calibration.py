@@ -134,7 +134,7 @@ def _like(layer: nn.Module, draw: torch.Generator) -> nn.Module:
 
 
 def _step(layer: nn.Module, inputs: Tensor, input_grad: bool) -> Callable[[], None]:
-    inputs = inputs.requires_grad_(input_grad) if input_grad else inputs
+    inputs.requires_grad_(input_grad)
     output_grad = torch.ones_like(layer(inputs))
     parameters = list(layer.parameters())
 

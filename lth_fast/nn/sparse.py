@@ -273,18 +273,17 @@ class SparseLayer(nn.Module):
         if state_dict.pop(values_key, None) is not None and strict:
             unexpected_keys.append(values_key)
         weight = state_dict.pop(weight_key, None)
-        if weight is not None:
-            if weight.shape == self.weight_shape:
-                pattern = {name: buffer(self, name) for name in self.pattern_fields}
-                if local_metadata.get("assign_to_params_buffers"):
-                    self._move_pattern(pattern, weight.device)
-                else:
-                    weight = weight.to(self.values.device)
-                state_dict[values_key] = self._survivors_of(weight.detach(), weight_key)
-            else:
-                expected, given = list(self.weight_shape), list(weight.shape)
-                error_msgs.append(f"{weight_key} must have shape {expected}, got {given}")
-                state_dict[values_key] = self.values
+        if weight is None:
+            return
+        if weight.shape != self.weight_shape:
+            error_msgs.append(f"{weight_key} must have shape {list(self.weight_shape)}, got {list(weight.shape)}")
+            state_dict[values_key] = self.values
+            return
+        if local_metadata.get("assign_to_params_buffers"):
+            self._move_pattern({name: buffer(self, name) for name in self.pattern_fields}, weight.device)
+        else:
+            weight = weight.to(self.values.device)
+        state_dict[values_key] = self._survivors_of(weight.detach(), weight_key)
 
     def _survivors_of(self, weight: Tensor, name: str) -> Tensor:
         mask = self.spread(weight.new_ones(self.survivors, dtype=torch.bool))
