@@ -54,8 +54,8 @@ def initialise(model: nn.Module, scheme: str = "glorot", generator: torch.Genera
             parametrized or stored compressed), so that drawing it would be without effect; it has no shape yet; or a
             module's ``reset_parameters`` needs an argument. Nothing is drawn then.
     """
-    draw = _parse(scheme)
-    openlth = draw is _openlth
+    name_of_scheme, draw = _parse(scheme)
+    openlth = name_of_scheme == "openlth"
     device = "cpu" if generator is None else generator.device
 
     def uniform(parameter: Tensor, low: float, high: float) -> None:
@@ -162,10 +162,6 @@ def _kaiming(weight: Tensor, generator: torch.Generator | None) -> Tensor:
     return nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
 
 
-def _openlth(weight: Tensor, generator: torch.Generator | None) -> Tensor:
-    return _kaiming(weight, generator)
-
-
 def _orthogonal(weight: Tensor, generator: torch.Generator | None) -> Tensor:
     return nn.init.orthogonal_(weight, generator=generator)
 
@@ -177,13 +173,13 @@ def _normal(sigma: float) -> _Draw:
 SCHEMES: dict[str, _Draw] = {
     "glorot": _glorot,
     "kaiming": _kaiming,
-    "openlth": _openlth,
+    "openlth": _kaiming,
     "orthogonal": _orthogonal,
 }
 """Every scheme that takes no argument, by its name."""
 
 
-def _parse(scheme: str) -> _Draw:
+def _parse(scheme: str) -> tuple[str, _Draw]:
     head, colon, argument = scheme.partition(":")
     name = match_name(head, [*SCHEMES, "normal"], "initialisation")
     if name == "normal":
@@ -193,7 +189,7 @@ def _parse(scheme: str) -> _Draw:
             sigma = math.nan
         if not 0 < sigma < math.inf:
             raise ValueError(f"init: expected a finite standard deviation above 0, as in normal:0.01, got {scheme!r}")
-        return _normal(sigma)
+        return name, _normal(sigma)
     if colon:
         raise ValueError(f"init: {name} takes no argument, got {scheme!r}")
-    return SCHEMES[name]
+    return name, SCHEMES[name]
