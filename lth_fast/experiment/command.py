@@ -88,7 +88,7 @@ def recover_command(
     try:
         recorded = Config.from_record(configuration)
     except ValueError as error:
-        raise ValueError(f"{run.path / 'meta.json'}: configuration: {error}") from None
+        raise ValueError(f"{run.manifest_file}: configuration: {error}") from None
     config = recorded.recovered_with(net, dataset, given, force=force)
     if complete(run, config.replicates, config.rounds):
         run.replicate(config.replicates - 1).level(config.rounds).remove_checkpoint()

@@ -42,17 +42,15 @@ def recorded_plan(path: str) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: There is no run at ``path``, or its plan is none.
     """
-    folder = Path(path).parent if Path(path).name == "meta.json" else Path(path)
-    plan: dict[str, Any] = open_run(folder).manifest().get("plan", {})
+    run = open_run(Path(path).parent if Path(path).name == "meta.json" else path)
+    plan: dict[str, Any] = run.manifest().get("plan", {})
     try:
         forms = [(name, entry["form"]) for layers in plan.values() for name, entry in layers.items()]
     except (AttributeError, KeyError, TypeError):
-        raise ValueError(f"{folder / 'meta.json'}: plan: expected level, parameter name, form") from None
+        raise ValueError(f"{run.manifest_file}: plan: expected level, parameter name, form") from None
     for name, form in forms:
         if form not in ("dense", "masked", "sparse"):
-            raise ValueError(
-                f"{folder / 'meta.json'}: plan: expected dense, masked or sparse for {name!r}, got {form!r}"
-            )
+            raise ValueError(f"{run.manifest_file}: plan: expected dense, masked or sparse for {name!r}, got {form!r}")
     return plan
 
 

@@ -321,7 +321,7 @@ def _recorded(run: Run, argument: str, instead: str) -> dict[str, Any]:
     if "made_by" not in recorded:
         raise ValueError(f"{argument}: {run.path} was made by the command line; {instead}")
     # The one that need not be given.
-    seed = BY_NAME["seed"].read(recorded.get("seed"), f"{argument}: {run.path / 'meta.json'}: configuration: seed")
+    seed = BY_NAME["seed"].read(recorded.get("seed"), f"{argument}: {run.manifest_file}: configuration: seed")
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
     del plain["made_by"]
     return {**_ABSENT, **plain, "seed": seed}

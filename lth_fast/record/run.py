@@ -12,6 +12,8 @@
                 rewind.safetensors      weights that pruned levels start from; there, the ones it started from
                 early_stop.safetensors  weights at the iteration of minimum validation loss
                 end.safetensors         weights after the last iteration
+                kept_<i>.safetensors    weights after iteration i, where they were asked for
+                optimizer.pt            its state after the last iteration, where levels go on with it
                 checkpoint.pt           only while the level trains
                 summary.json            only once the level is complete
 
@@ -85,7 +87,7 @@ def create_run(save: str | Path, net: str, dataset: str, suffix: str = "") -> Ru
         break
     try:
         sync_folder(path.parent)
-        write_document(path / "meta.json", {"format": FORMAT, "net": net, "dataset": dataset})
+        write_document(Run(path).manifest_file, {"format": FORMAT, "net": net, "dataset": dataset})
     except BaseException:
         with suppress(OSError):
             path.rmdir()
@@ -123,6 +125,11 @@ class Run:
 
     path: Path
 
+    @property
+    def manifest_file(self) -> Path:
+        """File of the manifest."""
+        return self.path / "meta.json"
+
     def manifest(self) -> dict[str, Any]:
         """What :meth:`save_manifest` was given, with ``format``, ``net`` and ``dataset``.
 
@@ -130,7 +137,7 @@ class Run:
             FileNotFoundError: The run has none.
             ValueError: It is damaged or was changed, or a newer lth_fast wrote it.
         """
-        file = self.path / "meta.json"
+        file = self.manifest_file
         manifest = read_document(file)
         version = manifest.get("format")
         if not isinstance(version, int) or version < 1:
@@ -149,8 +156,8 @@ class Run:
 
     def save_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest. Where it names no ``net`` or ``dataset``, those given to :func:`create_run` stay."""
-        names = {key: value for key, value in self.manifest().items() if key in ("net", "dataset")}
-        write_document(self.path / "meta.json", {**names, **manifest, "format": FORMAT})
+        names = {key: value for key, value in self.manifest().items() if key in _TEXTS}
+        write_document(self.manifest_file, {**names, **manifest, "format": FORMAT})
 
     def plan(self, level: int) -> dict[str, Any] | None:
         """The form of every layer at ``level``, by parameter name, or None if it was not decided yet."""

@@ -98,7 +98,7 @@ def collect(run: Run) -> RunResults:
     for name in ("replicates", "rounds"):
         if not isinstance(asked.get(name, 0), int):
             raise ValueError(
-                f"{run.path / 'meta.json'}: configuration: {name}: expected a whole number, got {asked[name]!r}"
+                f"{run.manifest_file}: configuration: {name}: expected a whole number, got {asked[name]!r}"
             )
     expected = asked.get("replicates", replicates) * (asked["rounds"] + 1 if "rounds" in asked else len(numbers))
     return RunResults(levels, replicates, sum(row.replicates for row in levels), expected)

@@ -134,6 +134,8 @@ def test_a_run_has_exactly_the_documented_files(run: Run) -> None:
     level.save_weights("rewind", weights)
     level.save_weights("early_stop", weights)
     level.save_weights("end", weights)
+    level.save_kept(7, weights)
+    level.save_optimizer({"state": {}})
     level.save_checkpoint({"iteration": 1})
     running = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     assert running == {
@@ -145,12 +147,14 @@ def test_a_run_has_exactly_the_documented_files(run: Run) -> None:
         "replicate_3/12/rewind.safetensors",
         "replicate_3/12/early_stop.safetensors",
         "replicate_3/12/end.safetensors",
+        "replicate_3/12/kept_7.safetensors",
+        "replicate_3/12/optimizer.pt",
         "replicate_3/12/checkpoint.pt",
     }
     level.save_summary({"level": 12})
     complete = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     assert complete == running - {"replicate_3/12/checkpoint.pt"} | {"replicate_3/12/summary.json"}
-    documented = re.findall(r"[a-z_]+\.(?:json|csv|safetensors|pt|png)", run_module.__doc__ or "")
+    documented = re.findall(r"[a-z_7]+\.(?:json|csv|safetensors|pt|png)", run_module.__doc__.replace("<i>", "7"))
     assert {Path(path).name for path in running | complete} == set(documented)
 
 
