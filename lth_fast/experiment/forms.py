@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ RULES = ("auto", "masked", "sparse")
 def plan_source(given: Any) -> str:
     """One of :data:`RULES`, or the absolute path of the folder of a run (or its ``meta.json``) that holds a plan.
 
+    ``~`` is expanded.
+
     Raises:
         ValueError: It is neither.
     """
@@ -30,7 +33,7 @@ def plan_source(given: Any) -> str:
     expected = f"{', '.join(RULES)}, or the folder of a run that holds a plan"
     try:
         if recorded_plan(given):
-            return str(Path(given).absolute())
+            return os.path.abspath(os.path.expanduser(given))
     except (OSError, ValueError) as error:
         raise ValueError(f"{expected} ({error})") from None
     raise ValueError(expected)

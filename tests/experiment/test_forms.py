@@ -204,6 +204,13 @@ def test_a_plan_is_a_rule_or_a_run_that_has_one(make_experiment, new_run, tmp_pa
             plan_source(given)
 
 
+def test_a_plan_in_the_home_folder_is_named_absolutely(make_experiment, new_run, monkeypatch):
+    run = new_run()
+    run_replicate(make_experiment(), run.replicate(0), Monitor())
+    monkeypatch.setenv("HOME", str(run.path.parent))
+    assert plan_source(f"~/{run.path.name}") == str(run.path)
+
+
 @pytest.mark.parametrize(
     ("plan", "complaint"),
     [
