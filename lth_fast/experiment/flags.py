@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -62,16 +63,15 @@ class Flag:
 def integer(minimum: int, maximum: float = math.inf, also: tuple[int, ...] = ()) -> Parse:
     """Whole numbers from ``minimum`` to ``maximum``, and those of ``also``."""
 
+    expected = f"a whole number >= {minimum}" + ("" if maximum == math.inf else f" and <= {maximum}")
+    expected += "".join(f" or {value}" for value in also)
+
     def parse(given: Any) -> int:
-        expected = f"a whole number >= {minimum}" + ("" if maximum == math.inf else f" and <= {maximum}")
-        expected += "".join(f" or {value}" for value in also)
         try:
-            if isinstance(given, (bool, float)):
-                raise ValueError
-            value = int(given)
+            value = int(given) if isinstance(given, str) else operator.index(given)
         except (TypeError, ValueError):
             raise ValueError(expected) from None
-        if not minimum <= value <= maximum and value not in also:
+        if isinstance(given, bool) or (not minimum <= value <= maximum and value not in also):
             raise ValueError(expected)
         return value
 
@@ -81,15 +81,11 @@ def integer(minimum: int, maximum: float = math.inf, also: tuple[int, ...] = ())
 def number(minimum: float, maximum: float = math.inf, *, above: bool = False) -> Parse:
     """Finite numbers from ``minimum`` (or, with ``above``, greater than it) to ``maximum``."""
 
+    bounds = f"{'>' if above else '>='} {minimum:g}" + ("" if maximum == math.inf else f" and <= {maximum:g}")
+
     def parse(given: Any) -> float:
-        bounds = f"{'>' if above else '>='} {minimum:g}" + ("" if maximum == math.inf else f" and <= {maximum:g}")
-        try:
-            if isinstance(given, bool):
-                raise ValueError
-            value = float(given)
-        except (TypeError, ValueError):
-            raise ValueError(f"a number {bounds}") from None
-        if not math.isfinite(value) or value < minimum or value > maximum or (above and value == minimum):
+        value = _number(given)
+        if not math.isfinite(value) or not minimum <= value <= maximum or (above and value == minimum):
             raise ValueError(f"a number {bounds}")
         return value
 
@@ -100,12 +96,7 @@ def number_or_share(expected: str) -> Parse:
     """Whole numbers >= 0 (int) and shares in (0, 1) (float) of what ``expected`` calls them."""
 
     def parse(given: Any) -> int | float:
-        try:
-            if isinstance(given, bool):
-                raise ValueError
-            value = float(given)
-        except (TypeError, ValueError):
-            raise ValueError(expected) from None
+        value = _number(given)
         if 0 < value < 1:
             return value
         if value < 0 or not value.is_integer():
@@ -113,6 +104,14 @@ def number_or_share(expected: str) -> Parse:
         return int(value)
 
     return parse
+
+
+def _number(given: Any) -> float:
+    """The number that ``given`` is or spells, NaN where it is none."""
+    try:
+        return math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 rewind_point = number_or_share("an iteration (a whole number >= 0) or a share of the iterations between 0 and 1")
@@ -149,15 +148,12 @@ def several_of(*names: str) -> Parse:
     """Names of ``names`` with commas between them, or ``none``; a tuple."""
 
     def parse(given: Any) -> tuple[str, ...]:
-        expected = f"some of {', '.join(names)} with commas between them, or none"
         try:
-            parts = [part.strip() for part in given.split(",")] if isinstance(given, str) else list(given)
-        except TypeError:
-            raise ValueError(expected) from None
-        if parts == ["none"]:
-            parts = []
-        if not all(part in names for part in parts):
-            raise ValueError(expected)
+            parts = _parts(given)
+            if not all(part in names for part in parts):
+                raise ValueError
+        except (TypeError, ValueError):
+            raise ValueError(f"some of {', '.join(names)} with commas between them, or none") from None
         return tuple(name for name in names if name in parts)
 
     return parse
@@ -165,16 +161,19 @@ def several_of(*names: str) -> Parse:
 
 def iterations(given: Any) -> tuple[int, ...]:
     """Iterations (whole numbers >= 0) with commas between them, in ascending order, or ``none``; a tuple."""
-    expected = "iterations in ascending order with commas between them, or none"
-    read = integer(0)
     try:
-        parts = [part.strip() for part in given.split(",")] if isinstance(given, str) else list(given)
-        values = () if parts == ["none"] else tuple(read(part) for part in parts)
+        values = tuple(map(integer(0), _parts(given)))
+        if list(values) != sorted(set(values)):
+            raise ValueError
     except (TypeError, ValueError):
-        raise ValueError(expected) from None
-    if list(values) != sorted(set(values)):
-        raise ValueError(expected)
+        raise ValueError("iterations in ascending order with commas between them, or none") from None
     return values
+
+
+def _parts(given: Any) -> list[Any]:
+    """What stands between the commas of a text, or in a sequence; nothing for ``none``."""
+    parts = [part.strip() for part in given.split(",")] if isinstance(given, str) else list(given)
+    return [] if parts == ["none"] else parts
 
 
 def initialiser(given: Any) -> str:

@@ -545,6 +545,8 @@ def with_lbfgs():
     [
         ({"iterations": 0}, ValueError, "iterations: expected a whole number >= 1, got 0"),
         ({"iterations": 2.5}, ValueError, "iterations: expected a whole number >= 1, got 2.5"),
+        ({"iterations": torch.tensor(2.5)}, ValueError, "iterations: expected a whole number >= 1, got tensor"),
+        ({"rewind": 10**400}, ValueError, "rewind: expected an iteration"),
         ({"rounds": -1}, ValueError, "rounds: expected a whole number >= 0, got -1"),
         ({"step": 0}, ValueError, "step: expected a whole number >= 1 or -1, got 0"),
         ({"rewind": 15}, ValueError, "rewind: expected an iteration before the last one (15), got 15"),
