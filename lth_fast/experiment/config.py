@@ -13,6 +13,7 @@ import torch
 from lth_fast._names import match_name
 from lth_fast.data import datasets
 from lth_fast.experiment.flags import BY_NAME
+from lth_fast.experiment.presets import in_proportion
 from lth_fast.experiment.presets import preset as preset_settings
 from lth_fast.models import canonical
 from lth_fast.models.catalogue import kind_of
@@ -87,8 +88,7 @@ class Config:
         """
         net, dataset = canonical(net), match_name(dataset, datasets, "data set", separators_count=False)
         given = expanded(given)
-        preset_name = BY_NAME["preset"].read(given.get("preset", cls.preset))
-        preset = preset_settings(preset_name, net, dataset)
+        preset = preset_settings(BY_NAME["preset"].read(given.get("preset", cls.preset)), net, dataset)
         values: dict[str, Any] = {
             "seed": secrets.randbits(31),
             "threads": 1 if kind_of(net) == "lenet" else torch.get_num_threads(),
@@ -103,30 +103,32 @@ class Config:
                 values[name], sources[name] = preset[name], "preset"
             else:
                 sources[name] = "default"
-        if sources["fc_rate"] == "preset" and "given" in (
-            sources["prune_rate"],
-            sources["scope"],
-            sources["distribution"],
-        ):
-            # Alone, --prune_rate sets every layer; --scope global means one threshold, erk one rate for all.
-            values["fc_rate"], sources["fc_rate"] = None, "default"
-        if values.get("distribution", cls.distribution) != "uniform" and sources["scope"] == "preset":
-            values["scope"], sources["scope"] = cls.scope, "default"
-        one_threshold = values.get("scope") == "global" and values.get("fc_rate") is None
-        if sources["count"] == "preset" and not one_threshold:
-            values["count"], sources["count"] = cls.count, "default"
+
+        def leave(*names: str) -> None:
+            """Take the defaults for what the preset says of these."""
+            for name in names:
+                if sources[name] == "preset":
+                    del values[name]
+                    sources[name] = "default"
+
+        # Alone, --prune_rate sets every layer; --scope global means one threshold, erk one rate for all.
+        if "given" in (sources["prune_rate"], sources["scope"], sources["distribution"]):
+            leave("fc_rate")
+        if values.get("distribution", cls.distribution) != "uniform":
+            leave("scope")
+        if values.get("scope") != "global" or values.get("fc_rate") is not None:
+            leave("count")
         if values.get("scope") == "global" and sources["whole"] == "default":
             values["whole"] = ("output",)
+        # The preset's settings belong to its own optimizer.
         if sources["optim"] == "given" and values["optim"] != preset.get("optim"):
-            # The preset's settings belong to its own optimizer.
-            for name in ("learn_rate", "momentum", "weight_decay"):
-                if sources[name] == "preset":
-                    values[name], sources[name] = getattr(cls, name), "default"
-        if sources["rewind"] == "preset" and values["rewind"] >= values.get("iter", cls.iter):
-            values["rewind"] = min(max(1, values["rewind"] * values["iter"] // preset["iter"]), values["iter"] - 1)
+            leave("learn_rate", "momentum", "weight_decay")
+        if sources["rewind"] == "preset" and values["rewind"] >= values["iter"]:
+            shorter = in_proportion(values["rewind"], values["iter"], preset["iter"])
+            values["rewind"] = min(shorter, values["iter"] - 1)
         if sources["milestones"] == "preset" and values["milestones"][-1] >= values["iter"]:
-            shorter = (max(1, milestone * values["iter"] // preset["iter"]) for milestone in values["milestones"])
-            values["milestones"] = tuple(dict.fromkeys(shorter))
+            earlier = (in_proportion(each, values["iter"], preset["iter"]) for each in values["milestones"])
+            values["milestones"] = tuple(dict.fromkeys(earlier))
         config = cls(net, dataset, **values, sources=sources)
         config = dataclasses.replace(config, rewind=rewind_iteration(config.rewind, config.iter))
         config._check_together()
@@ -147,12 +149,7 @@ class Config:
             raise ValueError("--nesterov: expected with a --momentum > 0, got momentum 0")
         if self.precision == "tf32" and not self.gpu:
             raise ValueError("--precision: expected float32 or bf16 without --gpu, got 'tf32'")
-        if (
-            self.scope == "layerwise"
-            and self.prune_rate == 0
-            and not self.fc_rate
-            and self.sources.get("fc_rate") == "given"
-        ):
+        if self.scope == "layerwise" and self.prune_rate == self.fc_rate == 0:
             raise ValueError("--fc_rate: expected a rate > 0 beside --prune_rate 0, got 0")
 
     @classmethod

@@ -23,35 +23,12 @@ _LMC_VGG: Settings = {**_LMC, "rewind": 1000, "whole": ("output",)}
 # from Stabilizing the Lottery Ticket Hypothesis (1903.01611v3). The output layer is pruned at half the rate of the
 # other Linear layers, which is the 10 % of figure 2. Its Gaussian Glorot weights stand where a network's own
 # initialisation is another.
+_CONV: Settings = {"batch_size": 60, "optim": "adam", "fc_rate": 0.2, "rewind": 0}
 _PAPER: Mapping[str, Settings] = {
     "lenet": {"batch_size": 60, "iter": 50_000, "optim": "adam", "learn_rate": 1.2e-3, "prune_rate": 0.2, "rewind": 0},
-    "conv2": {
-        "batch_size": 60,
-        "iter": 20_000,
-        "optim": "adam",
-        "learn_rate": 2e-4,
-        "prune_rate": 0.1,
-        "fc_rate": 0.2,
-        "rewind": 0,
-    },
-    "conv4": {
-        "batch_size": 60,
-        "iter": 25_000,
-        "optim": "adam",
-        "learn_rate": 3e-4,
-        "prune_rate": 0.1,
-        "fc_rate": 0.2,
-        "rewind": 0,
-    },
-    "conv6": {
-        "batch_size": 60,
-        "iter": 30_000,
-        "optim": "adam",
-        "learn_rate": 3e-4,
-        "prune_rate": 0.15,
-        "fc_rate": 0.2,
-        "rewind": 0,
-    },
+    "conv2": {**_CONV, "iter": 20_000, "learn_rate": 2e-4, "prune_rate": 0.1},
+    "conv4": {**_CONV, "iter": 25_000, "learn_rate": 3e-4, "prune_rate": 0.1},
+    "conv6": {**_CONV, "iter": 30_000, "learn_rate": 3e-4, "prune_rate": 0.15},
     "resnet20": {
         **_SGD,
         **_GLOBAL,
@@ -136,13 +113,20 @@ def preset(name: str, net: str, dataset: str) -> dict[str, Any]:
     if chosen == "paper" and dataset in _DATASETS:
         shorter = _DATASETS[dataset]["iter"]
         if "milestones" in settings:
-            settings["milestones"] = tuple(m * shorter // settings["iter"] for m in settings["milestones"])
+            settings["milestones"] = tuple(
+                in_proportion(each, shorter, settings["iter"]) for each in settings["milestones"]
+            )
         if settings.get("rewind"):
-            settings["rewind"] = max(1, settings["rewind"] * shorter // settings["iter"])
+            settings["rewind"] = in_proportion(settings["rewind"], shorter, settings["iter"])
         settings.update(_DATASETS[dataset])
     if "augment" in settings and dataset in ("mnist", "digits", "svhn"):
         settings["augment"] = False  # a mirrored digit is another sign
     return settings
+
+
+def in_proportion(iteration: int, iterations: int, of: int) -> int:
+    """The iteration, at least 1, of a training of ``iterations`` that ``iteration`` is in one of ``of`` iterations."""
+    return max(1, iteration * iterations // of)
 
 
 def every_setting() -> list[Settings]:
