@@ -14,7 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -216,5 +216,7 @@ def _write(file: Path | None, known: dict[str, dict[str, dict[str, float]]]) -> 
         temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
         os.replace(temporary, file)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         warnings.warn(f"times of layers cannot be remembered, they are measured anew: {error}", stacklevel=2)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -1075,6 +1075,20 @@ def test_a_masked_weight_that_was_parametrized_later_stays_masked_in_every_form(
         torch.testing.assert_close(model(inputs), expected)
 
 
+def test_ctrl_c_while_times_are_written_leaves_those_of_before_and_nothing_else(calibration_folder, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    convert(small_layer())
+    before = (calibration_folder / "calibration.json").read_bytes()
+    other = set_masks(nn.Sequential(nn.Linear(64, 16)), {"0.weight": torch.arange(64 * 16).view(16, 64) % 2 == 0})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", interrupt)
+        convert(other)
+    assert (calibration_folder / "calibration.json").read_bytes() == before
+    assert {path.name for path in calibration_folder.iterdir()} == {"calibration.json", "calibration.lock"}
+
+
 def test_times_that_are_no_times_are_measured_anew(calibration_folder):
     convert(set_masks(nn.Sequential(nn.Linear(64, 32)), {"0.weight": torch.rand(32, 64) < 0.5}))
     file = calibration_folder / "calibration.json"
