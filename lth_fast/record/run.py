@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -89,8 +90,7 @@ def create_run(save: str | Path, net: str, dataset: str, suffix: str = "") -> Ru
         sync_folder(path.parent)
         write_document(Run(path).manifest_file, {"format": FORMAT, "net": net, "dataset": dataset})
     except BaseException:
-        with suppress(OSError):
-            path.rmdir()
+        shutil.rmtree(path, ignore_errors=True)
         raise
     return Run(path)
 

@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, disk_w
     assert names(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("moment", ["ftruncate", "write", "fsync", "replace"])
 def test_ctrl_c_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import re
 import subprocess
 import sys
@@ -85,6 +88,16 @@ def test_runs_of_the_same_second_get_names_of_their_own_in_order(tmp_path: Path,
 
 def test_a_run_that_cannot_be_created_leaves_no_folder(tmp_path: Path, disk_with_room_for: DiskWithRoomFor) -> None:
     with disk_with_room_for(10), pytest.raises(OSError, match="too large"):
+        create_run(tmp_path, "lenet", "mnist")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_gets_no_folder_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="No locks available"):
         create_run(tmp_path, "lenet", "mnist")
     assert not list(tmp_path.iterdir())
 
