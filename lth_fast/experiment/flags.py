@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lth_fast._names import match_name
 from lth_fast.experiment.branch import BRANCHES
 from lth_fast.experiment.experiment import RETRAINS
@@ -20,6 +22,8 @@ from lth_fast.train.optimizers import optimizer_class
 from lth_fast.train.precision import PRECISIONS
 
 Parse = Callable[[Any], Any]
+
+_TRUTHS = (bool, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,17 @@ class Flag:
         Raises:
             ValueError: It stands for none; the message names the flag, what is expected and what was given.
         """
-        if self.parse is None:
-            return bool(given)
         try:
-            return self.parse(given)
+            return (self.parse or switch)(given)
         except ValueError as error:
             raise ValueError(f"{called or f'--{self.name}'}: expected {error}, got {given!r}") from None
+
+
+def switch(given: Any) -> bool:
+    """True or False; 0 and 1 will do, a text that says ``false`` would not."""
+    if not isinstance(given, (*_TRUTHS, int)) or given not in (0, 1):
+        raise ValueError("True or False")
+    return bool(given)
 
 
 def integer(minimum: int, maximum: float = math.inf, also: tuple[int, ...] = ()) -> Parse:
@@ -109,7 +118,7 @@ def number_or_share(expected: str) -> Parse:
 def _number(given: Any) -> float:
     """The number that ``given`` is or spells, NaN where it is none."""
     try:
-        return math.nan if isinstance(given, bool) else float(given)
+        return math.nan if isinstance(given, _TRUTHS) else float(given)
     except (TypeError, ValueError, OverflowError):
         return math.nan
 

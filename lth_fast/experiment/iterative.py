@@ -192,6 +192,7 @@ def iterative_pruning(
         options[name] = BY_NAME[name].read(value, name)
     for name, value in {"seed": seed, "init_seed": init_seed, "order_seed": order_seed, "threads": threads}.items():
         options[name] = None if value is None else BY_NAME[name].read(value, name)
+    gpu = BY_NAME["gpu"].read(gpu, "gpu")
     control = options["branch"] != "ticket"
     ticket_run = None if ticket is None else _opened(ticket)
     options["ticket"] = None if ticket_run is None else str(ticket_run.path)

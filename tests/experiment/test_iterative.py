@@ -545,7 +545,12 @@ def with_lbfgs():
     [
         ({"iterations": 0}, ValueError, "iterations: expected a whole number >= 1, got 0"),
         ({"iterations": 2.5}, ValueError, "iterations: expected a whole number >= 1, got 2.5"),
-        ({"iterations": torch.tensor(2.5)}, ValueError, "iterations: expected a whole number >= 1, got tensor"),
+        ({"iterations": np.float32(2.5)}, ValueError, "iterations: expected a whole number >= 1, got np.float32(2.5)"),
+        ({"rounds": torch.tensor(2.5)}, ValueError, "rounds: expected a whole number >= 0, got tensor(2.5000)"),
+        ({"seed": np.True_}, ValueError, "seed: expected a whole number >= 0, got np.True_"),
+        ({"rewind": np.True_}, ValueError, "rewind: expected an iteration"),
+        ({"keep_optimizer": "false"}, ValueError, "keep_optimizer: expected True or False, got 'false'"),
+        ({"gpu": "no"}, ValueError, "gpu: expected True or False, got 'no'"),
         ({"rewind": 10**400}, ValueError, "rewind: expected an iteration"),
         ({"rounds": -1}, ValueError, "rounds: expected a whole number >= 0, got -1"),
         ({"step": 0}, ValueError, "step: expected a whole number >= 1 or -1, got 0"),
