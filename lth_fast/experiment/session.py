@@ -11,7 +11,7 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lth_fast.experiment.environment import describe, differences
 from lth_fast.experiment.experiment import Experiment
@@ -86,6 +86,7 @@ def compared(experiment: Experiment) -> dict[str, Any]:
         "examples": sizes,
         "model": _without_addresses(repr(experiment.model)),
         "criterion": _criterion_described(experiment.criterion),
+        "batches": len(experiment.loaders.train),
     }
 
 
@@ -94,7 +95,7 @@ def unlike(experiment: Experiment, manifest: Mapping[str, Any]) -> dict[str, tup
     found = {}
     for key, here in compared(experiment).items():
         there = manifest.get(key)
-        if there is None and key == "criterion":  # an earlier version did not record it
+        if there is None and key in ("criterion", "batches"):  # an earlier version did not record them
             continue
         if isinstance(there, str) and isinstance(here, str):
             there = _without_addresses(there)
@@ -103,6 +104,22 @@ def unlike(experiment: Experiment, manifest: Mapping[str, Any]) -> dict[str, tup
         if there != here:
             found[key] = there, here
     return found
+
+
+def check_network(state: Mapping[str, Tensor], initial: Mapping[str, Tensor], of: str) -> None:
+    """Refuse a network whose ``state`` has not the names and shapes of the ``initial`` weights ``of`` another run.
+
+    Raises:
+        RunRefusedError: The message names what differs.
+    """
+    here, there = ({name: [*value.shape] for name, value in one.items()} for one in (state, initial))
+    differing = [
+        f"{name} of shape {there.get(name, 'none')} there, {here.get(name, 'none')} here"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
+        raise RunRefusedError(f"model: expected the network of {of}, got {'; '.join(differing)}")
 
 
 def _criterion_described(criterion: Callable[..., Any]) -> str:
@@ -121,10 +138,13 @@ def _without_addresses(text: str) -> str:
 def _continued(run: Run, experiment: Experiment, found: Mapping[str, Any], force: bool) -> dict[str, Any]:
     """The manifest of ``run``, which goes on with ``experiment`` in an environment and with things as ``found``."""
     manifest = run.manifest()
+    initial = run.replicate(experiment.replicate).initial()
+    if initial is not None:
+        check_network(experiment.model.state_dict(), initial, f"the run {run.path}")
     others = unlike(experiment, manifest)
-    for key in ("optimizer", "examples"):
+    for key in ("optimizer", "examples", "batches"):
         if key in others:
-            there, here = others[key]
+            there, here = others.pop(key)
             raise RunRefusedError(f"{run.path}: {key}: expected the run's own, {there}, got {here}")
     try:
         recorded_plan(str(run.path))

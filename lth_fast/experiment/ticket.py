@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.level import stored
-from lth_fast.experiment.session import unlike
+from lth_fast.experiment.session import check_network, unlike
 from lth_fast.record import Run
 
 # In these a control arm and its ticket run may differ.
@@ -54,7 +53,7 @@ def check_fit(experiment: Experiment) -> None:
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(f"ticket: {error}") from error
         state = experiment.of_replicate(number).model.state_dict()
-        _check_network(state, initial, ticket)
+        check_network(state, initial, f"the ticket run {ticket.path}")
         others = [name for name, value in state.items() if not _same(value, initial[name])]
         if others:
             argument = "initialize: expected it to draw" if number else "model: expected"
@@ -70,17 +69,6 @@ def check_fit(experiment: Experiment) -> None:
         drawn = experiment.redraw(experiment.seeds.stream("init", 0, 1, part=1))
         if all(_same(drawn[name], value) for name, value in experiment.model.state_dict().items()):
             raise ValueError("initialize: expected it to draw new weights into the model it is given, got the old ones")
-
-
-def _check_network(state: Mapping[str, Tensor], initial: Mapping[str, Tensor], ticket: Run) -> None:
-    here, there = ({name: [*value.shape] for name, value in one.items()} for one in (state, initial))
-    differing = [
-        f"{name} of shape {there.get(name, 'none')} there, {here.get(name, 'none')} here"
-        for name in {**there, **here}
-        if there.get(name) != here.get(name)
-    ]
-    if differing:
-        raise ValueError(f"model: expected the network of the ticket run {ticket.path}, got {'; '.join(differing)}")
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

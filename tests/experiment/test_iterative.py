@@ -332,6 +332,11 @@ def test_recovering_a_complete_search_returns_its_result_without_training(search
             {"criterion": nn.functional.cross_entropy},
             r"criterion: the run had CrossEntropyLoss.*, here is cross_entropy\)",
         ),
+        ({"data": DataLoader(examples(50, 1), batch_size=10)}, "batches: expected the run's own, 7, got 5"),
+        (
+            {"model": Network(classes=4)},
+            r"model: expected the network of the run .*, got net\.4\.weight of shape \[3, 16\]",
+        ),
     ],
 )
 def test_recovering_with_other_arguments_is_refused_by_name(changes, message, search):
@@ -369,6 +374,16 @@ def test_with_force_a_run_goes_on_that_an_earlier_version_or_another_torch_descr
     with pytest.raises(ValueError, match=r"model: the run had Network\(\), here is Network\(\); use force=True"):
         search(recover=first.path)
     assert search(recover=first.path, force=True).levels == first.levels
+
+
+def test_a_run_that_does_not_tell_its_batches_goes_on(search):
+    """Those of earlier versions."""
+    first = search()
+    manifest = first.path / "meta.json"
+    told = json.loads(manifest.read_text())
+    assert told.pop("batches") == 7
+    manifest.write_text(json.dumps(told))
+    assert search(recover=first.path).levels == first.levels
 
 
 def test_a_search_by_the_plan_of_a_run_goes_on_from_elsewhere_when_that_run_is_gone(search, tmp_path, monkeypatch):
