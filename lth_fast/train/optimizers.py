@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -116,9 +117,9 @@ class OptimizerRecipe:
                     "optim: the optimizer holds a parameter that is not the model's; "
                     "make it from this model's parameters()"
                 ) from None
-            groups.append((members, {key: value for key, value in group.items() if key != "params"}))
+            groups.append((members, {key: _python(value) for key, value in group.items() if key != "params"}))
         accepted = inspect.signature(type(optimizer).__init__).parameters
-        settings = {key: value for key, value in optimizer.defaults.items() if key in accepted}
+        settings = {key: _python(value) for key, value in optimizer.defaults.items() if key in accepted}
         return cls(type(optimizer), settings, tuple(groups))
 
     def build(self, model: nn.Module) -> Optimizer:
@@ -136,6 +137,13 @@ class OptimizerRecipe:
         if self.groups:
             described["groups"] = [{"parameters": list(names), **_plain(own)} for names, own in self.groups]
         return described
+
+
+def _python(value: Any) -> Any:
+    """``value`` with NumPy's numbers (a rate of ``logspace``) as Python's, which checkpoints and records can hold."""
+    if isinstance(value, tuple):
+        return tuple(_python(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _plain(value: Any) -> Any:

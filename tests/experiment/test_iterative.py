@@ -530,6 +530,20 @@ def test_a_weight_that_something_computes_is_refused_before_anything_is_created(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("number", [np.float64, np.float32])
+def test_settings_of_an_optimizer_may_be_numbers_of_numpy(number, search, bits):
+    """A rate out of ``logspace``: checkpoints and records hold Python's numbers."""
+
+    def levels(rate):
+        model = Network()
+        model.optim = torch.optim.SGD(model.parameters(), lr=rate, momentum=rate)
+        return load_run(search(model, checkpoint_seconds=0).path)
+
+    loaded = levels(number(0.125))
+    assert bits(loaded.run) == bits(levels(0.125).run)
+    assert loaded.manifest["optimizer"]["lr"] == 0.125
+
+
 def test_pruning_that_sets_no_mask_is_refused(search):
     with pytest.raises(ValueError, match="prune_net set no mask"):
         search(prune_net=lambda model: model)
