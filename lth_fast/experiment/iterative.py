@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import inspect
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lth_fast.experiment.build import training_device
@@ -209,6 +212,10 @@ def iterative_pruning(
             f"model: expected one without masks, got masks of {', '.join(masks(model))}; the search counts from the "
             "dense network, which lth_fast.nn.restore(model) gives"
         )
+    if any(value.is_meta or is_lazy(value) for value in (*model.parameters(), *model.buffers())):
+        raise ValueError("model: expected weights with values, got some on the meta device or of lazy layers")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("model: expected parameters to train, got none that requires a gradient")
     whole_masks(model)  # refuses weights that cannot be masked, before anything is copied or created
     if not callable(prune_net):
         raise TypeError(f"prune_net: expected a function of the model, got {type(prune_net).__name__}")
@@ -218,6 +225,9 @@ def iterative_pruning(
         raise ValueError(f"keep: expected iterations up to {options['iter']}, got {options['keep'][-1]}")
     draws = options["replicates"] > 1 or options["branch"] == "reinit"
     redraw = _redraw(model, initialize) if draws else None
+    for name, folder in ({"save": save} if recover is None else {"save": save, "recover": recover}).items():
+        if not isinstance(folder, (str, os.PathLike)):
+            raise TypeError(f"{name}: expected the path of a folder, got {type(folder).__name__}")
     run = None if recover is None else open_run(recover)
     if run is not None:
         options = _recovered(run, options)
@@ -262,7 +272,9 @@ def iterative_pruning(
         try:
             suffix = options["branch"] if control else ""
             run = create_run(save, type(model).__name__, _data_name(loaders.train), suffix)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise ValueError(f"save: expected a folder to write to, got {str(save)!r} ({error})") from error
     configuration = {"made_by": "lth_fast.iterative_pruning", **options}
     summaries = run_in(
@@ -379,8 +391,9 @@ def _criterion(
             "last layer; take it off with del model.criterion"
         )
     chosen = getattr(model, "criterion", None) if criterion is None else criterion
-    if not callable(chosen):
-        raise ValueError("criterion: expected a loss function here or as model.criterion, got none")
+    if not callable(chosen) or isinstance(chosen, type):
+        got = f"the class {chosen.__name__}, which makes one" if isinstance(chosen, type) else "none"
+        raise ValueError(f"criterion: expected a loss function here or as model.criterion, got {got}")
     # Class weights and the like: on the training device, the caller's where they were.
     return copy.deepcopy(chosen).to(device) if isinstance(chosen, nn.Module) else chosen
 
@@ -411,6 +424,8 @@ def _redraw(model: nn.Module, initialize: Callable[[nn.Module], object] | None) 
             "initialize: expected a function that draws new weights into a model, got none "
             f"({type(model).__name__} has no _initialize_weights)"
         )
+    if not callable(draw):
+        raise TypeError(f"initialize: expected a function of the model, got {type(draw).__name__}")
     plain = copy.deepcopy(model)
 
     def redraw(seed: int) -> dict[str, Tensor]:

@@ -97,7 +97,10 @@ class LoaderBatches:
                 f"data: a loader of (inputs, labels) with a length is expected, got {type(loader).__name__}"
             )
         self.loader: Any = loader
-        self.per_epoch = len(loader)
+        try:
+            self.per_epoch = len(loader)
+        except TypeError as error:  # a DataLoader has a length, but not of every data set
+            raise TypeError(f"data: expected a training loader with a length, got one without ({error})") from error
         if self.per_epoch == 0:
             raise ValueError("data: the training loader has no batches")
         self._order_seed = order_seed
@@ -116,8 +119,7 @@ class LoaderBatches:
     def next(self) -> tuple[Any, Tensor]:
         if self._index == self.per_epoch:
             self._epoch, self._index, self._iterator = self._epoch + 1, 0, None
-        inputs, labels = self._draw()
-        return inputs.to(self._device), labels.to(self._device)
+        return inputs_and_labels(self._draw(), self._device)
 
     def _draw(self) -> Any:
         if self._iterator is None:
@@ -132,6 +134,22 @@ class LoaderBatches:
             ) from None
         self._index += 1
         return batch
+
+
+def inputs_and_labels(batch: Any, device: torch.device) -> tuple[Any, Tensor]:
+    """The two parts of a ``batch`` of any loader, on ``device``.
+
+    Raises:
+        TypeError: It is no batch of (inputs, labels).
+    """
+    try:
+        inputs, labels = batch
+        return inputs.to(device), labels.to(device)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TypeError(
+            "data: expected batches of (inputs, labels), tensors or what moves by to(device) as they do, "
+            f"got {type(batch).__name__} ({error})"
+        ) from error
 
 
 def seed_loader(loader: Any, seed: int) -> None:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lth_fast.train.batches import inputs_and_labels
+
 
 class Evaluation(NamedTuple):
     """Attributes: loss (mean over the examples) and accuracy (correct / total, 0 to 1; NaN if there are no classes)."""
@@ -36,9 +38,9 @@ def evaluate(model: nn.Module, criterion: Callable[..., Tensor], loader: Iterabl
     correct = torch.zeros((), dtype=torch.int64, device=device)
     total, has_classes = 0, True
     try:
-        for inputs, labels in loader:
-            labels = labels.to(device)
-            outputs = model(inputs.to(device))
+        for batch in loader:
+            inputs, labels = inputs_and_labels(batch, device)
+            outputs = model(inputs)
             loss += criterion(outputs, labels).double() * len(labels)
             has_classes = has_classes and outputs.dim() == 2 and labels.dim() == 1 and not labels.is_floating_point()
             if has_classes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 from functools import partial
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune as stock
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 import lth_fast
 from lth_fast import iterative_pruning, load_run, optim
@@ -549,6 +550,11 @@ def test_pruning_that_sets_no_mask_is_refused(search):
         search(prune_net=lambda model: model)
 
 
+class Endless(IterableDataset):
+    def __iter__(self):
+        return itertools.repeat(examples(1, 1)[0])
+
+
 def under_masks():
     return prune_all(Network(), 0.5)
 
@@ -603,6 +609,24 @@ def with_lbfgs():
             ValueError,
             "optim: expected a torch optimizer or the name of one, here or as model.optim, got NoneType",
         ),
+        (
+            {"model": Network().to("meta")},
+            ValueError,
+            "model: expected weights with values, got some on the meta device",
+        ),
+        ({"model": nn.LazyLinear(3)}, ValueError, "model: expected weights with values, got some on the meta device"),
+        ({"model": nn.Flatten()}, ValueError, "model: expected parameters to train, got none that requires a gradient"),
+        ({"model": Network().requires_grad_(False)}, ValueError, "model: expected parameters to train, got none that"),
+        (
+            {"criterion": nn.MSELoss},
+            ValueError,
+            "criterion: expected a loss function here or as model.criterion, got the",
+        ),
+        ({"replicates": 2, "initialize": "glorot"}, TypeError, "initialize: expected a function of the model, got str"),
+        ({"data": DataLoader(Endless(), 8)}, TypeError, "data: expected a training loader with a length, got one"),
+        ({"save": 3}, TypeError, "save: expected the path of a folder, got int"),
+        ({"save": "/proc/runs"}, ValueError, "save: expected a folder to write to, got '/proc/runs'"),
+        ({"recover": 3}, TypeError, "recover: expected the path of a folder, got int"),
         ({"model": under_masks()}, ValueError, "model: expected one without masks, got masks of net.1.weight, net.4.w"),
         ({"model": sparse()}, ValueError, "model: expected one without masks, got masks of net.1.weight, net.4.weight"),
         (
@@ -626,6 +650,15 @@ def test_a_wrong_argument_is_refused_by_name_and_nothing_is_created(changes, err
         search(**changes)
     assert str(refusal.value).startswith(message)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "batch", [{"inputs": torch.ones(2, 12)}, (np.ones((2, 12)), np.ones(2)), torch.ones(3, 12), "ab"]
+)
+@pytest.mark.parametrize("argument", ["data", "validation", "test"])
+def test_batches_that_are_not_inputs_and_labels_are_named(batch, argument, search):
+    with pytest.raises(TypeError, match=rf"expected batches of \(inputs, labels\), .*got {type(batch).__name__}"):
+        search(**{argument: [batch] * 3})
 
 
 def test_validation_inside_the_data_and_beside_it_is_refused(search):
