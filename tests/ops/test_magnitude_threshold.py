@@ -198,6 +198,20 @@ def test_a_threshold_just_below_where_the_sample_looks_for_it_is_found(dtype: to
         assert_as_defined([weight.to(dtype)], below + near // 2)  # 1.013; by the sample 1.025
 
 
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", MAGNITUDE_DTYPES, ids=str)
+def test_thresholds_at_and_one_rounding_beside_the_only_magnitude_the_sample_saw_are_found(dtype: torch.dtype) -> None:
+    total, below, eps = 100_003, 40_000, torch.finfo(dtype).eps
+    places = sampled_places(total)
+    weight = torch.full((total,), 1 + eps, dtype=dtype)
+    weight[:below] = 1 - eps / 2  # no number of this dtype lies between these three
+    weight = weight[torch.randperm(total)]
+    weight[places] = 1
+    below = int((weight < 1).sum())
+    for k in (below, below + 1, below + len(places), below + len(places) + 1):
+        assert_as_defined([weight], k)
+
+
 @pytest.mark.parametrize("dtype", MAGNITUDE_DTYPES, ids=str)
 def test_few_survivors_among_many_weights_are_ranked(dtype: torch.dtype) -> None:
     pruned, some = torch.randn(500_000).to(dtype), torch.randn(10_000).to(dtype)

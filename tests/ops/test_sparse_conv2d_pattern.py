@@ -53,6 +53,13 @@ def test_a_mask_in_any_memory_order_is_read_by_its_logical_order() -> None:
         assert torch.equal(built, expected)
 
 
+def test_a_bool_of_any_byte_but_zero_is_a_survivor() -> None:
+    bytes_ = torch.arange(256, dtype=torch.uint8)[torch.randperm(256)].view(16, 4, 2, 2)
+    found, expected = sparse_conv2d_pattern(bytes_.view(torch.bool)), sparse_conv2d_pattern(bytes_ != 0)
+    for built, like in zip(found, expected, strict=True):
+        assert torch.equal(built, like)
+
+
 @pytest.mark.parametrize("groups", [1, 4])
 def test_the_pattern_does_not_depend_on_the_number_of_threads(
     groups: int, on_threads: Callable[[int, Callable[[], Tensor]], Tensor]

@@ -119,6 +119,12 @@ def test_a_transposed_mask_is_read_by_its_logical_order() -> None:
         assert torch.equal(built.int(), expected.int())
 
 
+def test_a_bool_of_any_byte_but_zero_is_a_survivor() -> None:
+    bytes_ = torch.arange(256, dtype=torch.uint8)[torch.randperm(256)].view(2, 128)
+    for built, expected in zip(sparse_pattern(bytes_.view(torch.bool)), sparse_pattern(bytes_ != 0), strict=True):
+        assert torch.equal(built, expected)
+
+
 def test_the_pattern_does_not_depend_on_the_number_of_threads(
     on_threads: Callable[[int, Callable[[], Tensor]], Tensor],
 ) -> None:
