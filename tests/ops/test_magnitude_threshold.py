@@ -212,6 +212,20 @@ def test_thresholds_at_and_one_rounding_beside_the_only_magnitude_the_sample_saw
         assert_as_defined([weight], k)
 
 
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", MAGNITUDE_DTYPES, ids=str)
+@pytest.mark.parametrize("crowd", [1.3, 1.5, 1.7], ids=["below", "at", "above"])
+def test_weights_may_crowd_anywhere_around_the_place_where_the_threshold_is_looked_for(
+    dtype: torch.dtype, crowd: float
+) -> None:
+    total, near = 100_003, 25_000
+    places = sampled_places(total)
+    weight = torch.cat([crowd + (torch.rand(near) - 0.5) / 200, torch.tensor([0.5, 3.0]).repeat(total)])[:total]
+    low_and_high_runs = torch.tensor([1.0, 1.5]).repeat_interleave(16).repeat(total)[: len(places)]
+    weight[places] = low_and_high_runs + torch.rand(len(places)) / 2  # which leads to a window from 1.25 to 1.75
+    assert_as_defined([weight.to(dtype)], total // 2)
+
+
 @pytest.mark.parametrize("dtype", MAGNITUDE_DTYPES, ids=str)
 def test_few_survivors_among_many_weights_are_ranked(dtype: torch.dtype) -> None:
     pruned, some = torch.randn(500_000).to(dtype), torch.randn(10_000).to(dtype)
