@@ -57,4 +57,12 @@ inline void check_same_type(const char* function, const at::Tensor& tensor, cons
               like.device(), "), got ", tensor.device());
 }
 
+inline void check_bias(const char* function, const std::optional<at::Tensor>& bias, const c10::SymInt& outputs,
+                       const at::Tensor& like, const char* like_name) {
+  if (!bias.has_value()) return;
+  TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == outputs, function, ": bias must have shape [", outputs,
+              "], got ", bias->sym_sizes());
+  check_same_type(function, *bias, "bias", like, like_name);
+}
+
 }  // namespace lth_fast

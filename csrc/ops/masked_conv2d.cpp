@@ -28,11 +28,7 @@ void check_masked_conv2d(const at::Tensor& input, const at::Tensor& weight, cons
               input.sym_sizes());
   check_real("masked_conv2d", weight);
   check_same_type("masked_conv2d", input, "input", weight, "weight");
-  if (bias.has_value()) {
-    TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == weight.sym_size(0), "masked_conv2d: bias must have shape [",
-                weight.sym_size(0), "], got ", bias->sym_sizes());
-    check_same_type("masked_conv2d", *bias, "bias", weight, "weight");
-  }
+  check_bias("masked_conv2d", bias, weight.sym_size(0), weight, "weight");
   check_mask_bits("masked_conv2d", mask_bits, weight, "weight");
 }
 

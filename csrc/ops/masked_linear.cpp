@@ -31,11 +31,7 @@ void check_masked_linear(const at::Tensor& input, const at::Tensor& weight, cons
               weight.sym_sizes(), ", got ", input.sym_sizes());
   check_real("masked_linear", weight);
   check_same_type("masked_linear", input, "input", weight, "weight");
-  if (bias.has_value()) {
-    TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == weight.sym_size(0), "masked_linear: bias must have shape [",
-                weight.sym_size(0), "], got ", bias->sym_sizes());
-    check_same_type("masked_linear", *bias, "bias", weight, "weight");
-  }
+  check_bias("masked_linear", bias, weight.sym_size(0), weight, "weight");
   if (mask_bits.has_value()) check_mask_bits("masked_linear", *mask_bits, weight, "weight");
 }
 

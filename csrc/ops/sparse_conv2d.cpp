@@ -114,11 +114,7 @@ void check_sparse_conv2d(const at::Tensor& input, const at::Tensor& values, cons
                 " with padding ", convolution.padding, " must be at least as large as the kernel, whose ",
                 axis == 0 ? "height" : "width", " is ", reach);
   }
-  if (bias.has_value()) {
-    TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == out_channels, "sparse_conv2d: bias must have shape [",
-                out_channels, "], got ", bias->sym_sizes());
-    check_same_type("sparse_conv2d", *bias, "bias", values, "values");
-  }
+  check_bias("sparse_conv2d", bias, out_channels, values, "values");
 }
 
 namespace {

@@ -92,11 +92,7 @@ void check_sparse_linear(const at::Tensor& input, const at::Tensor& values, cons
   }
   TORCH_CHECK(input.dim() >= 1 && input.sym_size(-1) == column_order.sym_size(1),
               "sparse_linear: input must have shape [..., ", column_order.sym_size(1), "], got ", input.sym_sizes());
-  if (bias.has_value()) {
-    TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == row_order.sym_size(1), "sparse_linear: bias must have shape [",
-                row_order.sym_size(1), "], got ", bias->sym_sizes());
-    check_same_type("sparse_linear", *bias, "bias", values, "values");
-  }
+  check_bias("sparse_linear", bias, row_order.sym_size(1), values, "values");
 }
 
 void check_sparse_linear_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& values,
