@@ -7,15 +7,6 @@
 namespace lth_fast {
 namespace {
 
-template <typename Element>
-auto adam_step_kernel() {
-  if constexpr (sizeof(Element) == 4) {
-    return kernels().adam_step_32;
-  } else {
-    return kernels().adam_step_64;
-  }
-}
-
 // Raises the count by one. Without torch's operators: a few microseconds of those for every parameter would take longer
 // than the weights of a small layer.
 double next_step(const at::Tensor& step) {
@@ -60,7 +51,7 @@ void adam_step_(at::TensorList parameters, at::TensorList gradients, at::TensorL
                          static_cast<Element>(std::sqrt(1.0 - std::pow(beta2, step))), static_cast<Element>(eps),
                          static_cast<Element>(rate / (1.0 - std::pow(beta1, step)))});
     }
-    const auto kernel = adam_step_kernel<Element>();
+    const auto kernel = kernels_for<Element>(&KernelTable::adam_step_32, &KernelTable::adam_step_64);
     for_each_piece(parameters,
                    [&](size_t i, size_t first, size_t count) { kernel(tensors[i], factors[i], first, count); });
     working.finish();

@@ -14,6 +14,16 @@ namespace lth_fast {
 // or that this CPU lacks.
 const KernelTable& kernels();
 
+// The one of two entries of that table that takes elements of this type, float or double.
+template <typename Element, typename OfFloat, typename OfDouble>
+const auto& kernels_for(OfFloat KernelTable::* of_float, OfDouble KernelTable::* of_double) {
+  if constexpr (sizeof(Element) == 4) {
+    return kernels().*of_float;
+  } else {
+    return kernels().*of_double;
+  }
+}
+
 // Names of the ISAs in this build, best first ("avx512", "avx2", "scalar").
 LTH_FAST_API std::vector<std::string> built_isas();
 // Those of them that this CPU can run, best first.

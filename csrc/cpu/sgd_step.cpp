@@ -5,15 +5,6 @@
 namespace lth_fast {
 namespace {
 
-template <typename Element>
-auto sgd_step_kernel() {
-  if constexpr (sizeof(Element) == 4) {
-    return kernels().sgd_step_32;
-  } else {
-    return kernels().sgd_step_64;
-  }
-}
-
 void sgd_step_(at::TensorList parameters, at::TensorList gradients, at::TensorList momentum_buffers,
                const OptionalTensors& mask_bits, double lr, const std::optional<at::Tensor>& lr_tensor, double momentum,
                double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step) {
@@ -42,7 +33,7 @@ void sgd_step_(at::TensorList parameters, at::TensorList gradients, at::TensorLi
                          momentum_buffers.empty() ? nullptr : working.write(momentum_buffers[i], order),
                          working.mask(mask_bits.get(i), order)});
     }
-    const auto kernel = sgd_step_kernel<Element>();
+    const auto kernel = kernels_for<Element>(&KernelTable::sgd_step_32, &KernelTable::sgd_step_64);
     for_each_piece(parameters,
                    [&](size_t i, size_t first, size_t count) { kernel(tensors[i], factors, first, count); });
     working.finish();

@@ -33,11 +33,7 @@ int64_t ceiling_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <typename Element>
 const SparseConv2dKernels<Element>& sparse_conv2d_kernels() {
-  if constexpr (sizeof(Element) == 4) {
-    return kernels().sparse_conv2d_32;
-  } else {
-    return kernels().sparse_conv2d_64;
-  }
+  return kernels_for<Element>(&KernelTable::sparse_conv2d_32, &KernelTable::sparse_conv2d_64);
 }
 
 // ---- geometry ----

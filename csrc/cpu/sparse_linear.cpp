@@ -43,11 +43,7 @@ int64_t ceiling_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <typename Element>
 const SparseLinearKernels<Element>& sparse_linear_kernels() {
-  if constexpr (sizeof(Element) == 4) {
-    return kernels().sparse_linear_32;
-  } else {
-    return kernels().sparse_linear_64;
-  }
+  return kernels_for<Element>(&KernelTable::sparse_linear_32, &KernelTable::sparse_linear_64);
 }
 
 struct Tile {
