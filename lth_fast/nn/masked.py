@@ -57,6 +57,7 @@ class MaskedLayer(nn.Module):
         weight = self.weight
         survivors: int | None = None  # counted when asked for
         if mask is None:
+            _check_dtype(weight, "mask")
             mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
             survivors = weight.numel()
         else:
@@ -219,11 +220,15 @@ def check_mask(mask: Any, weight: Tensor, name: str) -> None:
         raise ValueError(f"{name} must have the weight's shape {shape}, got {list(mask.shape)}")
     if mask.is_meta:
         raise ValueError(f"{name} must have values, got a mask on the meta device")
+    _check_dtype(weight, name)
+    if weight.is_meta:
+        raise ValueError(f"{name}: expected a weight with values, got one on the meta device; move it with to_empty()")
+
+
+def _check_dtype(weight: Tensor, name: str) -> None:
     if weight.dtype not in MASKABLE:
         expected = ", ".join(map(str, MASKABLE))
         raise TypeError(f"{name}: expected a weight of one of {expected}, got {weight.dtype}")
-    if weight.is_meta:
-        raise ValueError(f"{name}: expected a weight with values, got one on the meta device; move it with to_empty()")
 
 
 def _writes(tensor: Tensor) -> int:

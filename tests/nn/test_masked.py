@@ -246,6 +246,10 @@ def test_weights_that_are_not_real_floating_point_cannot_be_masked(kind: Any) ->
         kind.masked.from_dense(layer, kind.mask())
     assert type(layer) is kind.plain
     assert not list(layer.buffers())
+    with pytest.raises(TypeError, match=r"mask: expected a weight of one of torch\.float16.*, got torch\.complex64"):
+        kind.masked.from_dense(layer)
+    with pytest.raises(TypeError, match=r"mask: expected a weight of one of torch\.float16.*, got torch\.complex64"):
+        kind.masked(*kind.arguments, dtype=torch.complex64)
 
 
 def test_a_layer_without_values_takes_no_mask_but_says_what_it_is(kind: Any) -> None:
