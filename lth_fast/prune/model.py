@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import prune as stock
 
-from lth_fast.nn import broadcast_masks, share_masks
+from lth_fast.nn import broadcast_masks, masks, restore, share_masks
 from lth_fast.nn.attributes import Model
 from lth_fast.nn.model import masked_for_a_while
 from lth_fast.prune.by_score import prune_by_score
@@ -87,10 +89,21 @@ def _prune(
             return prune_by_score(model, rates)
         share_masks(model)
         for name, layer in layers.items():
+            mask = masks(layer).get("weight")
+            if mask is not None and not stock.is_pruned(layer) and _uses_stock(prune_method, layer, rates[name]):
+                stock.custom_from_mask(layer, "weight", mask)  # or it would rank what is pruned, too
             prune_method(layer, name="weight", amount=rates[name])
             if stock.is_pruned(layer):
                 _share_stock_mask(model, layer, "weight")
     return broadcast_masks(share_masks(model))
+
+
+def _uses_stock(prune_method: PruneMethod, layer: nn.Module, rate: float) -> bool:
+    """Whether ``prune_method`` is of ``torch.nn.utils.prune``, which knows no mask of ours: a plain copy shows it."""
+    trial = restore(copy.deepcopy(layer))
+    with torch.random.fork_rng([parameter.device for parameter in trial.parameters() if parameter.is_cuda]):
+        prune_method(trial, name="weight", amount=rate)
+    return stock.is_pruned(trial)
 
 
 def _share_stock_mask(model: nn.Module, layer: nn.Module, name: str) -> None:

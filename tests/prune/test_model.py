@@ -10,6 +10,7 @@ from torch.nn.utils import prune as stock
 from lth_fast import models
 from lth_fast.nn import MaskedLayer, SparseLayer, convert, masks, sparse_layers
 from lth_fast.prune import (
+    from_torch_prune,
     global_unstructured,
     prune_all,
     prune_by_score,
@@ -179,6 +180,26 @@ def test_the_stock_functions_are_such_methods() -> None:
     model = network()
     prune_all(model, 0.2, stock.random_unstructured)
     assert sparsity(model) == pytest.approx(100 * (4 + 40 + 4) / 260)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [stock.l1_unstructured, stock.random_unstructured, lambda *args, **named: stock.l1_unstructured(*args, **named)],
+    ids=["l1", "random", "of one's own"],
+)
+def test_a_stock_function_prunes_among_the_survivors_of_our_masks(method: Any) -> None:
+    model, expected = network(), network()
+    expected.load_state_dict(prune_all(model, 0.5).state_dict())
+    for layer, other in zip(model[::2], expected[::2], strict=True):
+        stock.custom_from_mask(other, "weight", layer.mask)
+    before = sparsity(model)
+    for each in (model, expected):
+        torch.manual_seed(1)
+        prune_all(each, 0.4, method)
+    assert sparsity(model) == sparsity(expected) > before
+    found, wanted = masks(from_torch_prune(model)), masks(from_torch_prune(expected))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], mask) for name, mask in wanted.items())
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
