@@ -160,7 +160,7 @@ def iterative_pruning(
         keep: Iterations of the dense network whose weights are kept (``lth_fast.load_run(path).kept(iteration)``).
         keep_optimizer: Go on with the optimizer's state from level to level instead of a fresh one.
         milestones: Iterations after which the learning rate drops to a tenth, in ascending order.
-        warmup: Iterations over which the learning rate rises linearly from 0.
+        warmup: Iterations N over which the learning rate rises linearly, from 1/N of it in the first.
         precision: ``float32``, ``tf32`` (GPU) or ``bf16`` (autocast).
         plan: Form of the layers: ``auto`` (the fastest here, measured once per machine), ``masked``, ``sparse``, or
             the folder of a run, whose plan is replayed. A sparse layer's Parameter is ``values``, its ``weight`` is

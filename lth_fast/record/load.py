@@ -20,7 +20,9 @@ class LoadedRun:
         run: The run itself.
         manifest: What was asked for and how it was run.
         levels: One row per complete level, by replicate and level: ``replicate``, ``level`` and every field of the
-            level's summary. ``pandas.DataFrame(loaded.levels)`` makes a table of it.
+            level's ``summary.json``, among them ``density``, ``layers`` (the density of each by parameter name),
+            ``early_stop_iteration``, ``early_stop_accuracy`` (on the test set) and ``test_accuracy`` (after the last
+            iteration), all shares 0 to 1. ``pandas.DataFrame(loaded.levels)`` makes a table of it.
     """
 
     run: Run
@@ -36,7 +38,9 @@ class LoadedRun:
         return self._level(level, replicate).log.read()
 
     def masks(self, level: int, replicate: int = 0) -> dict[str, Tensor]:
-        """The level's masks: bool CPU tensors, True where a weight survives.
+        """The level's masks: bool CPU tensors by parameter name, True where a weight survives.
+
+        :func:`lth_fast.nn.set_masks` puts them on a model; those of level 0 keep everything.
 
         Raises:
             FileNotFoundError: The level has none.
@@ -44,7 +48,13 @@ class LoadedRun:
         return _found(self._level(level, replicate).masks(), "masks", level, replicate, self.run)
 
     def weights(self, level: int, kind: WeightKind = "end", replicate: int = 0) -> dict[str, Tensor]:
-        """The level's weights: a state dict of CPU tensors.
+        """The level's weights: a state dict of CPU tensors, which :func:`lth_fast.nn.load_dense_state` loads.
+
+        Args:
+            level: 0 is the unpruned network.
+            kind: ``rewind``: those the level starts from (of level 0: those at the rewind point, which the others start
+                from); ``early_stop``: at the iteration of minimum validation loss; ``end``: after the last iteration.
+            replicate: Number of the repetition.
 
         Raises:
             FileNotFoundError: The level has none of this kind.

@@ -9,7 +9,7 @@
             <level>/
                 iterations.csv          one row per iteration
                 masks.safetensors       one bit per weight
-                rewind.safetensors      weights that pruned levels start from; there, the ones it started from
+                rewind.safetensors      weights the level starts from; of level 0 those at the rewind point
                 early_stop.safetensors  weights at the iteration of minimum validation loss
                 end.safetensors         weights after the last iteration
                 kept_<i>.safetensors    weights after iteration i, where they were asked for
