@@ -84,7 +84,10 @@ def parser() -> Parser:
         "report DIR DIR ... those of several runs side by side, a ticket search and its controls for instance.",
         argument_default=argparse.SUPPRESS,
     )
-    others = "lenet:500-200 (its hidden sizes), torchvision:resnet18 (any of its names) or module:function (yours)"
+    others = (
+        "lenet:500-200 (its hidden sizes), torchvision:resnet18 (any of its names) or module:function (yours: called "
+        "with those of input_shape, classes and dropout that it names; --init draws its weights)"
+    )
     result.add_argument("net", nargs="?", metavar="NET", help=f"network: {', '.join(models.models)}, {others}")
     result.add_argument("dataset", nargs="?", metavar="DATASET", help=f"data set: {', '.join(data.datasets)}")
     for flag in FLAGS:
@@ -176,7 +179,11 @@ def _info(arguments: list[str]) -> int:
 
 def _report(arguments: list[str]) -> int:
     command = Parser(
-        prog="python -m lth_fast report", description="Table and figure of a run, or of runs side by side."
+        prog="python -m lth_fast report",
+        description="Print a table of the complete levels of a run, also of one under way, and draw it to "
+        "DIR/report.png: density, the iteration of minimum validation loss (early stop), test accuracy there and after "
+        "the last iteration, seconds, and training iterations per second; over replicates mean and sample standard "
+        "deviation. Of several runs accuracies and iterations side by side, drawn to comparison.png beside the first.",
     )
     command.add_argument("dirs", metavar="DIR", nargs="+", help="folder of a run")
     runs = [open_run(folder) for folder in command.parse_args(arguments).dirs]

@@ -268,8 +268,9 @@ FLAGS: tuple[Flag, ...] = (
     Flag("prune_bias", "prune the biases of the pruned layers too (the reference project did)"),
     Flag(
         "branch",
-        "ticket; or a control for a finished ticket run of the same settings: reinit (its masks, new weights), "
-        "random_mask (its densities layer by layer, random places, its weights)",
+        "ticket; or a control for the newest finished ticket run of the same settings in --save, which is run first "
+        "where there is none: reinit (its masks, new weights), random_mask (its densities layer by layer, random "
+        "places, its weights)",
         branch,
     ),
     Flag("random", "the paper's control, the same as --branch reinit", stands_for=("branch", "reinit")),
