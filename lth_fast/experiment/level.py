@@ -64,7 +64,8 @@ def train_level(experiment: Experiment, record: Replicate, level: Level, monitor
         kind, experiment, training.model, training.optimizer, training.batches, level.number, training.iteration
     )
     _train([training], stepper, lambda loader: [training.measure(loader)])
-    training.finish()
+    training.store()
+    training.complete()
 
 
 def train_together(
@@ -111,8 +112,6 @@ def _train(trainings: Sequence[_Training], stepper: Stepper, measure: Callable[[
     leader = trainings[0]
     loaders, last = leader.experiment.loaders, leader.experiment.iterations
     chunk = 1
-    for training in trainings:
-        training.begin()
     while leader.iteration < last:
         steps = min(chunk, leader.next_stop() - leader.iteration)
         began = time.perf_counter()
@@ -224,14 +223,11 @@ class _Training:
             self.batches.start(iteration)
             _set_random_state(checkpoint["random"])
         self.iteration = self.logged = iteration
+        if checkpoint is None:
+            self._keep()
         self.monitor.level_begins(
             self.level.number, self.first, iteration, self.experiment.iterations, self.density, self.batches.per_epoch
         )
-
-    def begin(self) -> None:
-        """Before the first step."""
-        if self.iteration == 0:
-            self._keep()
 
     def stepped(self, losses: Tensor, seconds: float) -> None:
         """Steps were taken, with these losses in so much time."""
@@ -325,11 +321,6 @@ class _Training:
 
     def _seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.began
-
-    def finish(self) -> None:
-        """Store the results of the trained level."""
-        self.store()
-        self.complete()
 
     def store(self) -> None:
         """Store everything but the summary."""

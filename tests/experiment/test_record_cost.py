@@ -33,7 +33,7 @@ def test_records_and_checkpoints_take_two_percent_of_a_level_at_most(make_experi
 
         return call
 
-    for name in ("_save_checkpoint", "finish"):
+    for name in ("_save_checkpoint", "store", "complete"):
         monkeypatch.setattr(level_module._Training, name, timed(getattr(level_module._Training, name)))
     splits = data.load("mnist", data_root)
     experiment = make_experiment(
