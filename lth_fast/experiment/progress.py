@@ -39,8 +39,8 @@ class Monitor:
 
 
 class _Printing(Monitor):
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
 
     def run_begins(self, path: Path, stepper: StepperChoice) -> None:
         print(f"run:     {path}\nstepper: {stepper}", file=self._stream, flush=True)
@@ -78,7 +78,7 @@ class LogLines(_Printing):
 class ProgressBar(_Printing):
     """A bar per level with iterations per second and the time left, and a line for each complete level."""
 
-    def __init__(self, levels: int, stream: TextIO | None = None) -> None:
+    def __init__(self, levels: int, stream: TextIO) -> None:
         super().__init__(stream)
         self._levels = levels
         self._bar: Any = None
@@ -118,9 +118,8 @@ class ProgressBar(_Printing):
             self._bar = None
 
 
-def monitor_for(quiet: bool, levels: int, stream: TextIO | None = None) -> Monitor:
-    """A bar on a terminal, log lines elsewhere, nothing with ``quiet``."""
-    stream = stream or sys.stderr
+def monitor_for(quiet: bool, levels: int) -> Monitor:
+    """On stderr: a bar where it is a terminal, log lines elsewhere, nothing with ``quiet``."""
     if quiet:
         return Monitor()
-    return ProgressBar(levels, stream) if stream.isatty() else LogLines(stream)
+    return ProgressBar(levels, sys.stderr) if sys.stderr.isatty() else LogLines(sys.stderr)
