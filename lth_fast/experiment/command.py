@@ -161,14 +161,9 @@ def _typed(name: str, value: Any) -> str:
 
 def _create(config: Config) -> Run:
     try:
-        return create_run(
-            config.save, _folder_name(config.net), config.dataset, "" if config.branch == "ticket" else config.branch
-        )
+        suffix = "" if config.branch == "ticket" else config.branch
+        return create_run(config.save, config.net.replace(":", "-"), config.dataset, suffix)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ValueError(f"--save: expected a folder to write to, got {config.save!r} ({error})") from error
-
-
-def _folder_name(net: str) -> str:
-    return net.replace(":", "-").replace("/", "-")
