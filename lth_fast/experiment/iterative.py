@@ -174,15 +174,12 @@ def iterative_pruning(
     Raises:
         ValueError, TypeError: An argument is wrong; the message names it. Exceptions of the training reach the caller.
     """
-    options: dict[str, Any] = {
-        "iter": BY_NAME["iter"].read(iterations, "iterations"),
-        "rounds": BY_NAME["rounds"].read(rounds, "rounds"),
-        "replicates": BY_NAME["replicates"].read(replicates, "replicates"),
-        "step": BY_NAME["step"].read(step, "step"),
-        "rewind": BY_NAME["rewind"].read(rewind, "rewind"),
-        "checkpoint_seconds": BY_NAME["checkpoint_seconds"].read(checkpoint_seconds, "checkpoint_seconds"),
-    }
-    for name, value in {
+    given = {
+        "rounds": rounds,
+        "replicates": replicates,
+        "step": step,
+        "rewind": rewind,
+        "checkpoint_seconds": checkpoint_seconds,
         "keep": keep,
         "keep_optimizer": keep_optimizer,
         "milestones": milestones,
@@ -191,10 +188,13 @@ def iterative_pruning(
         "precision": precision,
         "plan": plan,
         "branch": branch,
-    }.items():
-        options[name] = BY_NAME[name].read(value, name)
-    for name, value in {"seed": seed, "init_seed": init_seed, "order_seed": order_seed, "threads": threads}.items():
-        options[name] = None if value is None else BY_NAME[name].read(value, name)
+    }
+    may_be_none = {"seed": seed, "init_seed": init_seed, "order_seed": order_seed, "threads": threads}
+    options: dict[str, Any] = {
+        "iter": BY_NAME["iter"].read(iterations, "iterations"),
+        **{name: BY_NAME[name].read(value, name) for name, value in given.items()},
+        **{name: None if value is None else BY_NAME[name].read(value, name) for name, value in may_be_none.items()},
+    }
     gpu = BY_NAME["gpu"].read(gpu, "gpu")
     control = options["branch"] != "ticket"
     ticket_run = None if ticket is None else _opened(ticket)
