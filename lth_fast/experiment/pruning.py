@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -60,41 +59,24 @@ def pruning_function(
         evidence: For scores that look at more than the weights.
         count: ``openlth``: globally and by one rate, as many weights go as in OpenLTH; else the nearest to the rate.
     """
-    rates = partial(
-        _rates,
-        prune_rate=prune_rate,
-        fc_rate=prune_rate if fc_rate is None else fc_rate,
-        whole=whole,
-        bias=bias,
-        halved=scope == "layerwise" and distribution == "uniform",
-    )
-    return partial(
-        _prune,
-        rates=partial(_openlth_rates, rates=rates, bias=bias) if count == "openlth" else rates,
-        score=score,
-        scope=scope,
-        distribution=distribution,
-        evidence=evidence,
-    )
+    linear_rate = prune_rate if fc_rate is None else fc_rate
+    halved = scope == "layerwise" and distribution == "uniform"
 
+    def prune(model: nn.Module) -> nn.Module:
+        rates = _rates(model, prune_rate, linear_rate, whole, bias, halved)
+        if count == "openlth":
+            rates = _openlth_rates(model, rates, bias)
+        initial, gradients = None, None
+        if evidence is not None:
+            initial, draw = evidence.initial, evidence.batch
+            gradients = Gradients(model, evidence.criterion, lambda: draw(int(torch.randint(2**62, ()))))
+        return prune_by_score(model, rates, score, scope, distribution, initial=initial, gradients=gradients)
 
-def _prune(
-    model: nn.Module,
-    rates: Callable[[nn.Module], dict[str, float]],
-    score: str,
-    scope: str,
-    distribution: str,
-    evidence: Evidence | None,
-) -> nn.Module:
-    initial, gradients = None, None
-    if evidence is not None:
-        initial, draw = evidence.initial, evidence.batch
-        gradients = Gradients(model, evidence.criterion, lambda: draw(int(torch.randint(2**62, ()))))
-    return prune_by_score(model, rates(model), score, scope, distribution, initial=initial, gradients=gradients)
+    return prune
 
 
 def _rates(
-    model: nn.Module, prune_rate: float, fc_rate: float, whole: Collection[str], bias: bool, halved: bool
+    model: nn.Module, prune_rate: float, linear_rate: float, whole: Collection[str], bias: bool, halved: bool
 ) -> dict[str, float]:
     """The rate of every parameter that is pruned, ``halved`` in the output layer if so asked."""
     output = output_layer(model)
@@ -106,23 +88,23 @@ def _rates(
     for name in prunable_names(model, bias):
         layer = name.rpartition(".")[0]
         if layer not in kept:
-            rate = fc_rate if isinstance(layers[layer], nn.Linear) else prune_rate
+            rate = linear_rate if isinstance(layers[layer], nn.Linear) else prune_rate
             rates[name] = float(rate / 2 if halved and layer == output else rate)
     return rates
 
 
-def _openlth_rates(model: nn.Module, rates: Callable[[nn.Module], dict[str, float]], bias: bool) -> dict[str, float]:
+def _openlth_rates(model: nn.Module, rates: dict[str, float], bias: bool) -> dict[str, float]:
     """``rates``, all of them one, such that one threshold prunes as many weights as OpenLTH's ``sparse_global`` does.
 
     Its rate is a share of all survivors, those of layers that are kept whole too, and rounded up; the weight at the
     threshold goes as well. It ends in an IndexError where so many are not left; here all that are left go.
     """
-    chosen, before = rates(model), masks(model)
+    before = masks(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     left = {
         name: int(before[name].sum()) if name in before else parameters[name].numel()
         for name in prunable_names(model, bias)
     }
-    available = sum(left[name] for name in chosen)
-    wanted = math.ceil(max(chosen.values(), default=0.0) * sum(left.values())) + 1
-    return dict.fromkeys(chosen, min(wanted, available) / max(1, available))
+    available = sum(left[name] for name in rates)
+    wanted = math.ceil(max(rates.values(), default=0.0) * sum(left.values())) + 1
+    return dict.fromkeys(rates, min(wanted, available) / max(1, available))
