@@ -51,7 +51,8 @@ def run_command(net: str, dataset: str, given: Mapping[str, Any], *, quiet: bool
     try:
         training_device(config.gpu)
     except ValueError as error:
-        on_the_cpu = [net, dataset, *(_typed(name, value) for name, value in given.items() if name != "gpu")]
+        of_a_gpu = ("gpu", "precision") if config.precision == "tf32" else ("gpu",)
+        on_the_cpu = [net, dataset, *(_typed(name, value) for name, value in given.items() if name not in of_a_gpu)]
         on_the_cpu += ["--quiet"] if quiet else []
         raise ValueError(f"{error}; run on the CPU with: python -m lth_fast {shlex.join(on_the_cpu)}") from None
     warning = shown_to_fail(config.net, config.rewind, config.learn_rate, config.optim, config.retrain)

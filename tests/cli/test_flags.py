@@ -523,7 +523,7 @@ def test_dropout_goes_to_the_network_and_is_refused_where_it_has_none(command):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_without_a_gpu_the_command_that_works_here_is_named(command, tmp_path, bits):
-    outcome = command(*BASE, "--prune_bias", "--no_augment", "--gpu", "-lr", "0.1", "--quiet")
+    outcome = command(*BASE, "--prune_bias", "--no_augment", "--gpu", "--precision", "tf32", "-lr", "0.1", "--quiet")
     assert outcome.code == 2
     assert not list(tmp_path.iterdir())
     message, _, named = outcome.err.strip().partition("; run on the CPU with: ")
