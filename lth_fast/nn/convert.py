@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -331,7 +332,7 @@ def _observe(model: nn.Module, shared: Mapping[str, Sequence[str]], example_inpu
     holders = masked_parameters(model)
     reads = _DirectReads({name: holder.weight for name, holder in holders.items()})
 
-    def enters(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def enters(name: str, _: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         tensor = next((value for value in tree_leaves((given, named)) if isinstance(value, Tensor)), None)
         reads.running.append(name)
         if tensor is not None and of_another_kind(tensor):
@@ -344,11 +345,7 @@ def _observe(model: nn.Module, shared: Mapping[str, Sequence[str]], example_inpu
 
     hooks = []
     for name, holder in holders.items():
-        hooks.append(
-            holder.register_forward_pre_hook(
-                lambda _holder, given, named, name=name: enters(name, given, named), with_kwargs=True
-            )
-        )
+        hooks.append(holder.register_forward_pre_hook(partial(enters, name), with_kwargs=True))
         hooks.append(holder.register_forward_hook(leaves, always_call=True))
     try:
         with (
