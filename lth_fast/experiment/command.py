@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
 import shlex
 import sys
@@ -15,9 +14,9 @@ from lth_fast.experiment.build import build_experiment, training_device
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.presets import shown_to_fail
 from lth_fast.experiment.progress import monitor_for
-from lth_fast.experiment.session import RunRefusedError, run_in
+from lth_fast.experiment.session import RunRefusedError, new_run, run_in
 from lth_fast.experiment.ticket import NOT_COMPARED, complete, located
-from lth_fast.record import Run, RunInUseError, create_run, open_run
+from lth_fast.record import Run, RunInUseError, open_run
 
 
 class Interrupted(Exception):
@@ -135,7 +134,7 @@ def find_ticket(config: Config) -> Run | None:
 def _run(config: Config, recovered: Run | None, *, quiet: bool, force: bool) -> Run:
     ticket = None if config.ticket is None else open_run(located(config.ticket, recovered))
     experiment = build_experiment(config, ticket, quiet=quiet)
-    run = recovered or _create(config)
+    run = recovered or new_run(config.save, config.net, config.dataset, config.branch, called="--save")
     try:
         run_in(
             run,
@@ -158,13 +157,3 @@ def _typed(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no_{name}"
     return f"--{name}={value}"
-
-
-def _create(config: Config) -> Run:
-    try:
-        suffix = "" if config.branch == "ticket" else config.branch
-        return create_run(config.save, config.net.replace(":", "-"), config.dataset, suffix)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ValueError(f"--save: expected a folder to write to, got {config.save!r} ({error})") from error

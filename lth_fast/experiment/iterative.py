@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import errno
 import inspect
 import os
 import secrets
@@ -24,11 +23,11 @@ from lth_fast.experiment.experiment import Experiment, Loaders
 from lth_fast.experiment.flags import BY_NAME
 from lth_fast.experiment.level import stored
 from lth_fast.experiment.progress import monitor_for
-from lth_fast.experiment.session import run_in
+from lth_fast.experiment.session import new_run, run_in
 from lth_fast.experiment.stepping import whole_masks
 from lth_fast.experiment.ticket import NOT_COMPARED, check_fit, complete, located
 from lth_fast.nn import load_dense_state, masks, set_masks
-from lth_fast.record import Run, create_run, open_run
+from lth_fast.record import Run, open_run
 from lth_fast.train import OptimizerRecipe, Seeds, own_random_state
 from lth_fast.train.schedule import StepSchedule
 
@@ -269,13 +268,7 @@ def iterative_pruning(
     if run is None:
         if control:
             check_fit(experiment)
-        try:
-            suffix = options["branch"] if control else ""
-            run = create_run(save, type(model).__name__, _data_name(loaders.train), suffix)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise ValueError(f"save: expected a folder to write to, got {str(save)!r} ({error})") from error
+        run = new_run(save, type(model).__name__, _data_name(loaders.train), options["branch"], called="save")
     configuration = {"made_by": "lth_fast.iterative_pruning", **options}
     summaries = run_in(
         run,

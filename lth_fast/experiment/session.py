@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +22,31 @@ from lth_fast.experiment.forms import obstacle as forms_obstacle
 from lth_fast.experiment.lottery import run_replicates
 from lth_fast.experiment.progress import Monitor
 from lth_fast.experiment.stepping import choose
-from lth_fast.record import Run
+from lth_fast.record import Run, create_run
 from lth_fast.train import StepperChoice, own_random_state
 from lth_fast.train.precision import float32_arithmetic
 
 
 class RunRefusedError(ValueError):
     """Going on with the run here would make something else of it. Nothing was changed."""
+
+
+def new_run(save: str | Path, net: str, dataset: str, branch: str, called: str) -> Run:
+    """Create the folder of a new run in the folder ``save``, which messages call ``called``.
+
+    Raises:
+        ValueError: ``save`` cannot be a folder to write to.
+        OSError: No space is left.
+    """
+    net, dataset = (
+        re.sub("[:/]", "-", name) for name in (net, dataset)
+    )  # module:function, and what a loader is called
+    try:
+        return create_run(save, net, dataset, "" if branch == "ticket" else branch)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(f"{called}: expected a folder to write to, got {str(save)!r} ({error})") from error
 
 
 def run_in(

@@ -171,6 +171,12 @@ def test_a_list_of_batches_will_do_as_data(search):
     assert len(search(data=batches, validation=batches).levels) == 3
 
 
+def test_a_loader_may_have_any_name(search):
+    data = loader()
+    data.name = "group/set"
+    assert search(data=data, rounds=0).path.name.endswith("_Network_group-set")
+
+
 @pytest.mark.parametrize("as_batches", [False, True])
 def test_a_plain_tuple_of_training_validation_and_test_data_will_do(as_batches, search):
     data = (loader(shuffle=True), loader(20, 2), loader(30, 3))
@@ -639,6 +645,7 @@ def with_lbfgs():
         ({"data": (loader(), loader())}, TypeError, "data: expected (train, validation, test) as lth_fast.data.load_…"),
         ({"data": (loader(), 3, None)}, TypeError, "validation: expected a loader of (inputs, labels), iterable again"),
         ({"save": __file__}, ValueError, f"save: expected a folder to write to, got {__file__!r}"),
+        ({"save": "a name too long " * 20}, ValueError, "save: expected a folder to write to, got 'a name"),
         ({"optim": "adm"}, ValueError, "optim: expected an optimizer of torch.optim"),
         ({"optim": Network().optim}, ValueError, "optim: the optimizer holds a parameter that is not the model's"),
         ({"learn_rate": 0.1}, ValueError, "learn_rate: expected with a name in optim"),
