@@ -38,9 +38,8 @@ def new_run(save: str | Path, net: str, dataset: str, branch: str, called: str) 
         ValueError: ``save`` cannot be a folder to write to.
         OSError: No space is left.
     """
-    net, dataset = (
-        re.sub("[:/]", "-", name) for name in (net, dataset)
-    )  # module:function, and what a loader is called
+    # Of module:function, and of whatever a loader is called.
+    net, dataset = (re.sub("[:/]", "-", name) for name in (net, dataset))
     try:
         return create_run(save, net, dataset, "" if branch == "ticket" else branch)
     except OSError as error:
