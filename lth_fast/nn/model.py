@@ -31,6 +31,15 @@ TWINS: dict[type[nn.Module], type[MaskedLayer]] = {
     nn.Embedding: MaskedEmbedding,
 }
 SPARSE: dict[type[nn.Module], type[SparseLayer]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
+# What these forms have by names that the plain layer has not.
+_NAMES_OF_FORMS = {
+    kind: {
+        name
+        for name in {"mask_bits", "values", *dir(twin), *dir(SPARSE.get(kind, twin))} - {"weight", *dir(kind)}
+        if not name.startswith("_")  # our own state, of which some stays on a layer that is plain again
+    }
+    for kind, twin in TWINS.items()
+}
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
 
 
@@ -104,8 +113,9 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
     """Set masks by parameter name.
 
     Plain ``nn.Linear``, ``nn.Conv2d`` and ``nn.Embedding`` layers become their masked twins in place when their weight
-    gets a mask; any other parameter (a bias, a subclass's weight) is masked through ``torch.nn.utils.parametrize``,
-    which changes its key in ``state_dict``. A parameter that several modules share (tied weights) gets one mask in all
+    gets a mask; any other parameter (a bias, a subclass's weight, that of a layer which a user has given an attribute
+    called as one of the twin's, ``mask`` for instance) is masked through ``torch.nn.utils.parametrize``, which changes
+    its key in ``state_dict``. A parameter that several modules share (tied weights) gets one mask in all
     of them, whichever name it is given under. Pruned weights and their gradients become 0 at once. An optimizer that is
     already at work has its momentum and moments cleared at the pruned places before its next step. Parameters not
     named keep what they have.
@@ -275,7 +285,11 @@ def check_user(module: nn.Module, attribute: str, mask: str) -> None:
 
 
 def _becomes_a_twin(module: nn.Module, attribute: str) -> bool:
-    return attribute == "weight" and type(module) in TWINS
+    kind = type(module)
+    if attribute != "weight" or kind not in TWINS:
+        return False
+    held = {*vars(module), *module._buffers, *module._parameters, *module._modules}
+    return held.isdisjoint(_NAMES_OF_FORMS[kind])  # or a buffer that a user has called mask would be taken for ours
 
 
 def restore(model: Model) -> Model:

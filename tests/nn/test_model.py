@@ -318,3 +318,32 @@ def test_a_layer_without_a_shape_may_stand_beside_masked_ones_and_is_masked_late
     model(torch.randn(2, 4))
     set_masks(model, {"1.weight": second})
     assert_equal_masks(masks(model), {"0.weight": first, "1.weight": second})
+
+
+@pytest.mark.parametrize("name", ["mask", "density", "mask_bits", "values", "collect"])
+@pytest.mark.parametrize("kind", ["buffer", "parameter", "attribute"])
+def test_what_a_user_has_put_on_a_plain_layer_by_a_name_of_ours_stays_beside_the_mask(name, kind):
+    model, inputs = nn.Sequential(nn.Linear(6, 5)), torch.randn(3, 6)
+    own = nn.Parameter(torch.ones(5, 6)) if kind == "parameter" else torch.ones(5, 6)
+    if kind == "buffer":
+        model[0].register_buffer(name, own)
+    else:
+        setattr(model[0], name, own)
+    mask = torch.rand(5, 6) < 0.5
+    expected = nn.functional.linear(inputs, model[0].weight * mask, model[0].bias)
+    set_masks(model, {"0.weight": mask})
+    for form in ("masked", "sparse"):
+        convert(model, form=form, example_input=inputs)
+        assert torch.equal(masks(model)["0.weight"], mask)
+        torch.testing.assert_close(model(inputs), expected)
+        assert getattr(model[0], name) is own
+    assert type(restore(model)[0]) is nn.Linear
+    assert getattr(model[0], name) is own
+    assert torch.equal(own, torch.ones(5, 6))
+
+
+def test_a_layer_that_was_copied_in_sparse_form_becomes_masked_again_as_any_plain_one():
+    model, mask = nn.Sequential(nn.Linear(6, 5)), torch.rand(5, 6) < 0.5
+    model = copy.deepcopy(convert(model, {"0.weight": mask}, "sparse")).double()
+    model(torch.randn(3, 6).double())
+    assert type(set_masks(restore(model), {"0.weight": mask})[0]) is MaskedLinear
