@@ -19,6 +19,7 @@ from lth_fast.ops import sparse_pattern
 from lth_fast.ops.sparse_linear import to_dense
 from lth_fast.record import COLUMNS
 from lth_fast.train import OptimizerRecipe, ResidentBatches, Seeds, evaluate
+from lth_fast.train.precision import forward_precision
 from lth_fast.train.schedule import StepSchedule
 
 OPTIMIZERS = {
@@ -227,6 +228,29 @@ def test_every_level_of_every_replicate_draws_noise_of_its_own(make_experiment, 
     assert seeds == [Seeds(1).stream("noise", replicate, level) for replicate in (0, 1) for level in range(3)]
 
 
+def test_every_batch_of_every_epoch_level_and_replicate_is_augmented_by_draws_of_its_own(make_experiment, new_run):
+    class Augmented(Listening):
+        augment = True
+
+        def batch(self, indices, augment_seed=None):
+            self.seen.append(augment_seed)
+            return self.loader.batch(indices)
+
+    seeds = []
+    for replicate in (0, 1):
+        loader = Augmented(make_experiment().loaders.train)
+        run_replicate(
+            make_experiment(loaders=Loaders(loader), rounds=1, rewind=2, replicate=replicate),
+            new_run().replicate(replicate),
+            Monitor(),
+        )
+        for level, first in ((0, 0), (1, 2)):
+            stream = [Seeds(1).stream("noise", replicate, level, epoch + 1) >> 1 for epoch in (0, 1)]
+            seeds += [stream[step // 7] + step % 7 for step in range(first, 12)]
+        assert loader.seen == seeds[-22:]
+    assert len(set(seeds)) == 2 * (12 + 10)
+
+
 def test_a_loader_that_draws_a_part_of_the_validation_set_draws_the_same_at_every_look(make_experiment, record):
     loaders = make_experiment().loaders
     validation = loaders.validation.dataset
@@ -341,6 +365,20 @@ def test_summary_log_and_weights_tell_the_same_story(seed, make_experiment, reco
                 measured = evaluate(model, experiment.criterion, loader)
                 assert measured == pytest.approx([log[column][row] for column in columns], rel=1e-6)
         assert 0 < summary["train_seconds"] < summary["seconds"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_the_network_is_measured_in_the_arithmetic_it_trains_in(precision, make_experiment, record):
+    experiment = make_experiment(precision=precision, rounds=0)
+    run_replicate(experiment, record, Monitor())
+    model = make_experiment().model
+    model.load_state_dict(record.level(0).weights("end"))
+    losses = {}
+    for name in ("float32", "bf16"):
+        with forward_precision(name, torch.device("cpu")):
+            losses[name] = evaluate(model, experiment.criterion, experiment.loaders.test).loss
+    assert abs(losses["float32"] - losses["bf16"]) > 1e-5
+    assert record.level(0).summary()["test_loss"] == pytest.approx(losses[precision], rel=0, abs=1e-6)
 
 
 def test_of_equal_minima_the_first_is_the_early_stop(make_experiment, record):

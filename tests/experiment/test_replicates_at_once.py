@@ -89,6 +89,42 @@ def test_pruned_levels_start_from_the_masked_weights_of_the_rewind_point(experim
         assert replicate.level(0).kept(7) is not None
 
 
+def test_without_validation_and_test_sets_there_is_no_early_stop(experiment, new_run):
+    bare = replace(experiment, loaders=Loaders(experiment.loaders.train), rounds=1)
+    summaries = run_replicates(at_once(bare), new_run(), Monitor())
+    assert len(summaries) == 2 * REPLICATES
+    for row in summaries:
+        assert [row[key] for key in ("early_stop_iteration", "valid_loss", "test_loss", "test_accuracy")] == [None] * 4
+
+
+def test_every_replicate_is_pruned_by_the_function_made_for_its_own_initial_weights(experiment, new_run):
+    compared_with = []
+
+    def prune_net_of(initial):
+        def prune(net):
+            compared_with.append(initial.state_dict())
+            return prune_all(net, 0.3)
+
+        return prune
+
+    run = new_run()
+    own = replace(experiment, prune_net=prune_net_of(experiment.model), prune_net_of=prune_net_of, rounds=1)
+    run_replicates(at_once(own), run, Monitor())
+    for replicate, state in zip(run.replicates(), compared_with, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in replicate.initial().items())
+
+
+def test_each_level_is_reported_complete_once(experiment, new_run):
+    complete = []
+
+    class Listening(Monitor):
+        def level_complete(self, summary):
+            complete.append(summary["level"])
+
+    run_replicates(at_once(experiment), new_run(), Listening())
+    assert complete == [0, 1, 2]
+
+
 class Stopping(Monitor):
     def __init__(self, steps):
         self.left = steps
