@@ -55,7 +55,8 @@ _PAPER: Mapping[str, Settings] = {
 }
 
 # Defaults of OpenLTH (default_hparams of its models): epochs of all 50,000 CIFAR and 60,000 MNIST images in batches of
-# 128, one threshold over all layers (of ResNets the output layer too), no rewinding. README says what still differs.
+# 128, one threshold over all layers (of ResNets the output layer too), no rewinding. What still differs is in
+# docs/experiments.md.
 _OPENLTH_ALL: Settings = {
     **_GLOBAL,
     "count": "openlth",

@@ -1,4 +1,4 @@
-"""What README says of models of one's own is a program that works, block after block, as it stands there."""
+"""What README says of models of one's own, and docs/experiments.md of runs, are programs that work as they stand."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ import torch
 from torch import nn
 
 import lth_fast
+from lth_fast.cli import main
+from lth_fast.record.tensors import read_masks, read_weights
 
 README = Path(__file__).parents[2] / "README.md"
+EXPERIMENTS = README.parent / "docs" / "experiments.md"
 
 # Hours of training become seconds.
 SHORTER = {"iterations=5000": "iterations=5", "rounds=12": "rounds=3"}
 
 
 def blocks():
-    section = README.read_text().partition("\n## In your own model\n")[2].partition("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    return python_in(README.read_text().partition("\n## In your own model\n")[2].partition("\n## ")[0])
+
+
+def python_in(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.fixture
@@ -35,7 +41,8 @@ def test_the_blocks_of_readme_run_one_after_the_other(names, tmp_path):
     shorten = re.compile("|".join(SHORTER))
     program = blocks()
     assert all(long in "".join(program) for long in SHORTER)
-    for block in program:
+    *search, ticket = program
+    for block in search:
         exec(shorten.sub(lambda found: SHORTER[found[0]], block), names)
     assert [level.level for level in names["result"].levels] == [0, 1, 2, 3]
     assert names["result"].path.resolve().parent == tmp_path / "experiments"
@@ -44,6 +51,14 @@ def test_the_blocks_of_readme_run_one_after_the_other(names, tmp_path):
         assert [level.density for level in names[branch].levels] == [level.density for level in names["result"].levels]
     assert [type(layer) for layer in names["model"]] == [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear]
 
+    exec(ticket, names)
+    model, level = names["model"], names["result"].path / "replicate_0" / "3"
+    masks, initial = read_masks(level / "masks.safetensors"), read_weights(level / "rewind.safetensors")
+    for name, mask in masks.items():
+        assert torch.equal(lth_fast.nn.masks(model)[name], mask)
+        assert torch.equal(model.get_parameter(name), initial[name] * mask)
+    assert lth_fast.prune.sparsity(model) == pytest.approx(100 * (1 - names["result"].levels[3].density))
+
 
 def test_the_sparsity_that_readme_states_is_the_models(names):
     first = blocks()[0]
@@ -51,3 +66,18 @@ def test_the_sparsity_that_readme_states_is_the_models(names):
     stated = re.search(r"sparsity\(model\)  # ([\d.]+) %", first)
     assert stated is not None
     assert f"{lth_fast.prune.sparsity(names['model']):.1f}" == stated[1]
+
+
+def test_the_blocks_of_the_page_on_experiments_read_a_run_of_the_command_line(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib").use("agg")
+    monkeypatch.chdir(tmp_path)
+    assert main(["lenet", "digits", "--iter", "5", "--rounds", "12", "--seed", "1", "--quiet"]) == 0
+    (run,) = (tmp_path / "experiments").iterdir()
+    program = "".join(python_in(EXPERIMENTS.read_text()))
+    (stated,) = set(re.findall(r"experiments/[\w-]+_lenet_digits", program))
+    names: dict[str, object] = {}
+    exec(program.replace(stated, f"experiments/{run.name}"), names)
+    assert lth_fast.prune.sparsity(names["net"]) == pytest.approx(100 * (1 - names["run"].levels[12]["density"]))
+    (line,) = names["pyplot"].gca().lines
+    assert line.get_ydata().tolist() == [100 * level["early_stop_accuracy"] for level in names["run"].levels]
+    names["pyplot"].close()
