@@ -13,7 +13,7 @@ from torch import nn
 import lth_fast
 from lth_fast import iterative_pruning, load_run, models
 from lth_fast.cli import main
-from lth_fast.experiment.branch import branch_masks
+from lth_fast.experiment.branch import BRANCHES, branch_masks
 from lth_fast.experiment.flags import BY_NAME
 from lth_fast.models import initialise
 from lth_fast.prune import prune_all
@@ -41,7 +41,7 @@ def arms(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["random", "Rand"])
 def test_random_is_no_branch_for_the_flag_of_that_name_means_another_one_than_it_abbreviates(name):
     assert BY_NAME["branch"].read("random_m", "branch") == "random_mask"
-    with pytest.raises(ValueError, match=r"expected one of ticket, reinit, random_mask \(--random is reinit\), got"):
+    with pytest.raises(ValueError, match=rf"expected one of {', '.join(BRANCHES)} \(--random is reinit\), got"):
         BY_NAME["branch"].read(name, "branch")
 
 
@@ -267,7 +267,7 @@ WRONG = {
     ),
     "unknown branch": (
         lambda ticket: {"branch": "reinitialise"},
-        "branch: expected one of ticket, reinit, random_mask, got",
+        f"branch: expected one of {', '.join(BRANCHES)}, got",
     ),
     "unfinished": (
         lambda ticket: (ticket.path / "replicate_1" / "2" / "summary.json").unlink(),
