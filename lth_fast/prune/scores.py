@@ -55,10 +55,10 @@ def magnitude_increase(weights: Weights, gradients: Gradients) -> dict[str, Tens
     """
     for name, weight in weights.trained.items():
         if name not in weights.initial:
-            raise ValueError(f"weights.initial: magnitude_increase needs the initial value of {name!r}, got none")
+            raise ValueError(f"initial: magnitude_increase needs the initial value of {name!r}, got none")
         expected, given = list(weight.shape), list(weights.initial[name].shape)
         if given != expected:
-            raise ValueError(f"weights.initial: expected shape {expected} for {name!r}, got {given}")
+            raise ValueError(f"initial: expected shape {expected} for {name!r}, got {given}")
     return {name: weight.abs() - weights.initial[name].to(weight).abs() for name, weight in weights.trained.items()}
 
 

@@ -257,7 +257,7 @@ def test_the_batch_is_drawn_once() -> None:
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("magnitude_increase", "weights.initial: magnitude_increase needs the initial value of '0.weight', got none"),
+        ("magnitude_increase", "initial: magnitude_increase needs the initial value of '0.weight', got none"),
         ("snip", "gradients: this score needs a batch of training data, got none"),
         ("grasp", "gradients: this score needs a batch of training data, got none"),
         ("synflow", "gradients: this score needs a batch of training data, got none"),
