@@ -201,6 +201,7 @@ class Config:
         changed = {name: wanted.pop(name) for name in free if name in wanted}
         wrong = [
             f"{name} is {getattr(self, name)} in the run, {value} was given"
+            + (", for which --force is needed" if name == "threads" else "")
             for name, value in wanted.items()
             if getattr(self, name) != value
         ]

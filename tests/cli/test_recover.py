@@ -193,7 +193,8 @@ def test_a_contradicting_flag_is_refused_by_name(flag, command, stopped, bits):
     setting, value = BY_NAME[flag].stands_for or (flag, OTHER[flag] or True)
     value = BY_NAME[setting].read(value)
     recorded = getattr(Config.from_record(stopped.manifest()["configuration"]), setting)
-    assert line.endswith(f" {setting} is {recorded} in the run, {value} was given")
+    remedy = ", for which --force is needed" if flag == "threads" else ""
+    assert line.endswith(f" {setting} is {recorded} in the run, {value} was given{remedy}")
     assert bits(stopped) == before
 
 
