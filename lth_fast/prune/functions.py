@@ -17,7 +17,7 @@ from torch.nn.utils import prune as stock
 
 from lth_fast.nn import MaskedLayer, SparseLayer, masks, restore, set_masks, share_masks
 from lth_fast.nn.attributes import Model
-from lth_fast.nn.model import masked_for_a_while
+from lth_fast.nn.model import masked_for_a_while, parameter_names
 from lth_fast.ops import prune_by_magnitude
 from lth_fast.prune.layers import LAZY, held_parameter
 from lth_fast.prune.selection import by_name, in_one_dtype, prune_lowest
@@ -185,13 +185,16 @@ def is_pruned(module: nn.Module) -> bool:
 def remove(module: Model, name: str) -> Model:
     """Make the pruning of ``module`` permanent: the mask goes, zeros stay in the parameter.
 
+    Where modules inside ``module`` share the parameter, it goes from all of them.
+
     Raises:
         ValueError: The parameter is not pruned.
     """
-    if name not in masks(module):
+    before = masks(module)
+    if name not in before:
         raise ValueError(f"name: parameter {name!r} of this {type(module).__name__} is not pruned")
-    others = {other: mask for other, mask in masks(module).items() if other != name}
-    return set_masks(restore(module), others)
+    sharing = next((names for names in parameter_names(module).values() if name in names), [name])
+    return set_masks(restore(module), {other: mask for other, mask in before.items() if other not in sharing})
 
 
 def count_to_prune(amount: float, units: int, unit: str = "survivors") -> int:

@@ -55,6 +55,16 @@ def test_prune_all_prunes_it_once_at_the_rate_of_the_output_layer_if_it_is_that(
     assert survivors(prune_all(two_linear(), 0.4)) == {f"{i}.weight": 80 if i == 3 else 60 for i in range(4)}
 
 
+@pytest.mark.parametrize("name", ["0.weight", "2.weight"])
+def test_its_mask_is_removed_under_all_of_its_names_whichever_is_given(name: str) -> None:
+    model = prune_all(language_model(), 0.4)
+    weight, kept = model[0].weight, masks(model)["0.weight"]
+    prune.remove(model, name)
+    assert list(masks(model)) == ["1.weight"]
+    assert model[0].weight is model[2].weight is weight
+    assert not weight[~kept].any()
+
+
 PRUNED_GLOBALLY: dict[str, Callable[[nn.Sequential], object]] = {
     "all names": lambda model: prune.global_unstructured(
         [(layer, "weight") for layer in model], stock.L1Unstructured, amount=100
