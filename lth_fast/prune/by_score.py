@@ -17,7 +17,7 @@ from lth_fast.prune.distributions import DISTRIBUTIONS
 from lth_fast.prune.gradients import Gradients
 from lth_fast.prune.layers import LAZY, prunable, prunable_names
 from lth_fast.prune.scores import SCORES, Weights
-from lth_fast.prune.selection import by_name, in_one_dtype, prune_lowest
+from lth_fast.prune.selection import by_name, count_survivors, in_one_dtype, prune_lowest
 
 SCOPES = ("layerwise", "global")
 
@@ -79,7 +79,7 @@ def prune_by_score(
         share_masks(model)
         before = masks(model)
         trained = _weights(model, rate_of)
-        survivors = {name: int(before[name].sum()) if name in before else trained[name].numel() for name in rate_of}
+        survivors = {name: count_survivors(trained[name], before.get(name)) for name in rate_of}
         if scope == "global":
             groups = [
                 (names, round(rate * sum(survivors[name] for name in names)))

@@ -20,13 +20,13 @@ from lth_fast.nn.attributes import Model
 from lth_fast.nn.model import masked_for_a_while, parameter_names
 from lth_fast.ops import prune_by_magnitude
 from lth_fast.prune.layers import LAZY, held_parameter
-from lth_fast.prune.selection import by_name, in_one_dtype, prune_lowest
+from lth_fast.prune.selection import by_name, count_survivors, in_one_dtype, prune_lowest, surviving
 
 
 def identity(module: Model, name: str) -> Model:
     """Put a mask on the parameter ``name`` of ``module`` that prunes nothing more than is pruned already."""
     weight, before = parameter_and_mask(module, name)
-    set_masks(module, {name: torch.ones_like(weight, dtype=torch.bool) if before is None else before})
+    set_masks(module, {name: surviving(weight, before)})
     return module
 
 
@@ -53,7 +53,7 @@ def l1_unstructured(module: Model, name: str, amount: float, importance_scores: 
     """
     weight, mask = parameter_and_mask(module, name)
     scores = scores_to_rank(weight, importance_scores, "importance_scores")
-    k = count_to_prune(amount, _survivors(weight, mask))
+    k = count_to_prune(amount, count_survivors(weight, mask))
     called = f"name: {name!r} of this {type(module).__name__}" if importance_scores is None else "importance_scores"
     (kept,) = _without_smallest({called: scores}, k, [mask])
     set_masks(module, {name: kept})
@@ -66,9 +66,9 @@ def random_unstructured(module: Model, name: str, amount: float) -> Model:
     Arguments and errors are those of :func:`l1_unstructured`.
     """
     weight, mask = parameter_and_mask(module, name)
-    survivors = _survivors(weight, mask)
+    survivors = count_survivors(weight, mask)
     k = count_to_prune(amount, survivors)
-    kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+    kept = surviving(weight, mask)
     if k:
         # As stock: one number per survivor, the highest go.
         draws = torch.rand(survivors, dtype=weight.dtype, device=weight.device)
@@ -134,7 +134,7 @@ def global_unstructured(
             for pair, (weight, _) in zip(pairs, found, strict=True)
         ]
         if pruning_method is stock.L1Unstructured:
-            k = count_to_prune(_amount(**kwargs), sum(_survivors(weight, mask) for weight, mask in found))
+            k = count_to_prune(_amount(**kwargs), sum(count_survivors(weight, mask) for weight, mask in found))
             called = [
                 f"importance_scores[{pair[1]!r}] of parameters[{given.index(pair)}]"
                 if pair in instead
@@ -167,10 +167,7 @@ def _masks_of_method(
     method: stock.BasePruningMethod, scores: list[Tensor], before: list[Tensor | None]
 ) -> list[Tensor]:
     """The masks that a pruning class gives; it wants to see the survivors of all tensors as one vector."""
-    kept = [
-        torch.ones_like(score, dtype=torch.bool) if mask is None else mask
-        for score, mask in zip(scores, before, strict=True)
-    ]
+    kept = list(map(surviving, scores, before))
     candidates = torch.cat([score[mask] for score, mask in zip(scores, kept, strict=True)])
     chosen = method.compute_mask(candidates, torch.ones_like(candidates)) != 0
     parts = chosen.split([int(mask.sum()) for mask in kept])
@@ -238,10 +235,6 @@ def parameter_and_mask(module: nn.Module, name: str) -> tuple[Tensor, Tensor | N
     if weight.is_meta:
         raise ValueError(f"name: expected a parameter with values, got {name!r} on the meta device")
     return weight.detach(), masks(module).get(name)
-
-
-def _survivors(weight: Tensor, mask: Tensor | None) -> int:
-    return weight.numel() if mask is None else int(mask.sum())
 
 
 def scores_to_rank(weight: Tensor, given: Tensor | None, argument: str) -> Tensor:

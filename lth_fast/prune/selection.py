@@ -99,6 +99,16 @@ def by_name(error: ValueError, scores: Mapping[str, Tensor], masks: Sequence[Ten
     return error
 
 
+def surviving(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Where ``weight`` survives: ``mask``, or everywhere without one."""
+    return torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+
+
+def count_survivors(weight: Tensor, mask: Tensor | None) -> int:
+    """How many places of ``weight`` survive under ``mask``, all without one."""
+    return weight.numel() if mask is None else int(mask.sum())
+
+
 def _refuse_meta(scores: Sequence[Tensor]) -> None:
     if any(score.is_meta for score in scores):
         raise ValueError("scores: expected values to rank, got a tensor on the meta device")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lth_fast.nn import set_masks
 from lth_fast.nn.attributes import Model
 from lth_fast.prune.functions import count_to_prune, parameter_and_mask, scores_to_rank
-from lth_fast.prune.selection import prune_lowest
+from lth_fast.prune.selection import prune_lowest, surviving
 
 
 def ln_structured(
@@ -70,7 +70,7 @@ def _channels(module: nn.Module, name: str, dim: int) -> tuple[Tensor, Tensor, i
     if not -weight.dim() <= dim < weight.dim():
         raise IndexError(f"dim must be between {-weight.dim()} and {weight.dim() - 1} for {name}, got {dim}")
     dim %= weight.dim()
-    kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+    kept = surviving(weight, mask)
     alive = kept.movedim(dim, 0).flatten(1).any(1).nonzero().squeeze(1)
     return weight, kept, dim, alive
 
