@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from lth_fast.nn import restore
 
 Batch = tuple[Tensor, Any]
+
+# Of what does not depend on a parameter: zero.
+_derivatives = partial(torch.autograd.grad, allow_unused=True, materialize_grads=True)
 
 
 class Gradients:
@@ -50,7 +54,7 @@ class Gradients:
             ValueError: There is no criterion or no batch, or they are not as described above.
         """
         loss, parameters = self._loss(names)
-        return self._here(names, torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+        return self._here(names, _derivatives(loss, parameters))
 
     @torch.inference_mode(False)
     @torch.enable_grad()
@@ -61,19 +65,17 @@ class Gradients:
             ValueError: There is no criterion or no batch, or they are not as described above.
         """
         loss, parameters = self._loss(names)
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True, materialize_grads=True)
+        gradients = _derivatives(loss, parameters, create_graph=True)
         product = torch.stack([(gradient * gradient.detach()).sum() for gradient in gradients]).sum()
-        return self._here(names, torch.autograd.grad(product, parameters, allow_unused=True, materialize_grads=True))
+        return self._here(names, _derivatives(product, parameters))
 
     @torch.inference_mode(False)
     @torch.enable_grad()
     def of_flow(self, names: Sequence[str]) -> dict[str, Tensor]:
         """``∂R/∂|w|``, ``R`` the sum of the outputs for one input of ones, with ``|.|`` of all weights and buffers.
 
-        Infinite buffers, such as the mask of causal attention, stay as they are.
-
         In evaluation mode and float64: over many layers ``R`` leaves the range of float32. Of the batch it takes the
-        shape alone.
+        shape alone. Infinite buffers, such as the mask of causal attention, stay as they are.
 
         Raises:
             ValueError: There is no batch, or its inputs are indices (int32, int64).
@@ -88,7 +90,7 @@ class Gradients:
                     tensor.copy_(torch.where(tensor.isinf(), tensor, tensor.abs()))
         parameters = _named(model, names)
         flow = model(torch.ones_like(inputs[:1], dtype=torch.float64)).sum()
-        return self._here(names, torch.autograd.grad(flow, parameters, allow_unused=True, materialize_grads=True))
+        return self._here(names, _derivatives(flow, parameters))
 
     def _loss(self, names: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
         if self._criterion is None:
