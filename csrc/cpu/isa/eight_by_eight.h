@@ -1,6 +1,6 @@
-// Eight vectors of eight lanes: their transpose, and the sum of each.
+// Eight vectors of eight lanes: their transpose, the sum of each, and their positive parts.
 //
-// Both go through the same three stages of shuffles. The first two stages stay inside the halves of a vector,
+// The first two go through the same three stages of shuffles. The first two stages stay inside the halves of a vector,
 // which is where AVX shuffles in one instruction; the third joins halves.
 #pragma once
 
@@ -44,6 +44,11 @@ struct EightByEight {
       rows[j] = join_low(columns[0][j], columns[1][j]);
       rows[j + 4] = join_high(columns[0][j], columns[1][j]);
     }
+  }
+
+  // ReLU; as torch's, it lets NaN through.
+  static inline void positive_part(Vector (&rows)[8]) {
+    for (int i = 0; i < 8; ++i) rows[i] = rows[i] < Vector{} ? Vector{} : rows[i];
   }
 
   // Lane i of the result is the sum of the lanes of vectors[i]: the transpose with an addition after each stage, so

@@ -39,6 +39,11 @@ struct SixteenBySixteen {
       rows[j + 12] = reinterpret_cast<Vector>(odd(odd_top, odd_bottom));
     }
   }
+
+  // ReLU; as torch's, it lets NaN through.
+  static inline void positive_part(Vector (&rows)[16]) {
+    for (int i = 0; i < 16; ++i) rows[i] = rows[i] < Vector{} ? Vector{} : rows[i];
+  }
 };
 
 }  // namespace lth_fast::LTH_FAST_ISA

@@ -27,6 +27,9 @@ constexpr size_t kPiece = 14;
 constexpr size_t kPiece = 6;  // a vector is a pair of registers
 #endif
 
+template <typename Element>
+using Eight = typename Lanes<Element>::Vector;
+
 // ---- planes to tiles and back: a vector of samples at a time, in squares of pixels by samples ----
 
 // Squares from pixel `first` on, while they are whole; returns the pixel behind them.
@@ -55,7 +58,7 @@ size_t squares_from_tile(const Element* tile, const int32_t* places, size_t firs
     Vector square[Square::kSide];
     for (size_t i = 0; i < Square::kSide; ++i) square[i] = *reinterpret_cast<const Vector*>(tile + places[pixel + i]);
     Square::transpose(square);
-    if (relu) positive_part(square);
+    if (relu) Square::positive_part(square);
     for (size_t i = 0; i < Square::kSide; ++i) {
       if (i < samples) *reinterpret_cast<Vector*>(output + i * stride + pixel) = square[i];
     }

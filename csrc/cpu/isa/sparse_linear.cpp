@@ -30,6 +30,9 @@ constexpr size_t kLanes = 64, kLeastLanes = 16;
 constexpr size_t kLanes = 32, kLeastLanes = 8;
 #endif
 
+template <typename Element>
+using Eight = typename Lanes<Element>::Vector;
+
 // ---- samples to tiles and back, square by square ----
 
 // Features that pass before the next samples. Vectors that are lines of the cache let all of them pass: every line is
@@ -127,7 +130,7 @@ size_t squares_from_tile(const Element* tile, const Element* second, size_t lane
       if constexpr (kTwo) square[i] += *reinterpret_cast<const Vector*>(second + at);
     }
     Square::transpose(square);
-    if (relu) positive_part(square);
+    if (relu) Square::positive_part(square);
     for (size_t i = 0; i < Square::kSide; ++i) {
       if (lane + i < samples) *reinterpret_cast<Vector*>(output + (lane + i) * stride + feature) = square[i];
     }

@@ -19,6 +19,9 @@ struct BitsOf<double> {
   using type = uint64_t;
 };
 
+template <typename Element>
+using Eight = typename Lanes<Element>::Vector;
+
 // An exact +0 in every lane whose bit is 0, whatever stood there.
 template <typename Element>
 inline Eight<Element> zero_pruned(Eight<Element> values, uint8_t bits) {

@@ -19,15 +19,6 @@ struct Lanes {
   }
 };
 
-template <typename Element>
-using Eight = typename Lanes<Element>::Vector;
-
-// ReLU; as torch's, it lets NaN through.
-template <typename Vector, size_t kCount>
-inline void positive_part(Vector (&rows)[kCount]) {
-  for (size_t i = 0; i < kCount; ++i) rows[i] = rows[i] < Vector{} ? Vector{} : rows[i];
-}
-
 // What a kernel keeps its sums in.
 template <typename Element>
 struct Register {
