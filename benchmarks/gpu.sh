@@ -46,7 +46,7 @@ stage() {
   # An interrupt, so that pytest writes what it has measured so far. In the background, for bash hears of a signal when
   # its command has ended, or in `wait`; as a job of its own, for others in the background do not hear of interrupts.
   set -m
-  timeout --signal=INT --kill-after=10 "$most" "$@" >"$logs/$name.log" 2>&1 &
+  timeout --signal=INT --kill-after=10 "$most" "$@" </dev/null >"$logs/$name.log" 2>&1 &
   running="$!"
   set +m
   until wait "$running"; status="$?"; ! kill -0 "$running" 2>/dev/null; do :; done
