@@ -10,9 +10,8 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Build and instruction-set information of lth_fast.";
   module.def("built_isas", &lth_fast::built_isas, "Instruction sets in this build, best first.");
   module.def("usable_isas", &lth_fast::usable_isas, "Those of them this CPU can run, best first.");
-  module.def(
-      "active_isa", &lth_fast::active_isa,
-      "The instruction set the kernels use. Raises RuntimeError when LTH_FAST_ISA names one that cannot be used.");
+  module.def("active_isa", &lth_fast::active_isa,
+             "The instruction set the kernels use. Raises ValueError when LTH_FAST_ISA names one that cannot be used.");
   module.def("force_isa", &lth_fast::force_isa, pybind11::arg("name"),
              "For tests: use this instruction set from now on, in this process.");
   module.def("onednn_pays", &lth_fast::onednn_pays, pybind11::arg("samples"), pybind11::arg("in_features"),

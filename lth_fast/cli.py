@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import lth_fast
 from lth_fast import data, models
+from lth_fast._C import active_isa
 from lth_fast._names import match_name
 from lth_fast.experiment.command import Interrupted, recover_command, run_command
 from lth_fast.experiment.config import Config
@@ -145,6 +146,7 @@ def _canonical_flags(arguments: Sequence[str]) -> list[str]:
 
 
 def _experiment(arguments: list[str]) -> int:
+    active_isa()  # before there is a folder, for LTH_FAST_ISA may name one that cannot be used
     # Intermixed: a flag may also stand between the network and the data set.
     given: dict[str, Any] = vars(parser().parse_intermixed_args(_canonical_flags(arguments)))
     net, dataset = given.pop("net", None), given.pop("dataset", None)

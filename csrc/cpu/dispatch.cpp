@@ -70,8 +70,8 @@ const Isa* find_usable(const std::string& name, const std::string& source) {
   for (const auto& isa : isas()) {
     if (isa.name == name && isa.usable) return &isa;
   }
-  throw std::runtime_error(source + " names the instruction set '" + name +
-                           "'; this build on this CPU can use: " + joined(usable_isas()));
+  throw std::invalid_argument(source + " names the instruction set '" + name +
+                              "'; this build on this CPU can use: " + joined(usable_isas()));
 }
 
 const Isa* choose() {

@@ -10,8 +10,8 @@ namespace lth_fast {
 
 #define LTH_FAST_API __attribute__((visibility("default")))
 
-// The kernels in use. Chosen on first use; throws std::runtime_error when LTH_FAST_ISA names an ISA that was not built
-// or that this CPU lacks.
+// The kernels in use. Chosen on first use; throws std::invalid_argument when LTH_FAST_ISA names an ISA that was not
+// built or that this CPU lacks.
 const KernelTable& kernels();
 
 // The one of two entries of that table that takes elements of this type, float or double.

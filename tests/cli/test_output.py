@@ -253,6 +253,18 @@ def test_info_and_report_refuse_what_they_do_not_take(words, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.parametrize("words", [["info"], ["lenet", "digits"]])
+def test_an_instruction_set_that_cannot_be_used_is_refused_in_one_line_and_leaves_no_folder(words, tmp_path):
+    environment = {**os.environ, "LTH_FAST_ISA": "nonsense"}
+    command = [sys.executable, "-m", "lth_fast", *words]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("error: the environment variable LTH_FAST_ISA names the instruction set 'nonsense'")
+    assert len(ended.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_report_prints_the_table_and_draws_the_figure_of_a_run(command, tmp_path, capsys):
     run = command(*BASE, "--iter", "3").run
     with pytest.MonkeyPatch.context() as patch:
