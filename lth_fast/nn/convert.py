@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import set_stance
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -369,6 +369,14 @@ def _observe(model: nn.Module, shared: Mapping[str, Sequence[str]], example_inpu
     return _Observed(works, reasons)
 
 
+def _forward(model: nn.Module) -> Callable[..., Any]:
+    """The forward that takes the arguments, behind what compiles or distributes the model and hands on any."""
+    inner = getattr(model, "_orig_mod", None)
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        inner = model.module
+    return model.forward if inner is None else _forward(inner)
+
+
 def _call(model: nn.Module, example_input: Any, reads: _DirectReads) -> None:
     """Run ``model`` on a copy of ``example_input``, which :func:`convert` describes, while ``reads`` watches."""
     inputs = example_input if type(example_input) is tuple else (example_input,)  # one with names is one input
@@ -376,7 +384,7 @@ def _call(model: nn.Module, example_input: Any, reads: _DirectReads) -> None:
     expected = None  # the names that forward takes, where those of a dict are others
     if inputs and isinstance(inputs[-1], Mapping):
         try:
-            signature = inspect.signature(model.forward)
+            signature = inspect.signature(_forward(model))
             expected = ", ".join(signature.parameters)
             signature.bind(*inputs[:-1], **inputs[-1])
             inputs, named, expected = inputs[:-1], dict(inputs[-1]), None
@@ -390,9 +398,10 @@ def _call(model: nn.Module, example_input: Any, reads: _DirectReads) -> None:
     except Exception as error:
         if expected is None:
             raise
+        given = ", ".join(map(repr, inputs[-1])) or "none"
         raise TypeError(
             f"example_input: expected a dict by names of arguments of {type(model).__name__}.forward ({expected}), or "
-            f"one that it takes as an input, got one of {', '.join(map(repr, inputs[-1]))}, on which it fails: {error}"
+            f"one that it takes as an input, got one of {given}, on which it fails: {error}"
         ) from error
 
 

@@ -33,9 +33,11 @@ class SparseLayer(nn.Module):
 
     The Parameter ``values`` ``[survivors]`` holds the weights the mask keeps: any optimizer works on it, and its state
     has survivors only. Their order depends on the mask alone; :meth:`collect` and :meth:`spread` know it.
-    ``state_dict`` speaks the plain layer's language: the keys ``weight`` and ``bias`` in dense shapes, in and out. The
-    mask is not part of it; it moves with ``.to()``, deepcopy and pickle. It belongs to the layer for good: for another
-    one, make another layer from :meth:`to_dense`.
+    ``state_dict`` speaks the plain layer's language: the keys ``weight`` and ``bias`` in dense shapes, in and out. Its
+    ``weight`` is computed for it: what is written to that tensor (by a moving average over the tensors of two state
+    dicts, for instance) is lost until ``load_state_dict`` takes it over. The mask is not part of it; it moves with
+    ``.to()``, deepcopy and pickle. It belongs to the layer for good: for another one, make another layer from
+    :meth:`to_dense`.
     """
 
     plain_class: ClassVar[type[nn.Module]]

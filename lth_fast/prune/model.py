@@ -12,6 +12,7 @@ from torch.nn.utils import prune as stock
 
 from lth_fast.nn import broadcast_masks, masks, restore, share_masks
 from lth_fast.nn.attributes import Model
+from lth_fast.nn.masked_parameter import mask_on, unmask_parameter
 from lth_fast.nn.model import masked_for_a_while
 from lth_fast.prune.by_score import prune_by_score
 from lth_fast.prune.functions import global_unstructured, l1_unstructured
@@ -91,6 +92,8 @@ def _prune(
         for name, layer in layers.items():
             mask = masks(layer).get("weight")
             if mask is not None and not stock.is_pruned(layer) and _uses_stock(prune_method, layer, rates[name]):
+                if mask_on(layer, "weight") is not None:  # stock wants a Parameter there
+                    unmask_parameter(layer, "weight")
                 stock.custom_from_mask(layer, "weight", mask)  # or it would rank what is pruned, too
             prune_method(layer, name="weight", amount=rates[name])
             if stock.is_pruned(layer):

@@ -566,9 +566,11 @@ def test_a_dict_by_other_names_is_an_input_and_so_is_one_with_an_empty_one_behin
         (({"batch": image}, {}), (["batch"], None)),
         ({"batch": {"image": image}, "meta": 3}, (["image"], 3)),
     ):
-        model = convert(Inputs(), mask, "sparse", example)
-        assert plan(model) == {"layer.weight": "sparse"}
-        assert model.given == [given]
+        for wrap in (lambda model: model, lambda model: torch.compile(model, backend="eager"), nn.DataParallel):
+            model = set_masks(Inputs(), mask)
+            convert(wrap(model), form="sparse", example_input=example)
+            assert isinstance(model.layer, SparseLinear)
+            assert model.given == [given]
 
 
 def test_a_dict_by_names_that_forward_neither_takes_nor_reads_is_refused_with_those_it_takes():

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import prune as stock
 
 from lth_fast import models
-from lth_fast.nn import MaskedLayer, SparseLayer, convert, masks, sparse_layers
+from lth_fast.nn import MaskedLayer, SparseLayer, convert, dense_state, masks, sparse_layers
 from lth_fast.prune import (
     from_torch_prune,
     global_unstructured,
@@ -187,11 +188,12 @@ def test_the_stock_functions_are_such_methods() -> None:
     [stock.l1_unstructured, stock.random_unstructured, lambda *args, **named: stock.l1_unstructured(*args, **named)],
     ids=["l1", "random", "of one's own"],
 )
-def test_a_stock_function_prunes_among_the_survivors_of_our_masks(method: Any) -> None:
-    model, expected = network(), network()
-    expected.load_state_dict(prune_all(model, 0.5).state_dict())
-    for layer, other in zip(model[::2], expected[::2], strict=True):
-        stock.custom_from_mask(other, "weight", layer.mask)
+@pytest.mark.parametrize("kind", [nn.Linear, NonDynamicallyQuantizableLinear], ids=["linear", "of a subclass"])
+def test_a_stock_function_prunes_among_the_survivors_of_our_masks(method: Any, kind: type[nn.Linear]) -> None:
+    model, expected = (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), kind(8, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in "12")
+    expected.load_state_dict(dense_state(prune_all(model, 0.5)))
+    for name, mask in masks(model).items():
+        stock.custom_from_mask(expected[int(name[0])], "weight", mask)
     before = sparsity(model)
     for each in (model, expected):
         torch.manual_seed(1)
