@@ -416,6 +416,13 @@ def test_a_folder_that_cannot_be_written_is_said_once_per_layer_and_stops_nothin
     assert len(plan(model)) == 3
 
 
+def test_what_stands_in_the_way_of_the_times_and_cannot_be_removed_is_said_and_stops_nothing(calibration_folder):
+    (calibration_folder / "calibration.partial").mkdir()
+    with pytest.warns(UserWarning, match="cannot be remembered"):
+        model = convert(small_layer())
+    assert choices(model)["0.weight"].sparse_seconds > 0
+
+
 def test_a_plan_repeats_the_forms_without_measuring(timed):
     asked = timed(1.0, 0.5)
     kept = random_masks(network(), 0.3)
