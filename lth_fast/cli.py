@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
 import os
@@ -227,6 +228,9 @@ def _report_command(*runs: Run) -> str:
 def _interrupted(interrupted: Interrupted) -> int:
     path, cause = interrupted.run.path, interrupted.cause
     again = f"go on with: python -m lth_fast --recover {shlex.quote(str(path))}"
+    with contextlib.suppress(OSError, ValueError):  # of the disk that ended the run
+        if "configuration" not in interrupted.run.manifest():
+            again = "start it anew, it was not set up yet"
     if isinstance(cause, ValueError):
         return _fail(f"{path}: {cause}", FAILURE)
     if isinstance(cause, KeyboardInterrupt):

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from lth_fast import cli
-from lth_fast.experiment import build
+from lth_fast.experiment import build, session
 from lth_fast.experiment.environment import cpu_name
 from lth_fast.record import open_run
 from lth_fast.report import comparison
@@ -181,6 +181,18 @@ def test_ctrl_c_before_anything_was_started_says_so(command, monkeypatch, tmp_pa
     outcome = command(*BASE)
     assert (outcome.code, outcome.err) == (130, "error: interrupted before anything was started\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_before_a_run_was_set_up_says_that_it_starts_anew(command, monkeypatch):
+    """There is nothing yet that could be recovered."""
+
+    def interrupting(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "choose", interrupting)
+    outcome = command(*BASE)
+    said = "error: interrupted; start it anew, it was not set up yet"
+    assert (outcome.code, outcome.err.splitlines()[-1]) == (130, said)
 
 
 def test_ctrl_c_while_the_figure_is_drawn_says_how_to_get_it(command, monkeypatch):
