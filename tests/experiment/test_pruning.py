@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lth_fast import models
+from lth_fast.experiment.build import build_experiment
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.presets import preset
 from lth_fast.experiment.pruning import Evidence, pruning_function
@@ -40,22 +43,27 @@ def test_rate_zero_beside_a_rate_for_linear_layers_prunes_those_alone():
     assert densities(model) == pytest.approx({"0": 1.0, "2": 0.6, "3": 0.8})
 
 
-def test_global_is_one_threshold_over_all_layers_but_those_kept_whole():
-    model = pruning_function("global", 0.3, None, ("output",), False)(small())
+@pytest.mark.parametrize(("whole", "pruned"), [(("output",), (0, 2)), ((), (0, 2, 3))], ids=["output whole", "all"])
+def test_global_is_one_threshold_over_all_layers_but_those_kept_whole(whole, pruned):
+    model = pruning_function("global", 0.3, None, whole, False)(small())
     before = small()
-    weights = torch.cat([before[0].weight.detach().reshape(-1), before[2].weight.detach().reshape(-1)])
+    weights = torch.cat([before[place].weight.detach().reshape(-1) for place in pruned])
     threshold = weights.abs().kthvalue(round(0.3 * weights.numel())).values
-    for place in (0, 2):
+    for place in pruned:
         assert torch.equal(model[place].mask, before[place].weight.abs() > threshold)
-    assert "3" not in densities(model)
+    assert set(densities(model)) == set(map(str, pruned))
 
 
-def test_layers_kept_whole_are_not_touched():
+@pytest.mark.parametrize("whole", [("output", "shortcuts"), ("output",), ("shortcuts",)], ids=" and ".join)
+def test_layers_kept_whole_are_not_touched_and_all_others_are_pruned(whole):
     model = models.build("resnet20", (1, 8, 8))
-    pruning_function("layerwise", 0.5, None, ("output", "shortcuts"), False)(model)
-    assert not {output_layer(model), *shortcut_layers(model)} & set(densities(model))
-    assert len(shortcut_layers(model)) == 2
-    assert set(densities(model).values()) == {0.5}
+    roles = {"output": {output_layer(model)}, "shortcuts": set(shortcut_layers(model))}
+    assert len(roles["shortcuts"]) == 2
+    layers = {name for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
+    pruning_function("layerwise", 0.5, None, whole, False)(model)
+    pruned = layers.difference(*(roles[role] for role in whole))
+    halves = dict.fromkeys(roles["output"], 0.75)
+    assert densities(model) == {name: halves.get(name, 0.5) for name in pruned}
 
 
 def test_biases_are_pruned_only_when_asked_for():
@@ -91,6 +99,17 @@ def test_scores_see_the_initial_weights_and_a_batch_that_follows_torchs_generato
     assert not first.any()
     found("magnitude", 1)
     assert len(seeds) == count
+
+
+def test_scores_of_a_run_see_another_training_batch_at_every_seed():
+    experiment = build_experiment(Config.resolve("lenet:8", "digits", {"score": "snip", "seed": 1}))
+
+    def found(seed):
+        torch.manual_seed(seed)
+        pruned = experiment.prune_net(copy.deepcopy(experiment.model))
+        return {name: mask.tolist() for name, mask in masks(pruned).items()}
+
+    assert found(1) == found(1) != found(2)
 
 
 @pytest.mark.parametrize("score", SCORES)
