@@ -57,10 +57,15 @@ def test_nothing_is_kept_for_a_backward_pass():
     assert seen == [False, False, False]
 
 
-def test_without_classes_there_is_a_loss_and_no_accuracy():
-    loader = [(inputs, inputs + 1) for inputs, _ in batches(1)]
-    loss, accuracy = evaluate(Halves(), nn.MSELoss(), loader)
-    assert loss == pytest.approx(1)
+@pytest.mark.parametrize(
+    "labels",
+    [lambda inputs: inputs + 1, lambda inputs: inputs.sum(1), lambda inputs: (inputs > 0).long()],
+    ids=["vectors", "numbers", "several classes each"],
+)
+def test_without_one_class_each_there_is_a_loss_and_no_accuracy(labels):
+    loader = [(inputs, labels(inputs)) for inputs, _ in batches(1)]
+    loss, accuracy = evaluate(Halves(), lambda outputs, labels: torch.tensor(1.5), loader)
+    assert loss == 1.5
     assert math.isnan(accuracy)
 
 

@@ -134,6 +134,17 @@ def test_networks_with_convolutions_and_batch_norm_do_too(net):
     assert torch.equal(found, expected)
 
 
+def test_groups_have_rates_of_their_own_and_a_model_in_evaluation_mode_is_put_into_training_mode():
+    losses = []
+    for kind, options in ((EagerStepper, {}), (GraphStepper, {"record": as_it_is})):
+        model = network(net="resnet20").eval()
+        first, *others = model.parameters()
+        optimizer = torch.optim.SGD([{"params": others}, {"params": [first], "lr": 2**-2}], lr=2**-6)
+        batches = batches_of(loader())
+        losses.append(kind(model, optimizer, nn.CrossEntropyLoss(), batches, schedule=SCHEDULE, **options).advance(7))
+    assert torch.equal(*losses)
+
+
 @pytest.mark.parametrize("case", range(3))
 def test_how_many_steps_are_taken_at_a_time_changes_no_bit(case, monkeypatch):
     expected = make(GraphStepper).advance(30)
