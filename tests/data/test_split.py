@@ -20,9 +20,10 @@ def test_a_validation_set_that_cannot_be_is_refused(validation):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
-def test_a_split_puts_each_index_on_exactly_one_side(seed):
+def test_a_split_puts_each_index_on_exactly_one_side_in_ascending_order(seed):
     held_out, kept = draw_split(1000, 137, seed)
     assert len(held_out) == 137
+    assert (held_out.diff() > 0).all() and (kept.diff() > 0).all()
     assert torch.equal(torch.cat([held_out, kept]).sort().values, torch.arange(1000))
 
 

@@ -129,6 +129,20 @@ def test_the_function_sees_the_weights_at_the_end_of_the_level():
     assert torch.equal(seen[0], trained["1.weight"])
 
 
+def test_what_stock_prunes_under_any_name_of_a_shared_weight_is_pruned():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    model[1].weight = model[0].weight
+    first, second = (torch.rand(6, 6, generator=torch.Generator().manual_seed(seed)) < 0.7 for seed in (1, 2))
+
+    def prune_net(net):
+        stock.custom_from_mask(net[0], "weight", first)
+        stock.custom_from_mask(net[1], "weight", second)
+
+    masks = PruneStep(prune_net)(model, model.state_dict(), {"1.weight": torch.ones(6, 6, dtype=torch.bool)}, seed=0)
+    assert list(masks) == ["1.weight"]
+    assert torch.equal(masks["1.weight"], first & second)
+
+
 def test_a_layer_that_is_not_pruned_keeps_its_mask_and_counts():
     model, state = model_and_state()
 

@@ -41,6 +41,20 @@ class Noisy(TensorDataset):
         return value + torch.rand(()), label
 
 
+class OwnLoader:
+    """Shuffles by a generator of its own, without a sampler."""
+
+    def __init__(self):
+        self.generator = torch.Generator()
+
+    def __len__(self):
+        return -(-COUNT // BATCH)
+
+    def __iter__(self):
+        for places in torch.randperm(COUNT, generator=self.generator).split(BATCH):
+            yield places.float().unsqueeze(1), places
+
+
 def loaders():
     dataset = TensorDataset(torch.arange(float(COUNT)).unsqueeze(1), torch.arange(COUNT))
     generator = torch.Generator()
@@ -60,6 +74,7 @@ def loaders():
         "with random transforms in persistent workers": DataLoader(
             Noisy(*dataset.tensors), BATCH, shuffle=True, num_workers=1, persistent_workers=True
         ),
+        "shuffled by a loader of one's own": OwnLoader(),
         "a list of batches": [(torch.full((2, 1), float(i)), torch.zeros(2)) for i in range(5)],
         "a resident loader": resident(),
     }
