@@ -44,6 +44,18 @@ def test_a_trainee_has_the_weights_masks_and_a_fresh_optimizer_and_is_a_copy(mak
     assert {id(p) for p in model.parameters()} == {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
+def test_an_optimizer_with_groups_by_name_is_made_for_a_network_with_a_masked_bias(make_experiment):
+    model = make_experiment().model
+    groups = [{"params": [model[5].bias], "lr": 0.5}, {"params": [model[5].weight], "lr": 0.25}]
+    recipe = OptimizerRecipe.from_optimizer(torch.optim.SGD(groups), model)
+    kept = {"5.bias": torch.arange(8) < 4}
+    trained, optimizer = trainee(make_experiment(optimizer=recipe), model.state_dict(), kept)
+    assert torch.equal(masks(trained)["5.bias"], kept["5.bias"])
+    bias, weight = (group["params"][0] for group in optimizer.param_groups)
+    assert bias is trained[5].parametrizations.bias.original
+    assert weight is trained[5].weight
+
+
 @pytest.mark.parametrize("net", ["conv2", "resnet20"])
 def test_a_masked_network_trains_the_same_in_channels_last_order(net):
     draw = torch.Generator().manual_seed(0)

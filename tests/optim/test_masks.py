@@ -332,6 +332,19 @@ def test_of_optimizers_that_do_not_map_zeros_to_zeros(kind: str) -> None:
             assert not weight[~mask].any()
 
 
+def test_of_a_parameter_group_that_is_added_later_to_one_that_does_not_map_zeros_to_zeros() -> None:
+    model = nn.Sequential(nn.Linear(12, 8, bias=False), nn.Linear(8, 6, bias=False))
+    set_masks(model, {name: torch.rand(weight.shape) < 0.5 for name, weight in model.named_parameters()})
+    optimizer = torch.optim.Muon(list(model[0].parameters()), lr=0.1)
+    for later in ([], list(model[1].parameters())):
+        if later:
+            optimizer.add_param_group({"params": later})
+        model(torch.randn(4, 12)).square().sum().backward()
+        optimizer.step()
+        for weight, mask in zip(model.parameters(), masks(model).values(), strict=True):
+            assert not weight[~mask].any()
+
+
 def test_of_a_weight_that_the_loss_reads_around_its_layer_in_a_step_with_a_closure() -> None:
     model: Any = nn.Sequential(nn.Linear(6, 5))
     start = torch.randn(5, 6)

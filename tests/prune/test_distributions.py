@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lth_fast.prune import DISTRIBUTIONS, erk_densities
+from lth_fast.prune.distributions import _whole_numbers
 
 LAYERS = {"conv": (16, 3, 3, 3), "wide": (64, 16, 3, 3), "output": (10, 64)}
 
@@ -19,6 +20,15 @@ def sizes_of(shapes):
 def total_density(shapes, density):
     sizes = sizes_of(shapes)
     return sum(density[name] * sizes[name] for name in shapes) / sum(sizes.values())
+
+
+def test_whole_numbers_round_the_largest_remainders_up():
+    assert _whole_numbers({"a": 2.2, "b": 2.5, "c": 5.3}, dict.fromkeys("abc", 9), 10) == {"a": 2, "b": 3, "c": 5}
+
+
+def test_what_a_full_tensor_cannot_hold_goes_to_the_others_in_proportion():
+    most = {"full": 32, "large": 100, "small": 100}
+    assert _whole_numbers({"full": 40, "large": 45, "small": 15}, most, 100) == {"full": 32, "large": 51, "small": 17}
 
 
 def test_densities_are_in_proportion_to_the_sum_of_the_sizes_over_their_product():

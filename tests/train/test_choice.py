@@ -37,6 +37,10 @@ def test_eager_steps_are_always_left():
     assert str(choose_stepper({"a": lambda: "no", "b": lambda: "never"})) == "eager; a not used: no; b not used: never"
 
 
+def test_replayed_steps_draw_the_numbers_that_the_eager_ones_drew():
+    assert replay_refusal(torch.rand, torch.rand, CPU) is None
+
+
 def test_on_the_cpu_nothing_is_tried():
     def trial(kind):
         raise AssertionError("made a stepper")
