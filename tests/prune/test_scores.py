@@ -148,6 +148,15 @@ def test_synflow_does_not_see_the_data_and_runs_batch_norm_on_its_statistics() -
     assert_close(one, other)
 
 
+@pytest.mark.parametrize("name", ["snip", "grasp"])
+def test_scores_of_the_loss_are_those_in_training_mode_whatever_mode_the_model_is_in(name: str) -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double()
+    data = torch.randn(9, 5, dtype=torch.float64), torch.randint(3, (9,))
+    expected = scored(model.train(), name, data)
+    assert_close(scored(model.eval(), name, data), expected)
+    assert not model.training
+
+
 @pytest.mark.parametrize("name", SCORES)
 def test_scoring_leaves_the_model_and_its_gradients_as_they_were(name: str) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(9, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)).double()
