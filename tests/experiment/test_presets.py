@@ -180,6 +180,13 @@ def test_settings_that_exclude_each_other_are_refused(given, message):
         Config.resolve("lenet", "digits", given)
 
 
+def test_one_of_the_two_rates_may_be_zero_and_not_both():
+    assert Config.resolve("conv2", "digits", {"fc_rate": 0}).fc_rate == 0
+    assert Config.resolve("conv2", "digits", {"prune_rate": 0, "fc_rate": 0.2}).prune_rate == 0
+    with pytest.raises(ValueError, match=r"^--fc_rate: expected a rate > 0 beside --prune_rate 0, got 0"):
+        Config.resolve("conv2", "digits", {"prune_rate": 0, "fc_rate": 0})
+
+
 def test_the_milestones_of_a_preset_can_be_switched_off():
     assert Config.resolve("resnet20", "cifar10", {}).milestones == (20_000, 25_000)
     assert Config.resolve("resnet20", "cifar10", {"milestones": "none"}).milestones == ()
