@@ -71,7 +71,7 @@ class CMakeBuild(build_ext):
             "LTH_FAST_GPU_VISIBLE": "ON" if torch.cuda.is_available() else "OFF",
             "LTH_FAST_TORCH_CUDA": torch.version.cuda or "",
             "LTH_FAST_CUDA_WHEELS": ";".join(map(str, cuda_wheels(torch.version.cuda))),
-            "LTH_FAST_WERROR": "ON" if os.environ.get("LTH_FAST_WERROR") else "OFF",
+            "LTH_FAST_WERROR": os.environ.get("LTH_FAST_WERROR") or "OFF",
         }
         configure = [cmake(), "-G", "Ninja", *(f"-D{key}={value}" for key, value in options.items())]
         subprocess.run([*configure, str(ROOT)], cwd=build, check=True)
