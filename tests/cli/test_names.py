@@ -42,7 +42,7 @@ def test_any_case_dashes_unambiguous_beginnings_and_any_place_are_understood(typ
         ("lenet cifar", "data set 'cifar' is ambiguous: it could be cifar10, cifar100"),
         ("lenet digits --iters 3", "unknown flag '--iters'; did you mean --iter? (known: --"),
         ("lenet digits --learning_rate 3", "unknown flag '--learning_rate'; did you mean --learn_rate? (known: --"),
-        ("lenet digits --re 3", "flag '--re' is ambiguous: it could be --recover, --replicates, --rewind"),
+        ("lenet digits --re 3", "flag '--re' is ambiguous: it could be --recover, --replicates, --retrain, --rewind"),
         ("lenet digits -x 3", "unrecognized arguments: -x 3"),
         ("lenet digits mnist", "unrecognized arguments: mnist"),
         ("", "expected a network and a data set: python -m lth_fast NET DATASET, e.g. "),
