@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lth_fast.experiment.agreement import RunRefusedError
 from lth_fast.experiment.build import build_experiment, training_device
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.presets import shown_to_fail
 from lth_fast.experiment.progress import monitor_for
-from lth_fast.experiment.session import RunRefusedError, new_run, run_in
+from lth_fast.experiment.session import new_run, run_in
 from lth_fast.experiment.ticket import NOT_COMPARED, complete, located
 from lth_fast.record import Run, RunInUseError, open_run
 

@@ -6,15 +6,14 @@ import contextlib
 import dataclasses
 import errno
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from lth_fast.experiment.agreement import RunRefusedError, check_network, compared, unlike
 from lth_fast.experiment.environment import describe, differences
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.forms import RULES, recorded_plan
@@ -25,10 +24,6 @@ from lth_fast.experiment.stepping import choose
 from lth_fast.record import Run, create_run
 from lth_fast.train import StepperChoice, own_random_state
 from lth_fast.train.precision import float32_arithmetic
-
-
-class RunRefusedError(ValueError):
-    """Going on with the run here would make something else of it. Nothing was changed."""
 
 
 def new_run(save: str | Path, net: str, dataset: str, branch: str, called: str) -> Run:
@@ -97,63 +92,6 @@ def run_in(
             monitor.close()
 
 
-def compared(experiment: Experiment) -> dict[str, Any]:
-    """What must be the same, beside the settings, in a run that goes on and in a control arm; as in the manifest."""
-    sizes = {name: _size(loader) for name, loader in experiment.loaders._asdict().items() if loader is not None}
-    return {
-        "optimizer": experiment.optimizer.describe(),
-        "examples": sizes,
-        "model": _without_addresses(repr(experiment.model)),
-        "criterion": _criterion_described(experiment.criterion),
-        "batches": len(experiment.loaders.train),
-    }
-
-
-def unlike(experiment: Experiment, manifest: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What of :func:`compared` is another in ``manifest``, by key: how it is there and here."""
-    found = {}
-    for key, here in compared(experiment).items():
-        there = manifest.get(key)
-        if there is None and key in ("criterion", "batches"):  # an earlier version did not record them
-            continue
-        if isinstance(there, str) and isinstance(here, str):
-            there = _without_addresses(there)
-            lines = zip_longest(there.splitlines(), here.splitlines(), fillvalue="nothing")
-            there, here = next(((one.strip(), other.strip()) for one, other in lines if one != other), (there, here))
-        if there != here:
-            found[key] = there, here
-    return found
-
-
-def check_network(state: Mapping[str, Tensor], initial: Mapping[str, Tensor], of: str) -> None:
-    """Refuse a network whose ``state`` has not the names and shapes of the ``initial`` weights ``of`` another run.
-
-    Raises:
-        RunRefusedError: The message names what differs.
-    """
-    here, there = ({name: [*value.shape] for name, value in one.items()} for one in (state, initial))
-    differing = [
-        f"{name} of shape {there.get(name, 'none')} there, {here.get(name, 'none')} here"
-        for name in {**there, **here}
-        if there.get(name) != here.get(name)
-    ]
-    if differing:
-        raise RunRefusedError(f"model: expected the network of {of}, got {'; '.join(differing)}")
-
-
-def _criterion_described(criterion: Callable[..., Any]) -> str:
-    """A loss as far as its type, name and settings tell it."""
-    if isinstance(criterion, nn.Module):
-        # Settings that torch's losses do not print; other attributes may be counters.
-        settings = [f"{name}={getattr(criterion, name, None)}" for name in getattr(criterion, "__constants__", ())]
-        return _without_addresses(" with ".join(filter(None, (repr(criterion), ", ".join(settings)))))
-    return _without_addresses(getattr(criterion, "__qualname__", None) or repr(criterion))
-
-
-def _without_addresses(text: str) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
-
-
 def _continued(run: Run, experiment: Experiment, found: Mapping[str, Any], force: bool) -> dict[str, Any]:
     """The manifest of ``run``, which goes on with ``experiment`` in an environment and with things as ``found``."""
     manifest = run.manifest()
@@ -196,13 +134,6 @@ def _manifest(experiment: Experiment, configuration: Mapping[str, Any], choice: 
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "forms": "masked: " + obstacle if obstacle else experiment.plan,
     }
-
-
-def _size(loader: Any) -> int | None:
-    try:
-        return len(loader.dataset)
-    except (AttributeError, TypeError):
-        return None
 
 
 @contextlib.contextmanager

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from lth_fast.experiment.agreement import check_network, unlike
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.level import stored
-from lth_fast.experiment.session import check_network, unlike
 from lth_fast.record import Run
 
 # In these a control arm and its ticket run may differ.
