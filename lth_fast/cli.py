@@ -18,6 +18,7 @@ import lth_fast
 from lth_fast import data, models
 from lth_fast._C import active_isa
 from lth_fast._names import match_name
+from lth_fast.experiment.branch import source_of
 from lth_fast.experiment.command import Interrupted, recover_command, run_command
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.environment import information
@@ -166,9 +167,10 @@ def _experiment(arguments: list[str]) -> int:
         run = run_command(net, dataset, given, quiet=quiet)
     try:
         code = _report_on(run, quiet=quiet)
-        ticket = run.manifest()["configuration"].get("ticket")
-        if ticket is not None and not quiet:
-            print(f"beside its ticket run: {_report_command(Run(located(ticket, run)), run)}")
+        configuration = run.manifest()["configuration"]
+        if configuration.get("ticket") is not None and not quiet:
+            source = Run(located(configuration["ticket"], run))
+            print(f"beside its {source_of(configuration['branch'])} run: {_report_command(source, run)}")
         return code
     except KeyboardInterrupt as interrupt:
         raise Interrupted(run, interrupt) from interrupt

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_fast.experiment.agreement import RunRefusedError
+from lth_fast.experiment.branch import source_of
 from lth_fast.experiment.build import build_experiment, training_device
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.presets import shown_to_fail
@@ -59,7 +60,7 @@ def run_command(net: str, dataset: str, given: Mapping[str, Any], *, quiet: bool
     if warning and not quiet:
         print(f"WARNING  {warning}", file=sys.stderr)
     if config.branch != "ticket":
-        config = _after_its_ticket(config, quiet)
+        config = _after_its_source(config, quiet)
     return _run(config, None, quiet=quiet, force=False)
 
 
@@ -97,21 +98,22 @@ def recover_command(
     return _run(config, run, quiet=quiet, force=force)
 
 
-def _after_its_ticket(config: Config, quiet: bool) -> Config:
-    """``config`` of a control arm with the ticket run it is compared with, which is run first where there is none."""
-    ticket = find_ticket(config)
-    if ticket is None:
+def _after_its_source(config: Config, quiet: bool) -> Config:
+    """``config`` of a control arm with the run it is compared with, which is run first where there is none."""
+    source, run = source_of(config.branch), find_source(config)
+    if run is None:
         if not quiet:
-            print(f"no finished ticket run of these settings in {config.save}: running it first", file=sys.stderr)
-        ticket = _run(dataclasses.replace(config, branch="ticket"), None, quiet=quiet, force=False)
+            print(f"no finished {source} run of these settings in {config.save}: running it first", file=sys.stderr)
+        first = dataclasses.replace(config, branch=source)
+        run = _run(first if source == "ticket" else _after_its_source(first, quiet), None, quiet=quiet, force=False)
     elif not quiet:
-        print(f"masks of the ticket run {ticket.path}", file=sys.stderr)
-    seed = ticket.manifest()["configuration"]["seed"]
-    return dataclasses.replace(config, seed=seed, ticket=str(ticket.path))
+        print(f"masks of the {source} run {run.path}", file=sys.stderr)
+    seed = run.manifest()["configuration"]["seed"]
+    return dataclasses.replace(config, seed=seed, ticket=str(run.path))
 
 
-def find_ticket(config: Config) -> Run | None:
-    """The newest finished ticket run in the save folder whose settings are those of the control arm ``config``.
+def find_source(config: Config) -> Run | None:
+    """The newest finished run in the save folder that the control arm ``config`` of the same settings is compared with.
 
     A seed that was not given may be any. Where and on how many threads it ran does not matter; it has at least as many
     replicates.
@@ -126,7 +128,7 @@ def find_ticket(config: Config) -> Run | None:
         same = {name: getattr(config, name) for name in NOT_COMPARED}
         if config.sources.get("seed") != "given":
             same["seed"] = config.seed
-        fits = other.branch == "ticket" and dataclasses.replace(other, **same) == config
+        fits = other.branch == source_of(config.branch) and dataclasses.replace(other, **same) == config
         if fits and complete(run, config.replicates, config.rounds):
             return run
     return None

@@ -26,7 +26,7 @@ class Config:
     """A run's settings. Names and meanings are those of the flags (:data:`lth_fast.experiment.flags.FLAGS`).
 
     Made by :meth:`resolve`, which checks every value; ``rewind`` is an iteration then, ``seed`` is a number. ``ticket``
-    is no flag: the folder of the ticket run that a control arm takes its masks from.
+    is no flag: the folder of the run that a control arm takes its masks from.
     """
 
     net: str
@@ -141,7 +141,7 @@ class Config:
             raise ValueError(f"--fc_rate: expected with --distribution uniform, got it with {self.distribution!r}")
         if self.count != "nearest" and (self.scope != "global" or self.fc_rate is not None):
             raise ValueError(f"--count: expected nearest without --scope global or with --fc_rate, got {self.count!r}")
-        if self.retrain != "weights" and self.branch != "ticket":
+        if self.retrain != "weights" and self.branch not in ("ticket", "reorder"):
             raise ValueError(f"--retrain: expected weights with --branch {self.branch}, got {self.retrain!r}")
         if self.keep and self.keep[-1] > self.iter:
             raise ValueError(f"--keep: expected iterations up to --iter {self.iter}, got {self.keep[-1]}")

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lth_fast.record import Run
+from lth_fast.experiment.branch import reorders
+from lth_fast.record import Replicate, Run
 from lth_fast.train import Batches, EagerStepper, LoaderBatches, OptimizerRecipe, ResidentBatches, Seeds
 from lth_fast.train.stepper import Schedule
 
@@ -55,7 +56,8 @@ class Experiment:
         keep_optimizer: Whether a level goes on with the optimizer's state at the end of the previous one.
         prune_bias: Whether biases count among what is pruned.
         branch: ``ticket``, or a control arm (:mod:`lth_fast.experiment.branch`), which needs the next two.
-        ticket: The finished ticket run; replicate r takes its masks from replicate r there.
+        ticket: The finished run that a control arm takes its masks from, a ticket search unless ``branch`` names
+            another arm; replicate r takes those of replicate r there.
         plan: Which form the layers get where the run's manifest does not say it: a rule of
             :mod:`lth_fast.experiment.forms`.
         redraw: New initial weights, a state dict, from a seed; needed for several replicates and by ``reinit``.
@@ -112,15 +114,25 @@ class Experiment:
         last = schedule(self.iterations - 1)
         return lambda iteration: last
 
+    @property
+    def copied_replicate(self) -> Replicate | None:
+        """The replicate that this one is a second copy of; ``None`` where the branch is none."""
+        return self.ticket.replicate(self.replicate) if self.ticket is not None and reorders(self.branch) else None
+
+    @property
+    def training_seeds(self) -> Seeds:
+        """What the order of the data, dropout and augmentation are drawn from."""
+        return Seeds(self.seeds.stream("reorder")) if reorders(self.branch) else self.seeds
+
     def batches(self, level: int) -> Batches:
         """The training batches of ``level``, in the order its seed gives."""
-        train = self.loaders.train
+        train, seeds = self.loaders.train, self.training_seeds
 
         def order(epoch: int) -> int:
-            return self.seeds.stream("order", self.replicate, level, epoch)
+            return seeds.stream("order", self.replicate, level, epoch)
 
         def noise(epoch: int) -> int:
-            return self.seeds.stream("noise", self.replicate, level, epoch + 1)
+            return seeds.stream("noise", self.replicate, level, epoch + 1)
 
         if hasattr(train, "order") and hasattr(train, "batch"):
             return ResidentBatches(train, order, noise)

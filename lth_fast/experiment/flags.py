@@ -270,7 +270,8 @@ FLAGS: tuple[Flag, ...] = (
         "branch",
         "ticket; or a control for the newest finished ticket run of the same settings in --save, which is run first "
         "where there is none: reinit (its masks, new weights), random_mask (its densities layer by layer, random "
-        "places, its weights)",
+        "places, its weights), reorder (its masks and weights, another order of the data; the error barrier and the "
+        "distance between the ends of both); reorder:reinit and reorder:random_mask do so with these controls",
         branch,
     ),
     Flag("random", "the paper's control, the same as --branch reinit", stands_for=("branch", "reinit")),

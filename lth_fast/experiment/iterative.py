@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from lth_fast.experiment.branch import source_of
 from lth_fast.experiment.build import training_device
 from lth_fast.experiment.config import rewind_iteration
 from lth_fast.experiment.experiment import Experiment, Loaders
@@ -145,9 +146,11 @@ def iterative_pruning(
         init_seed: Seed of the weights that ``initialize`` draws; recorded for your own use where it draws none.
         order_seed: Seed of the data order alone.
         branch: ``ticket``: the search. Or a control for a finished one: ``reinit`` (its masks, new weights at every
-            level, trained from the first step on) or ``random_mask`` (its densities layer by layer, random places, its
-            weights). ``prune_net`` is not called then.
-        ticket: The finished search that a control is compared with, its result or its folder. The other arguments must
+            level, trained from the first step on), ``random_mask`` (its densities layer by layer, random places, its
+            weights) or ``reorder`` (its masks and weights, another order of the data: the summaries of its levels hold
+            what :func:`lth_fast.experiment.line.line_between` measures between the ends of both). ``reorder:reinit``
+            and ``reorder:random_mask`` do so with a finished control. ``prune_net`` is not called then.
+        ticket: The finished run that a control is compared with, its result or its folder. The other arguments must
             be the ones it had, the model's weights too; ``keep``, ``plan``, ``gpu``, ``threads`` and
             ``checkpoint_seconds`` may differ. Replicate r takes the masks of replicate r there; there may be fewer.
         save: Folder that gets the run's folder.
@@ -199,9 +202,10 @@ def iterative_pruning(
     ticket_run = None if ticket is None else _opened(ticket)
     options["ticket"] = None if ticket_run is None else str(ticket_run.path)
     if control != (ticket is not None) and not (control and recover is not None):
-        expected = "the result or the folder of a finished ticket run" if control else "None"
+        source = source_of(options["branch"])
+        expected = f"the result or the folder of a finished {source} run" if control else "None"
         raise ValueError(f"ticket: expected {expected} with branch={options['branch']!r}, got {options['ticket']}")
-    if control and options["retrain"] != "weights":
+    if options["branch"] not in ("ticket", "reorder") and options["retrain"] != "weights":
         raise ValueError(f"retrain: expected 'weights' with branch={options['branch']!r}, got {options['retrain']!r}")
     options["rewind"] = rewind_iteration(options["rewind"], options["iter"], "rewind")
     if not isinstance(model, nn.Module):
@@ -307,8 +311,10 @@ def _recovered(run: Run, options: dict[str, Any]) -> dict[str, Any]:
 def _seed_of_ticket(run: Run, options: dict[str, Any]) -> int:
     """The seed of the ticket run, whose settings those of the control arm must be."""
     recorded = _recorded(run, "ticket", "its controls are too: --branch")
-    if recorded["branch"] != "ticket":
-        raise ValueError(f"ticket: {run.path}: expected a ticket run, got a control arm, {recorded['branch']}")
+    source = source_of(options["branch"])
+    if recorded["branch"] != source:
+        got = "a ticket run" if recorded["branch"] == "ticket" else f"a control arm, {recorded['branch']}"
+        raise ValueError(f"ticket: {run.path}: expected a {source} run, got {got}")
     wrong = [
         f"{_ARGUMENTS.get(name, name)} is {recorded.get(name)} there, {value} was given"
         for name, value in options.items()

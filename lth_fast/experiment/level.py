@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.forms import take_forms
+from lth_fast.experiment.line import line_between
 from lth_fast.experiment.progress import Monitor
 from lth_fast.experiment.stepping import replicate_stepper, stepper_of, trainee
 from lth_fast.nn import dense_state, load_dense_state
@@ -53,11 +54,14 @@ def train_level(experiment: Experiment, record: Replicate, level: Level, monitor
 
     Level 0 starts from the initial weights and trains steps 1 to T. Every other level starts from the weights after
     step k of level 0, masked, with a fresh optimizer, and trains steps k + 1 to T of its own order; with new weights
-    (branch ``reinit``) it trains all of them, and where weights are not rewound it starts from the previous level's.
+    (branch ``reinit``) it trains all of them, and where weights are not rewound it starts from the previous level's. A
+    second copy (branch ``reorder``) starts where the same level of the first one did; its level 0 from step k on, whose
+    weights are all that the first one kept of its way.
     """
     training = _Training(experiment, record, level, monitor)
     if training.checkpoint is None and experiment.keep_optimizer and level.number > 0:
-        previous = record.level(level.number - 1)
+        source = experiment.copied_replicate or record
+        previous = source.level(level.number - 1)
         load_dense_optimizer_state(training.optimizer, training.model, stored(previous.optimizer(), previous))
     kind = GraphStepper if experiment.stepper == GraphStepper.name else EagerStepper
     stepper = stepper_of(
@@ -130,6 +134,12 @@ def _train(trainings: Sequence[_Training], stepper: Stepper, measure: Callable[[
 
 def _start(experiment: Experiment, record: Replicate, level: Level) -> tuple[dict[str, Tensor], int]:
     """The weights that ``level`` starts from, which it stores, and the iteration they stand for."""
+    if experiment.copied_replicate is not None:
+        copied = experiment.copied_replicate.level(level.number)
+        weights = stored(copied.weights("rewind"), copied)
+        level.link_weights("rewind", copied)
+        summary = stored(copied.summary(), copied)
+        return weights, experiment.rewind if level.number == 0 else summary["first_iteration"] - 1
     if level.number == 0:
         if experiment.rewind == 0:
             level.link_weights("rewind", record.initial_file)
@@ -180,7 +190,7 @@ class _Training:
         total = sum(mask.numel() for mask in masks.values())
         self.density = sum(int(mask.sum()) for mask in masks.values()) / total if total else 1.0
         self.first = first
-        self.noise_seed = experiment.seeds.stream("noise", experiment.replicate, level.number)
+        self.noise_seed = experiment.training_seeds.stream("noise", experiment.replicate, level.number)
 
         self.together = together
         self.checkpoint = None if together else level.checkpoint()
@@ -349,8 +359,17 @@ class _Training:
                 "test_accuracy": self.last_test.accuracy,
                 "seconds": self._seconds(),
                 "train_seconds": self.train_seconds,
+                **self._line(),
             }
         )
+
+    def _line(self) -> dict[str, Any]:
+        """What a second copy is for: the line from the first one's end to this one's."""
+        if self.experiment.copied_replicate is None:
+            return {}
+        copied = self.experiment.copied_replicate.level(self.level.number)
+        ends = (stored(level.weights("end"), level) for level in (copied, self.level))
+        return line_between(self.experiment, self.level.number, *ends)
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

@@ -92,9 +92,9 @@ def _masks_of(experiment: Experiment, record: Replicate, number: int, prune: Pru
     if number == 0:
         return whole_masks(experiment.model, experiment.prune_bias)
     if experiment.ticket is not None:
-        ticket = experiment.ticket.replicate(experiment.replicate).level(number)
+        source = experiment.ticket.replicate(experiment.replicate).level(number)
         generator = experiment.seeds.generator("mask", experiment.replicate, number)
-        return branch_masks(experiment.branch, stored(ticket.masks(), ticket), generator)
+        return branch_masks(experiment.branch, stored(source.masks(), source), generator)
     previous = record.level(number - 1)
     masks = stored(previous.masks(), previous)
     state = stored(previous.weights("end"), previous)

@@ -34,7 +34,7 @@ def new_run(save: str | Path, net: str, dataset: str, branch: str, called: str) 
         OSError: No space is left.
     """
     # Of module:function, and of whatever a loader is called.
-    net, dataset = (re.sub("[:/]", "-", name) for name in (net, dataset))
+    net, dataset, branch = (re.sub("[:/]", "-", name) for name in (net, dataset, branch))
     try:
         return create_run(save, net, dataset, "" if branch == "ticket" else branch)
     except OSError as error:

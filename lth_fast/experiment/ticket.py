@@ -1,4 +1,4 @@
-"""The ticket run that a control arm takes its masks from: where it lies, whether it is finished, whether it fits."""
+"""The run that a control arm takes its masks from: where it lies, whether it is finished, whether it fits."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from pathlib import Path
 from torch import Tensor
 
 from lth_fast.experiment.agreement import check_network, unlike
+from lth_fast.experiment.branch import reorders
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.level import stored
 from lth_fast.record import Run
+from lth_fast.record.run import WeightKind
 
-# In these a control arm and its ticket run may differ.
+# In these a control arm and the run it is compared with may differ.
 NOT_COMPARED = (
     *("branch", "data", "save", "checkpoint_seconds", "gpu", "threads", "ticket", "keep", "plan", "replicates"),
 )
+# What a second copy needs of every level of the first.
+COPIED: tuple[WeightKind, ...] = ("rewind", "end")
 
 
 def complete(run: Run, replicates: int, rounds: int) -> bool:
@@ -23,7 +27,7 @@ def complete(run: Run, replicates: int, rounds: int) -> bool:
 
 
 def located(path: str, control: Run | None) -> Path:
-    """The folder of the ticket run at ``path``, or beside its ``control`` arm where the folder of both has moved."""
+    """The folder of the run at ``path``, or beside its ``control`` arm where the folder of both has moved."""
     beside = Path(path) if control is None else control.path.parent / Path(path).name
     return Path(path) if Path(path).is_dir() or not beside.is_dir() else beside
 
@@ -48,8 +52,11 @@ def check_fit(experiment: Experiment) -> None:
             initial = replicate.initial()
             if initial is None:
                 raise FileNotFoundError(f"{replicate.initial_file} is missing; recovering the run writes it again")
-            for level in range(1, experiment.rounds + 1):
-                stored(replicate.level(level).masks(), replicate.level(level))
+            for level in range(experiment.rounds + 1):
+                record = replicate.level(level)
+                stored(record.masks(), record)
+                for kind in COPIED if reorders(experiment.branch) else ():
+                    stored(record.weights_file(kind).exists() or None, record)
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(f"ticket: {error}") from error
         state = experiment.of_replicate(number).model.state_dict()

@@ -9,7 +9,17 @@ from typing import Any
 
 from lth_fast.record import Run
 from lth_fast.record.atomic import replace_file
-from lth_fast.report.drawing import blank, count_iterations, draw, draw_reference, png, say_if_empty, set_density_axis
+from lth_fast.report.drawing import (
+    blank,
+    count_iterations,
+    draw,
+    draw_reference,
+    name_barrier_axis,
+    name_distance_axis,
+    png,
+    say_if_empty,
+    set_density_axis,
+)
 from lth_fast.report.levels import LevelResults, RunResults, Spread, collect
 from lth_fast.report.table import aligned, cell
 
@@ -31,9 +41,14 @@ _NO_DIFFERENCE = {
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
+# Of second copies.
+_QUANTITIES = ("error_barrier", "distance")
+
 
 def comparison(runs: Sequence[Run]) -> str:
-    """Two blocks of aligned lines, one line per level: test accuracy and early-stop iteration, a column per run.
+    """Blocks of aligned lines, one line per level: test accuracy and early-stop iteration, a column per run.
+
+    Where one of them is a second copy (``--branch reorder``), also the error barrier and the distance.
 
     A column is named by the settings in which its run differs from the others. The accuracy is that at early stop where
     every run has it, otherwise that after the last iteration. Cells are as in :func:`~lth_fast.report.table`.
@@ -49,6 +64,9 @@ def comparison(runs: Sequence[Run]) -> str:
     blocks = [f"{title} (test)", *_block(labels, results, quantity, 2)]
     if any(level.early_stop_iteration.n for one in results for level in one.levels):
         blocks += ["", "early-stop iteration", *_block(labels, results, "early_stop_iteration", 0)]
+    if any(one.is_copy for one in results):
+        blocks += ["", "error barrier %", *_block(labels, results, "error_barrier", 2)]
+        blocks += ["", "distance", *_block(labels, results, "distance", 1)]
     return "\n".join(blocks)
 
 
@@ -56,7 +74,8 @@ def comparison_figure(runs: Sequence[Run], file: str | Path | None = None) -> Pa
     """Draw the runs into one figure, replacing ``file`` atomically, and return its path.
 
     Left: test accuracy. Right: the early-stop iteration. Both against density, one line per run with a band of ± one
-    sample standard deviation over its replicates; dashed, the unpruned network of the first run.
+    sample standard deviation over its replicates; dashed, the unpruned network of the first run. Of second copies alone
+    (``--branch reorder``), left: the error barrier. Right: the distance.
 
     Args:
         runs: As of :func:`comparison`.
@@ -68,24 +87,29 @@ def comparison_figure(runs: Sequence[Run], file: str | Path | None = None) -> Pa
     """
     labels, results = labels_of(runs), [collect(run) for run in runs]
     quantity, title = _accuracy(results)
-    drawing, accuracy, iteration = blank(_title(runs), "")
-    for axes, name in ((accuracy, quantity), (iteration, "early_stop_iteration")):
+    copies = all(one.is_copy for one in results)
+    drawing, left, right = blank(_title(runs), "")
+    for axes, name in zip((left, right), _QUANTITIES if copies else (quantity, "early_stop_iteration"), strict=True):
         for number, (label, one) in enumerate(zip(labels, results, strict=True)):
             style = _COLORS[number % len(_COLORS)], _MARKERS[number % len(_MARKERS)]
             spreads = [getattr(level, name) for level in one.levels]
             draw(axes, one.levels, spreads, *style, label.replace("$", r"\$"))
         first = results[0].levels[0]
-        dense = getattr(first, name).mean if first.level == 0 else None
+        dense = getattr(first, name).mean if first.level == 0 and not copies else None
         if dense is not None:
             draw_reference(axes, dense, "unpruned")
-    accuracy.set_title(f"Test {title}")
-    accuracy.set_ylabel("test accuracy (%)")
-    count_iterations(iteration)
+    if copies:
+        name_barrier_axis(left)
+        name_distance_axis(right)
+    else:
+        left.set_title(f"Test {title}")
+        left.set_ylabel("test accuracy (%)")
+        count_iterations(right)
     densities = [[level.density.mean for level in one.levels if level.density.mean] for one in results]
-    for axes in (accuracy, iteration):
+    for axes in (left, right):
         set_density_axis(axes, min(densities, key=lambda own: min(own, default=math.inf)))
         say_if_empty(axes)
-    lines, named = accuracy.get_legend_handles_labels()
+    lines, named = left.get_legend_handles_labels()
     columns = max(1, min(len(named), 130 // (max(map(len, named), default=0) + 8)))
     drawing.legend(lines, named, frameon=False, fontsize=9, ncols=columns, loc="outside lower center")
     path = runs[0].path.parent / "comparison.png" if file is None else Path(file)

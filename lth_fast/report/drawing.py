@@ -63,6 +63,22 @@ def count_iterations(axes: Any) -> None:
     axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
+def name_barrier_axis(axes: Any) -> None:
+    """Make the vertical axis one of error barriers, from 0, with the height below which 1912.05671 speaks of none."""
+    if axes.lines:
+        draw_reference(axes, 2, "stable below 2 %")
+    axes.set_title("Error barrier between two orders of the data")
+    axes.set_ylabel("error barrier (% of the test set)")
+    axes.set_ylim(bottom=0)
+
+
+def name_distance_axis(axes: Any) -> None:
+    """Make the vertical axis one of distances, from 0."""
+    axes.set_title("Distance between two orders of the data")
+    axes.set_ylabel("Euclidean distance")
+    axes.set_ylim(bottom=0)
+
+
 def set_density_axis(axes: Any, densities: Sequence[float]) -> None:
     """Logarithmic, falling to the right, labelled with the densities of evenly spaced levels."""
     axes.set_xscale("log")

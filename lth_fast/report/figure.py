@@ -13,6 +13,8 @@ from lth_fast.report.drawing import (
     count_iterations,
     draw,
     draw_reference,
+    name_barrier_axis,
+    name_distance_axis,
     png,
     say_if_empty,
     set_density_axis,
@@ -30,15 +32,23 @@ def figure(run: Run) -> Path:
     density, which falls to the right on a logarithmic axis; the mean over replicates with a band of ± one sample
     standard deviation; dashed, the unpruned network.
 
+    Of a second copy (``--branch reorder``), left: the error barrier between both; right: the distance between them.
+
     Raises:
         ImportError: matplotlib is missing.
         ValueError: No level is complete.
     """
     results = collect(run)
-    drawing, accuracy, iteration = blank(f"{_title(run)}   ({_replicates(results)})", run.path.name)
-    _draw_accuracy(accuracy, results.levels)
-    _draw_iteration(iteration, results.levels)
-    for axes in (accuracy, iteration):
+    drawing, left, right = blank(f"{_title(run)}   ({_replicates(results)})", run.path.name)
+    if results.is_copy:
+        draw(left, results.levels, [level.error_barrier for level in results.levels], _EARLY_STOP, "o", "error barrier")
+        name_barrier_axis(left)
+        draw(right, results.levels, [level.distance for level in results.levels], _FINAL, "s", "distance")
+        name_distance_axis(right)
+    else:
+        _draw_accuracy(left, results.levels)
+        _draw_iteration(right, results.levels)
+    for axes in (left, right):
         set_density_axis(axes, [level.density.mean for level in results.levels if level.density.mean])
         add_legend(axes)
         say_if_empty(axes)

@@ -48,6 +48,9 @@ class LevelResults:
         final_accuracy: After the last iteration.
         seconds: Duration of the level.
         iterations_per_second: While training, evaluation aside.
+        error_barrier: Of a second copy (``--branch reorder``): the highest test error on the line between both, over
+            the mean of its ends.
+        distance: Of a second copy: Euclidean, between the parameters of both.
     """
 
     level: int
@@ -58,6 +61,8 @@ class LevelResults:
     final_accuracy: Spread
     seconds: Spread
     iterations_per_second: Spread
+    error_barrier: Spread
+    distance: Spread
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,11 @@ class RunResults:
     replicates: int
     complete: int
     expected: int
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the levels were compared with those of a first copy."""
+        return any(level.distance.n for level in self.levels)
 
 
 def collect(run: Run) -> RunResults:
@@ -118,6 +128,8 @@ def _level_results(level: int, summaries: list[dict[str, Any]]) -> LevelResults:
         final_accuracy=spread("test_accuracy", 100),
         seconds=spread("seconds"),
         iterations_per_second=Spread.of(map(_iterations_per_second, summaries)),
+        error_barrier=spread("error_barrier", 100),
+        distance=spread("distance"),
     )
 
 

@@ -18,7 +18,7 @@ def table(run: Run) -> str:
         ValueError: No level is complete.
     """
     results = collect(run)
-    rows = [_header(results), *(_cells(level, results.replicates > 1) for level in results.levels)]
+    rows = [_header(results), *(_cells(level, results) for level in results.levels)]
     return "\n".join([_caption(run, results), *aligned(rows)])
 
 
@@ -54,19 +54,22 @@ def _header(results: RunResults) -> list[str]:
         "early-stop iteration",
         "accuracy % at early stop",
         "final accuracy %",
+        *(["error barrier %", "distance"] if results.is_copy else []),
         "seconds",
         "iterations/s",
     ]
 
 
-def _cells(level: LevelResults, several: bool) -> list[str]:
+def _cells(level: LevelResults, results: RunResults) -> list[str]:
+    compared = [cell(level.error_barrier, 2, level.replicates), cell(level.distance, 1, level.replicates)]
     return [
         str(level.level),
-        *([str(level.replicates)] if several else []),
+        *([str(level.replicates)] if results.replicates > 1 else []),
         "-" if level.density.mean is None else f"{level.density.mean:.2f}",  # set by the level, not by chance
         cell(level.early_stop_iteration, 0, level.replicates),
         cell(level.early_stop_accuracy, 2, level.replicates),
         cell(level.final_accuracy, 2, level.replicates),
+        *(compared if results.is_copy else []),
         cell(level.seconds, 1, level.replicates),
         cell(level.iterations_per_second, 0, level.replicates),
     ]

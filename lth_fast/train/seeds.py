@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-Purpose = Literal["split", "init", "order", "mask", "noise"]
+Purpose = Literal["split", "init", "order", "reorder", "mask", "noise"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,11 @@ class Seeds:
         """The seed of one stream, 0 to 2^63 - 1.
 
         Streams: ``split`` (training and validation set), ``init`` (weights), ``order`` (training data; one ``part`` per
-        epoch), ``mask`` (random pruning), ``noise`` (everything drawn inside a step: dropout, augmentation). They are
-        independent of each other; none depends on how much another one has drawn.
+        epoch), ``reorder`` (the seed of a second copy's order and noise), ``mask`` (random pruning), ``noise``
+        (everything drawn inside a step: dropout, augmentation). They are independent of each other; none depends on how
+        much another one has drawn.
         """
-        override = {"init": self.init_seed, "order": self.order_seed}.get(purpose)
+        override = {"init": self.init_seed, "order": self.order_seed, "reorder": self.order_seed}.get(purpose)
         seed = self.seed if override is None else override
         text = f"{seed}/{purpose}/{replicate}/{level}/{part}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()

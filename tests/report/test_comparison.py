@@ -52,6 +52,22 @@ def test_a_line_per_level_has_the_quantity_of_every_run(make_arm: Any, summary: 
     ]
 
 
+def test_beside_a_second_copy_there_are_blocks_of_barriers_and_distances(make_arm: Any, summary: MakeSummary) -> None:
+    ticket = make_arm([summary(0), summary(1)], branch="ticket")
+    copy = make_arm([summary(level, error_barrier=level / 100, distance=9.0) for level in range(2)], branch="reorder")
+    assert cells(comparison([ticket, copy]))[-9:] == [
+        ["error barrier %"],
+        ["level", "density %", "ticket", "reorder"],
+        ["0", "100.00", "-", "0.00"],
+        ["1", "80.00", "-", "1.00"],
+        [],
+        ["distance"],
+        ["level", "density %", "ticket", "reorder"],
+        ["0", "100.00", "-", "9.0"],
+        ["1", "80.00", "-", "9.0"],
+    ]
+
+
 def test_columns_are_aligned(make_arm: Any, summary: MakeSummary) -> None:
     runs = [make_arm([summary(0), summary(1)], branch=branch) for branch in ("ticket", "random_mask")]
     accuracy, iteration = comparison(runs).split("\n\n")
@@ -160,6 +176,24 @@ def test_the_figure_has_a_line_per_run_and_the_unpruned_network_of_the_first(
     assert [text.get_text() for text in legend.get_texts()] == ["ticket", "reinit", "unpruned"]
     assert drawn[0].get_suptitle() == "lenet on mnist"
     assert comparison_figure([ticket, control], tmp_path / "mine.png").read_bytes() == file.read_bytes()
+
+
+def test_the_figure_of_second_copies_alone_has_barriers_and_distances(
+    make_arm: Any, summary: MakeSummary, drawn: list[Any]
+) -> None:
+    copies = [
+        make_arm([summary(level, error_barrier=height, distance=3 + level) for level in range(2)], branch=branch)
+        for branch, height in (("reorder", 0.01), ("reorder:random_mask", 0.4))
+    ]
+    comparison_figure(copies)
+    barrier, distance = drawn[0].axes
+    assert [list(line.get_ydata()) for line in barrier.lines] == [[1, 1], [40, 40], [2, 2]]
+    assert [list(line.get_ydata()) for line in distance.lines] == [[3, 4], [3, 4]]
+    (legend,) = drawn[0].legends
+    labels = ["reorder", "reorder:random_mask", "stable below 2 %"]
+    assert [text.get_text() for text in legend.get_texts()] == labels
+    comparison_figure([copies[0], make_arm([summary(0)], branch="ticket")])
+    assert drawn[1].axes[0].get_ylabel() == "test accuracy (%)"
 
 
 def test_the_density_axis_shows_the_sparsest_run(make_arm: Any, summary: MakeSummary, drawn: list[Any]) -> None:

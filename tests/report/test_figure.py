@@ -84,6 +84,25 @@ def test_the_lines_are_the_means_and_the_bands_one_sd_wide(
     assert (band.y0, band.y1) == pytest.approx((97 - 2**0.5, 97 + 2**0.5))
 
 
+def test_of_a_second_copy_barrier_and_distance_are_drawn(
+    make_run: MakeRun, summary: MakeSummary, drawn: list[Any]
+) -> None:
+    figure(make_run([summary(0, error_barrier=0.3, distance=20.0), summary(1, error_barrier=0.01, distance=7.0)]))
+    barrier, distance = drawn[0].axes
+    assert [list(line.get_ydata()) for line in barrier.lines] == [[30, 1], [2, 2]]
+    assert [list(line.get_ydata()) for line in distance.lines] == [[20, 7]]
+    assert [axes.get_ylabel() for axes in drawn[0].axes] == ["error barrier (% of the test set)", "Euclidean distance"]
+
+
+def test_without_data_a_second_copy_has_distances_alone(
+    make_run: MakeRun, summary: MakeSummary, drawn: list[Any]
+) -> None:
+    figure(make_run([summary(0, distance=20.0)]))
+    barrier, distance = drawn[0].axes
+    assert [text.get_text() for text in barrier.texts] == ["not measured"]
+    assert [list(line.get_ydata()) for line in distance.lines] == [[20]]
+
+
 def test_the_band_of_a_single_replicate_has_no_width(make_run: MakeRun, summary: MakeSummary, drawn: list[Any]) -> None:
     figure(make_run([summary(0), summary(1)]))
     accuracy, _ = drawn[0].axes

@@ -37,6 +37,14 @@ def test_several_replicates_are_mean_sample_sd_and_n(make_run: MakeRun, summary:
     assert "98.00 ± 1.00" in level0
 
 
+def test_a_second_copy_has_columns_for_barrier_and_distance(make_run: MakeRun, summary: MakeSummary) -> None:
+    run = make_run([summary(0, error_barrier=0.0512, distance=20.71), summary(1, error_barrier=None, distance=7.0)])
+    _, header, level0, level1 = table(run).splitlines()
+    assert "final accuracy %  error barrier %  distance  seconds" in header
+    assert level0.split()[4:7] == ["97.50", "5.12", "20.7"]
+    assert level1.split()[4:7] == ["97.50", "-", "7.0"]
+
+
 def test_the_columns_are_aligned(make_run: MakeRun, summary: MakeSummary) -> None:
     run = make_run(
         [summary(level, seconds=10.0**level) for level in range(12)],

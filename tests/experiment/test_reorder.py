@@ -1,0 +1,353 @@
+"""A second copy of a finished run, trained in another order of the data, and the line between the two."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import lth_fast
+from lth_fast import iterative_pruning, load_run
+from lth_fast.cli import main
+from lth_fast.experiment.branch import BRANCHES, reorders, source_of
+from lth_fast.experiment.experiment import Experiment, Loaders
+from lth_fast.experiment.line import POINTS, line_between
+from lth_fast.models import initialise
+from lth_fast.prune import prune_all
+from lth_fast.record import open_run
+from lth_fast.train import evaluate
+
+BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "2", "--rewind", "2", "--prune_rate", "0.5", "--quiet")
+
+
+def same(one, other):
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def network(seed=0):
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 10)
+    )
+    initialise(model, generator=torch.Generator().manual_seed(seed))
+    return model
+
+
+@pytest.fixture
+def search(tmp_path):
+    """``search()`` is a ticket search of two replicates; ``search(branch="reorder", ticket=...)`` its second copy."""
+    data = lth_fast.data.load("digits")
+
+    def run(**changes):
+        options = {
+            "model": network(),
+            "data": data,
+            "iterations": 6,
+            "rounds": 1,
+            "prune_net": partial(prune_all, rate=0.4),
+            "replicates": 2,
+            "initialize": initialise,
+            "optim": "adam",
+            "criterion": nn.CrossEntropyLoss(),
+            "step": 3,
+            "rewind": 2,
+            "seed": 1,
+            "save": tmp_path / "runs",
+            "quiet": True,
+        }
+        return iterative_pruning(**{**options, **changes})
+
+    return run
+
+
+def levels(*results):
+    """The records of every level of every replicate, side by side."""
+    runs = [load_run(result.path).run for result in results]
+    for number in (0, 1):
+        for level in range(2):
+            yield tuple(run.replicate(number).level(level) for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("branch", "source"),
+    [("reinit", "ticket"), ("random_mask", "ticket"), ("reorder", "ticket"), ("reorder:reinit", "reinit")],
+)
+def test_a_branch_names_the_arm_that_it_is_compared_with(branch, source):
+    assert branch in BRANCHES
+    assert source_of(branch) == source
+    assert reorders(branch) == branch.startswith("reorder")
+
+
+@pytest.mark.parametrize("arm", ["ticket", "reinit", "random_mask"])
+def test_a_second_copy_has_the_masks_and_the_start_of_the_first_and_another_order(arm, search):
+    first = search()
+    if arm != "ticket":
+        first = search(branch=arm, ticket=first)
+    second = search(branch="reorder" if arm == "ticket" else f"reorder:{arm}", ticket=first)
+    for own, theirs in levels(second, first):
+        assert same(own.masks(), theirs.masks())
+        assert same(own.weights("rewind"), theirs.weights("rewind"))
+        ends = own.weights("end"), theirs.weights("end")
+        assert not torch.equal(ends[0]["1.weight"], ends[1]["1.weight"])
+        # Of the way to the rewind point nothing but its end is left.
+        first_iteration = 3 if own.number == 0 else theirs.summary()["first_iteration"]
+        assert own.summary()["first_iteration"] == first_iteration
+        assert own.log.read()["iteration"][0] == first_iteration
+        assert list(own.log.read()["iteration"]) == list(range(first_iteration, 7))
+
+
+ARMS_AND_SETTINGS = [
+    *((arm, {"keep_optimizer": kept}) for arm in ("ticket", "reinit", "random_mask") for kept in (False, True)),
+    *(("ticket", {"retrain": retrain}) for retrain in ("learn_rate", "finetune")),
+]
+
+
+@pytest.mark.parametrize(("arm", "settings"), ARMS_AND_SETTINGS)
+def test_in_the_same_order_a_second_copy_is_the_first_one_bit_for_bit(arm, settings, search, monkeypatch):
+    settings = {**settings, "rewind": 0}
+    first = search(**settings)
+    if arm != "ticket":
+        first = search(branch=arm, ticket=first, **settings)
+    monkeypatch.setattr(Experiment, "training_seeds", property(lambda self: self.seeds))
+    second = search(branch="reorder" if arm == "ticket" else f"reorder:{arm}", ticket=first, **settings)
+    for own, theirs in levels(second, first):
+        assert own.log.path.read_bytes() == theirs.log.path.read_bytes()
+        assert same(own.weights("end"), theirs.weights("end"))
+        assert own.summary()["distance"] == own.summary()["error_barrier"] == 0
+
+
+def test_the_order_and_the_noise_of_a_second_copy_follow_from_the_seeds(search):
+    first = search()
+    copies = [search(branch="reorder", ticket=first) for _ in range(2)]
+    for one, other in levels(*copies):
+        assert same(one.weights("end"), other.weights("end"))
+    ordered = search(order_seed=5)
+    other = search(branch="reorder", ticket=ordered, order_seed=5)
+    orders = [
+        load_run(result.path).run.replicate(0).level(1).log.read()["train_loss"][0]
+        for result in (first, copies[0], ordered, other)
+    ]
+    assert len(set(orders)) == 4
+
+
+def test_a_summary_tells_the_line_between_the_ends_of_both(search):
+    first = search()
+    second = search(branch="reorder", ticket=first)
+    for own, theirs in levels(second, first):
+        summary, accuracies = own.summary(), own.summary()["line_accuracy"]
+        assert len(accuracies) == len(summary["line_loss"]) == POINTS == 30
+        assert summary["error_barrier"] == pytest.approx((accuracies[0] + accuracies[-1]) / 2 - min(accuracies))
+        losses = summary["line_loss"]
+        assert summary["loss_barrier"] == pytest.approx(max(losses) - (losses[0] + losses[-1]) / 2)
+        ends = own.weights("end"), theirs.weights("end")
+        apart = torch.cat(
+            [(ends[0][name] - ends[1][name]).double().flatten() for name, _ in network().named_parameters()]
+        )
+        assert summary["distance"] == pytest.approx(apart.norm().item())
+    assert not any(key in theirs.summary() for key in ("distance", "line_loss", "error_barrier"))
+
+
+# ---- the line itself ----
+
+
+def between(make_experiment, loaders, models, criterion, **changes):
+    states = [model.state_dict() for model in models]
+    experiment = make_experiment(model=models[0], loaders=loaders, criterion=criterion, **changes)
+    return line_between(experiment, 1, *states)
+
+
+def test_without_batchnorm_the_line_begins_and_ends_at_what_both_runs_recorded(search, tmp_path):
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    first = search(model=plain)
+    second = search(model=plain, branch="reorder", ticket=first)
+    for own, theirs in levels(second, first):
+        for key, line in (("test_accuracy", "line_accuracy"), ("test_loss", "line_loss")):
+            ends = [theirs.summary()[key], own.summary()[key]]
+            assert [own.summary()[line][0], own.summary()[line][-1]] == pytest.approx(ends, rel=1e-6)
+
+
+def test_the_line_of_a_linear_network_is_the_parabola_of_its_loss(make_experiment):
+    generator = torch.Generator().manual_seed(3)
+    inputs, targets = torch.randn(40, 3, generator=generator), torch.randn(40, 2, generator=generator)
+    models = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    loader = [(inputs[:25], targets[:25]), (inputs[25:], targets[25:])]
+    found = between(make_experiment, Loaders(loader, None, loader), models, nn.MSELoss())
+    for point, loss in enumerate(found["line_loss"]):
+        share = point / 29
+        outputs = (1 - share) * models[0](inputs) + share * models[1](inputs)
+        assert loss == pytest.approx(nn.functional.mse_loss(outputs, targets).item(), rel=1e-5)
+    assert found["loss_barrier"] == pytest.approx(abs(found["line_loss"][0] - found["line_loss"][-1]) / 2)
+    # There are no classes.
+    assert math.isnan(found["error_barrier"])
+    assert all(map(math.isnan, found["line_accuracy"]))
+
+
+def test_a_barrier_is_the_highest_error_over_the_mean_of_the_ends(make_experiment):
+    """Two networks that compute the same with opposite signs: halfway nothing but the last bias is left."""
+    one, other = (nn.Sequential(nn.Linear(1, 1, bias=False), nn.Tanh(), nn.Linear(1, 2)) for _ in range(2))
+    with torch.no_grad():
+        for model, sign in ((one, 1.0), (other, -1.0)):
+            model[0].weight.fill_(sign)
+            model[2].weight.copy_(torch.tensor([[-sign], [sign]]))
+            model[2].bias.copy_(torch.tensor([0.1, 0.0]))
+    loader = [(torch.tensor([[-2.0], [-1.0], [1.0], [2.0]]), torch.tensor([0, 0, 1, 1]))]
+    found = between(make_experiment, Loaders(loader, None, loader), [one, other], nn.CrossEntropyLoss())
+    assert found["line_accuracy"][0] == found["line_accuracy"][-1] == 1
+    assert found["line_accuracy"][14] == found["line_accuracy"][15] == found["error_barrier"] == 0.5
+    assert found["loss_barrier"] == max(found["line_loss"]) - found["line_loss"][0] > 0.5
+    assert found["distance"] == pytest.approx(math.sqrt(2**2 + 2 * 2**2))
+
+
+def test_along_the_line_batchnorm_has_the_statistics_of_the_training_data(make_experiment):
+    generator = torch.Generator().manual_seed(5)
+    inputs, labels = torch.randn(60, 64, generator=generator), torch.randint(10, (60,), generator=generator)
+    train = [(inputs[:20], labels[:20]), (inputs[20:40], labels[20:40])]
+    test = [(inputs[40:], labels[40:])]
+    models = [nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10)) for _ in range(2)]
+    for model, shift in zip(models, (1.0, -3.0), strict=True):
+        model[1].running_mean.fill_(shift)
+        model[1].num_batches_tracked.fill_(7)
+    found = between(make_experiment, Loaders(train, None, test), models, nn.CrossEntropyLoss())
+    for point in (0, 1, 14, 29):
+        share = point / 29
+        model = copy.deepcopy(models[0])
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                one, other = (each.get_parameter(name) for each in models)
+                value.copy_((1 - share) * one + share * other)
+            hidden = [model[0](batch) for batch, _ in train]
+        model[1].running_mean = torch.stack([batch.mean(0) for batch in hidden]).mean(0)
+        model[1].running_var = torch.stack([batch.var(0) for batch in hidden]).mean(0)
+        expected = evaluate(model, nn.CrossEntropyLoss(), test)
+        assert found["line_loss"][point] == pytest.approx(expected.loss, rel=1e-5)
+        assert found["line_accuracy"][point] == expected.accuracy
+
+
+@pytest.mark.parametrize("measured", ["validation", "nothing"])
+def test_without_a_test_set_the_validation_set_is_measured_and_without_both_the_distance_alone(
+    measured, make_experiment
+):
+    loader = [(torch.randn(6, 4), torch.randint(3, (6,)))]
+    models = [nn.Linear(4, 3), nn.Linear(4, 3)]
+    loaders = Loaders(loader, loader if measured == "validation" else None)
+    found = between(make_experiment, loaders, models, nn.CrossEntropyLoss())
+    assert ("line_loss" in found) == (measured == "validation")
+    apart = [(one - other).double().norm() for one, other in zip(*(m.parameters() for m in models), strict=True)]
+    assert found["distance"] == pytest.approx(torch.stack(apart).norm().item())
+
+
+def test_measuring_leaves_torchs_and_the_loaders_generators_as_they_were(make_experiment):
+    own = torch.Generator().manual_seed(4)
+    data = [(torch.randn(4, generator=own), int(label)) for label in torch.randint(3, (12,), generator=own)]
+    train = DataLoader(data, batch_size=4, shuffle=True, generator=own)
+    models = [nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)) for _ in range(2)]
+    states = [model.state_dict() for model in models]
+    loaders = Loaders(train, None, train)
+    experiment = make_experiment(model=models[0], loaders=loaders, criterion=nn.CrossEntropyLoss())
+    before = torch.get_rng_state(), own.get_state()
+    found = [line_between(experiment, 1, *states) for _ in range(2)]
+    assert found[0] == found[1]
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.equal(own.get_state(), before[1])
+
+
+# ---- around it ----
+
+
+def test_on_the_command_line_the_run_that_is_copied_goes_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lth_fast.cli.figure", lambda run: run.path)
+    flags = ("--save", str(tmp_path), "--seed", "1", "--branch", "reorder:random_mask")
+    assert main([*(flag for flag in BASE if flag != "--quiet"), *flags]) == 0
+    runs = [open_run(path) for path in sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)]
+    branches = {run.manifest()["configuration"]["branch"]: run for run in runs}
+    assert set(branches) == {"ticket", "random_mask", "reorder:random_mask"}
+    second, first = branches["reorder:random_mask"], branches["random_mask"]
+    assert second.path.name.endswith("_lenet-8_digits_reorder-random_mask")
+    assert second.manifest()["configuration"]["ticket"] == str(first.path)
+    for level in range(3):
+        masks = [run.replicate(0).level(level).masks() for run in (second, first)]
+        assert same(*masks)
+    printed = capsys.readouterr()
+    assert "no finished random_mask run of these settings" in printed.err
+    assert f"beside its random_mask run: python -m lth_fast report {first.path} {second.path}" in printed.out
+    assert main([*BASE, *flags[:2], "--branch", "reorder:random_mask"]) == 0
+    assert len(list(tmp_path.iterdir())) == 4  # one more copy of the same two
+    assert main(["report", str(second.path)]) == 0
+    assert "error barrier %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stop", [2, 9, 40])
+def test_a_second_copy_that_was_stopped_goes_on_to_the_same_bits(stop, search, tmp_path, bits, monkeypatch):
+    """Stopped while it trained and while it measured the line."""
+    first = search()
+    reference = search(branch="reorder", ticket=first)
+    before = set((tmp_path / "runs").iterdir())
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(
+        "lth_fast.experiment.line.evaluate" if stop != 9 else "lth_fast.experiment.level.evaluate", interrupted
+    )
+    with pytest.raises(KeyboardInterrupt):
+        search(branch="reorder", ticket=first, checkpoint_seconds=0)
+    (stopped,) = set((tmp_path / "runs").iterdir()) - before
+    again = search(branch="reorder", recover=stopped, checkpoint_seconds=0)
+    assert bits(load_run(again.path).run) == bits(load_run(reference.path).run)
+
+
+def test_a_copy_of_a_run_that_is_none_of_its_source_or_lacks_weights_is_refused(search, tmp_path):
+    first = search()
+    with pytest.raises(ValueError, match=r"^ticket: .*: expected a reinit run, got a ticket run"):
+        search(branch="reorder:reinit", ticket=first)
+    second = search(branch="reorder", ticket=first)
+    with pytest.raises(ValueError, match=r"^ticket: .*: expected a ticket run, got a control arm, reorder"):
+        search(branch="reorder", ticket=second)
+    with pytest.raises(ValueError, match=r"^ticket: expected the result or the folder of a finished reinit run with"):
+        search(branch="reorder:reinit")
+    (first.path / "replicate_1" / "1" / "end.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"^ticket: .*replicate_1/1: a file of this complete level is missing"):
+        search(branch="reorder", ticket=first)
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_another_way_to_retrain_has_a_second_copy_but_no_controls(search):
+    first = search(retrain="finetune")
+    second = search(branch="reorder", ticket=first, retrain="finetune")
+    for own, theirs in levels(second, first):
+        assert same(own.weights("rewind"), theirs.weights("rewind"))
+    with pytest.raises(ValueError, match=r"^retrain: expected 'weights' with branch='reorder:reinit', got 'finetune'"):
+        search(branch="reorder:reinit", ticket=first, retrain="finetune")
+
+
+def test_replicates_at_once_are_compared_as_single_ones_are(make_experiment, new_run):
+    from lth_fast import models
+    from lth_fast.experiment.lottery import run_replicates
+    from lth_fast.experiment.progress import Monitor
+    from lth_fast.train import ReplicateStepper
+
+    def lenet(seed):
+        return models.build("lenet:12", (1, 6, 6), classes=3, generator=torch.Generator().manual_seed(seed))
+
+    experiment = make_experiment(
+        model=lenet(0), replicates=2, redraw=lambda seed: lenet(seed).state_dict(), iterations=24, rewind=5, rounds=1
+    )
+    ticket = new_run()
+    run_replicates(experiment, ticket, Monitor())
+    second = replace(experiment, branch="reorder", ticket=ticket)
+    singly = run_replicates(second, new_run(), Monitor())
+    together = run_replicates(replace(second, stepper=ReplicateStepper.name), new_run(), Monitor())
+    assert len(singly) == 4
+    for one, other in zip(together, singly, strict=True):
+        assert one["distance"] == pytest.approx(other["distance"], rel=1e-3)
+        assert one["line_loss"] == pytest.approx(other["line_loss"], rel=1e-3)
+        assert one["distance"] > 0
