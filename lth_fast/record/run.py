@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -62,6 +63,9 @@ Content = TypeVar("Content")
 def create_run(save: str | Path, net: str, dataset: str, suffix: str = "") -> Run:
     """Create the folder of a new run in the folder ``save``. No two calls, in any processes, get the same folder.
 
+    It appears with its manifest in it. A process that is killed before may leave a hidden ``.<token>.partial`` behind,
+    which no other call looks at.
+
     Args:
         save: Folder of all runs, created where missing; ``~`` is expanded.
         net: Name of the network.
@@ -79,16 +83,12 @@ def create_run(save: str | Path, net: str, dataset: str, suffix: str = "") -> Ru
     name = "_".join(filter(None, (moment, net, dataset, suffix)))
     folder = _absolute(save)
     make_folder(folder)
-    for number in count(1):
-        path = folder / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        break
+    path = partial = folder / f".{secrets.token_hex(8)}.partial"
     try:
-        sync_folder(path.parent)
-        write_document(Run(path).manifest_file, {"format": FORMAT, "net": net, "dataset": dataset})
+        partial.mkdir()
+        write_document(Run(partial).manifest_file, {"format": FORMAT, "net": net, "dataset": dataset})
+        path = _renamed_to_a_free_name(partial, name)
+        sync_folder(folder)
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
@@ -338,6 +338,20 @@ class Level:
     @property
     def _summary_file(self) -> Path:
         return self.path / "summary.json"
+
+
+def _renamed_to_a_free_name(folder: Path, name: str) -> Path:
+    """Rename ``folder`` to the first of ``<name>``, ``<name>-2``, ... that is free, and return its path then."""
+    for number in count(1):
+        path = folder.with_name(name if number == 1 else f"{name}-{number}")
+        try:
+            os.rename(folder, path)  # onto a run's folder it fails, for that is not empty
+        except OSError:
+            if not os.path.lexists(path):
+                raise
+        else:
+            break
+    return path
 
 
 def _absolute(path: str | Path) -> Path:

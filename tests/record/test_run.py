@@ -30,6 +30,19 @@ for _ in range(20):
     print(create_run(sys.argv[1], "lenet", "mnist").path.name)
 """
 
+# One import for all of them: each dies in a child.
+KILLED = """
+import os, signal, sys
+from lth_fast.record import create_run
+save, *moments = sys.argv[1:]
+for moment in moments:
+    if os.fork() == 0:
+        setattr(os, moment, lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
+        create_run(save, "lenet", "mnist")
+        os._exit(0)
+    assert os.wait()[1] == signal.SIGKILL
+"""
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
@@ -88,6 +101,42 @@ def test_runs_of_the_same_second_get_names_of_their_own_in_order(tmp_path: Path,
 
 def test_a_run_that_cannot_be_created_leaves_no_folder(tmp_path: Path, disk_with_room_for: DiskWithRoomFor) -> None:
     with disk_with_room_for(10), pytest.raises(OSError, match="too large"):
+        create_run(tmp_path, "lenet", "mnist")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_creation_that_is_killed_leaves_nothing_that_looks_like_a_run(tmp_path: Path) -> None:
+    moments = ["open", "write", "fsync", "replace", "rename"]
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), *moments], check=True)
+    left = list(tmp_path.iterdir())
+    assert len(left) == len(moments)
+    assert all(re.fullmatch(r"\.[0-9a-f]{16}\.partial", path.name) for path in left)
+    run = create_run(tmp_path, "lenet", "mnist")
+    assert set(tmp_path.iterdir()) == {*left, run.path}
+
+
+def test_a_run_takes_the_place_of_nothing_but_an_empty_folder(tmp_path: Path, stopped_clock: None) -> None:
+    name = "2025-01-31T14-05-09_lenet_mnist"
+    (tmp_path / name).write_text("a file")
+    (tmp_path / f"{name}-2").symlink_to("nowhere")
+    (tmp_path / f"{name}-3").mkdir()
+    (tmp_path / f"{name}-3" / "notes").write_text("mine")
+    (tmp_path / f"{name}-4").mkdir()
+    assert create_run(tmp_path, "lenet", "mnist").path.name == f"{name}-4"
+    assert (tmp_path / name).read_text() == "a file"
+    assert (tmp_path / f"{name}-2").is_symlink()
+    assert (tmp_path / f"{name}-3" / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("moment", ["write", "rename"])
+def test_ctrl_c_while_a_run_is_created_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, moment, interrupt)
         create_run(tmp_path, "lenet", "mnist")
     assert not list(tmp_path.iterdir())
 
