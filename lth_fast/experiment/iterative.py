@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import operator
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -136,7 +137,7 @@ def iterative_pruning(
         optim: Optimizer over the model's parameters whose step needs no closure, or the name of a ``torch.optim``
             class; default ``model.optim``. Each level starts with a fresh one of its class, groups and settings.
         learn_rate: Learning rate, with a name in ``optim``.
-        criterion: Mean loss of (outputs, labels); default ``model.criterion``.
+        criterion: Mean loss of (outputs, labels), a tensor of one number; default ``model.criterion``.
         step: Iterations between evaluations; -1: once per epoch. The last iteration is always evaluated.
         rewind: Iteration whose weights the pruned levels start from, or its share in (0, 1) of ``iterations``.
         retrain: How they are trained from there to the last iteration (Renda, Frankle & Carbin 2020, 2003.02389):
@@ -368,6 +369,8 @@ def _loaders(data: Any, validation: Any, test: Any, device: torch.device) -> Loa
             raise TypeError(
                 f"{name}: expected a loader of (inputs, labels), iterable again and again, got {type(loader).__name__}"
             )
+        if operator.length_hint(loader, 1) == 0:  # some have no length
+            raise ValueError(f"{name}: expected a loader with batches or None, got one without")
     resident = (loader.to(device) if hasattr(loader, "to") else loader for loader in (data, validation, test))
     return Loaders(*resident)
 

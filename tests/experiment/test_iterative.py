@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import prune as stock
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 
@@ -609,6 +610,9 @@ def with_lbfgs():
         ({"validation": iter([])}, TypeError, "validation: expected a loader of (inputs, labels), iterable again and"),
         ({"test": 3}, TypeError, "test: expected a loader of (inputs, labels), iterable again and again, got int"),
         ({"data": []}, ValueError, "data: the training loader has no batches"),
+        ({"validation": []}, ValueError, "validation: expected a loader with batches or None, got one without"),
+        ({"test": DataLoader([], 8)}, ValueError, "test: expected a loader with batches or None, got one without"),
+        ({"data": (loader(), [], None)}, ValueError, "validation: expected a loader with batches or None, got one"),
         ({"model": nn.Linear(12, 3)}, ValueError, "criterion: expected a loss function here or as model.criterion"),
         (
             {"model": nn.Linear(12, 3), "criterion": nn.CrossEntropyLoss()},
@@ -645,6 +649,8 @@ def with_lbfgs():
         ({"data": (loader(), loader())}, TypeError, "data: expected (train, validation, test) as lth_fast.data.load_…"),
         ({"data": (loader(), 3, None)}, TypeError, "validation: expected a loader of (inputs, labels), iterable again"),
         ({"save": __file__}, ValueError, f"save: expected a folder to write to, got {__file__!r}"),
+        ({"save": "a\0b"}, ValueError, "save: expected a folder to write to, got 'a\\x00b'"),
+        ({"save": "a\ud800b"}, ValueError, "save: expected a folder to write to, got 'a\\ud800b'"),
         ({"save": "a name too long " * 20}, ValueError, "save: expected a folder to write to, got 'a name"),
         ({"optim": "adm"}, ValueError, "optim: expected an optimizer of torch.optim"),
         ({"optim": Network().optim}, ValueError, "optim: the optimizer holds a parameter that is not the model's"),
@@ -657,6 +663,36 @@ def test_a_wrong_argument_is_refused_by_name_and_nothing_is_created(changes, err
         search(**changes)
     assert str(refusal.value).startswith(message)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_validation_set_without_a_length_is_evaluated(search):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(examples(16, 1))
+
+    assert search(validation=DataLoader(Stream(), 8)).levels[0].early_stop_iteration is not None
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "got"),
+    [
+        (lambda losses: losses, ValueError, r"a tensor of shape \[8\]"),
+        (lambda losses: losses.mean().item(), TypeError, "float"),
+        (lambda losses: (losses.mean(), len(losses)), TypeError, "tuple"),
+    ],
+)
+def test_a_criterion_that_does_not_return_one_number_is_named(result, error, got, search):
+    with pytest.raises(error, match=rf"criterion: expected the mean loss of a batch.*, got {got}"):
+        search(criterion=lambda outputs, labels: result(F.cross_entropy(outputs, labels, reduction="none")))
+
+
+def test_a_criterion_may_return_its_number_in_a_vector(search):
+    plain, in_a_vector = (
+        search(criterion=criterion, validation=loader(20, 2), test=loader(20, 3))
+        for criterion in (F.cross_entropy, lambda outputs, labels: F.cross_entropy(outputs, labels).reshape(1))
+    )
+    assert same_state(in_a_vector.model.state_dict(), plain.model.state_dict())
+    assert [row.test_loss for row in in_a_vector.levels] == [row.test_loss for row in plain.levels]
 
 
 @pytest.mark.parametrize(
