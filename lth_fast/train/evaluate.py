@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lth_fast.train.batches import inputs_and_labels
+from lth_fast.train.loss import mean_loss
 
 
 class Evaluation(NamedTuple):
@@ -41,7 +42,7 @@ def evaluate(model: nn.Module, criterion: Callable[..., Tensor], loader: Iterabl
         for batch in loader:
             inputs, labels = inputs_and_labels(batch, device)
             outputs = model(inputs)
-            loss += criterion(outputs, labels).double() * len(labels)
+            loss += mean_loss(criterion, outputs, labels).double() * len(labels)
             has_classes = has_classes and outputs.dim() == 2 and labels.dim() == 1 and not labels.is_floating_point()
             if has_classes:
                 correct += (outputs.argmax(1) == labels).sum()

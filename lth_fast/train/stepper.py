@@ -13,6 +13,7 @@ from lth_fast.nn import masked_layers
 from lth_fast.optim import gradients_masked_by
 from lth_fast.optim.masks import leave_weights_alone
 from lth_fast.train.batches import Batches
+from lth_fast.train.loss import mean_loss
 from lth_fast.train.optimizers import KEEP_ZEROS
 from lth_fast.train.precision import forward_precision
 
@@ -87,7 +88,7 @@ class EagerStepper:
             inputs, labels = self.batches.next()
             self.optimizer.zero_grad(set_to_none=True)
             with forward_precision(self.precision, self._device):
-                loss = self.criterion(self.model(inputs), labels)
+                loss = mean_loss(self.criterion, self.model(inputs), labels)
             loss.backward()
             self.optimizer.step()
             losses[step] = loss.detach()
