@@ -22,6 +22,7 @@ Everything but the growing log is replaced atomically, so a run may be killed at
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -74,7 +75,7 @@ def create_run(save: str | Path, net: str, dataset: str, suffix: str = "") -> Ru
 
     Raises:
         ValueError: A name cannot be part of a folder's name.
-        OSError: The folder cannot be written to. It is as it was.
+        OSError: The folder cannot be written to, or nothing can have its name. It is as it was.
     """
     for argument, name in (("net", net), ("dataset", dataset), ("suffix", suffix)):
         if not name.isprintable() or "/" in name or (argument != "suffix" and not name):
@@ -82,7 +83,10 @@ def create_run(save: str | Path, net: str, dataset: str, suffix: str = "") -> Ru
     moment = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     name = "_".join(filter(None, (moment, net, dataset, suffix)))
     folder = _absolute(save)
-    make_folder(folder)
+    try:
+        make_folder(folder)
+    except ValueError as error:  # a null byte, or a character that no file's name can have
+        raise OSError(errno.EINVAL, str(error)) from error
     path = partial = folder / f".{secrets.token_hex(8)}.partial"
     try:
         partial.mkdir()

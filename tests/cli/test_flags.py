@@ -439,7 +439,7 @@ def test_a_flag_without_its_value_is_refused_by_name(flag, command, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["file/runs", "a" * 300])
+@pytest.mark.parametrize("name", ["file/runs", "a" * 300, "a\0b", "a\ud800b"])
 def test_a_folder_that_cannot_be_made_is_refused(name, command, tmp_path):
     (tmp_path / "file").touch()
     outcome = command(*BASE, "--save", str(tmp_path / name), save=False)
