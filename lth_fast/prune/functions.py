@@ -6,6 +6,7 @@ stock's ``PruningContainer`` does. One seed gives the masks that stock draws.
 
 from __future__ import annotations
 
+import functools
 import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,8 +18,9 @@ from torch.nn.utils import prune as stock
 
 from lth_fast.nn import MaskedLayer, SparseLayer, masks, restore, set_masks, share_masks
 from lth_fast.nn.attributes import Model
+from lth_fast.nn.mask_changes import mask_changes
 from lth_fast.nn.model import masked_for_a_while, parameter_names
-from lth_fast.ops import prune_by_magnitude
+from lth_fast.ops import prune_by_magnitude, unpack_mask
 from lth_fast.prune.layers import LAZY, held_parameter
 from lth_fast.prune.selection import by_name, count_survivors, in_one_dtype, prune_lowest, surviving
 
@@ -210,6 +212,8 @@ def count_to_prune(amount: float, units: int, unit: str = "survivors") -> int:
 def parameter_and_mask(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     """The values of a parameter that stock has not pruned, zero where pruned, and its mask if it has one.
 
+    That of a parameter which other modules share is what their masks keep, too.
+
     Raises:
         ValueError: There is no such parameter, it has no values (on the meta device, of a lazy layer), or
             ``torch.nn.utils.prune`` has pruned the module.
@@ -225,7 +229,8 @@ def parameter_and_mask(module: nn.Module, name: str) -> tuple[Tensor, Tensor | N
             f"module: expected a layer that can take a mask, got a {type(module).__name__}; "
             'lth_fast.nn.convert(model, form="masked") makes it one'
         )
-    if held_parameter(module, name) is None:
+    parameter = held_parameter(module, name)
+    if parameter is None:
         raise ValueError(f"name: this {type(module).__name__} has no parameter {name!r}")
     weight: Tensor = getattr(module, name)
     if name == "weight" and isinstance(module, MaskedLayer):
@@ -234,7 +239,10 @@ def parameter_and_mask(module: nn.Module, name: str) -> tuple[Tensor, Tensor | N
         raise ValueError(f"name: expected a parameter with a shape, got {name!r} {LAZY}")
     if weight.is_meta:
         raise ValueError(f"name: expected a parameter with values, got {name!r} on the meta device")
-    return weight.detach(), masks(module).get(name)
+    own = masks(module).get(name)
+    shared = [unpack_mask(holder.mask_bits, weight.shape) for holder in mask_changes.holders_of(parameter, anew=True)]
+    found = shared if own is None else [own, *shared]
+    return weight.detach(), functools.reduce(torch.logical_and, found) if found else None
 
 
 def scores_to_rank(weight: Tensor, given: Tensor | None, argument: str) -> Tensor:

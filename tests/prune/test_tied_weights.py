@@ -190,6 +190,54 @@ def test_a_mask_on_the_embedding_alone_holds_for_the_output_layer_when_that_is_p
     assert not (masks(model)["2.weight"] & ~before).any()
 
 
+# With the fewest and the most weights that it prunes of a mask that keeps the first one and none of the last row.
+OF_ONE_LAYER: dict[str, tuple[Callable[[nn.Module], object], int, int]] = {
+    "identity": (lambda layer: prune.identity(layer, "weight"), 0, 0),
+    "l1_unstructured": (lambda layer: prune.l1_unstructured(layer, "weight", 10), 10, 10),
+    "random_unstructured": (lambda layer: prune.random_unstructured(layer, "weight", 10), 10, 10),
+    "ln_structured": (lambda layer: prune.ln_structured(layer, "weight", 1, n=2, dim=0), 1, FEATURES),
+    "random_structured": (lambda layer: prune.random_structured(layer, "weight", 1, dim=0), 1, FEATURES),
+    "custom_from_mask": (
+        lambda layer: prune.custom_from_mask(layer, "weight", torch.arange(layer.weight.numel()).view_as(layer.weight)),
+        1,
+        1,
+    ),
+    "global_unstructured": (
+        lambda layer: prune.global_unstructured([(layer, "weight")], stock.L1Unstructured, amount=10),
+        10,
+        10,
+    ),
+}
+
+
+class Subclass(nn.Linear):
+    """Masked through a parametrization."""
+
+
+def tied_subclass() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.ReLU(), Subclass(FEATURES, FEATURES))
+    model[2].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("how", OF_ONE_LAYER)
+@pytest.mark.parametrize("make", [language_model, two_linear, tied_subclass])
+def test_modules_pruned_one_after_the_other_prune_among_the_survivors_of_its_one_mask(
+    make: Callable[[], nn.Sequential], how: str, first: int
+) -> None:
+    prune_it, fewest, most = OF_ONE_LAYER[how]
+    model = make()
+    kept = torch.rand_like(model[0].weight) < 0.5
+    kept[0, 0], kept[-1] = True, False
+    prune.custom_from_mask(model[first], "weight", kept)
+    prune_it(model[2 - first])
+    found = masks(model)
+    assert torch.equal(found["0.weight"], found["2.weight"])
+    assert not (found["0.weight"] & ~kept).any()
+    assert fewest <= int(kept.sum()) - int(found["0.weight"].sum()) <= most
+
+
 @pytest.mark.parametrize("name", ["0.weight", "2.weight"])
 def test_a_gradient_ranks_it_under_each_of_its_names(name: str) -> None:
     model, inputs = two_linear(), torch.randn(8, FEATURES)
