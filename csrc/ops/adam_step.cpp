@@ -26,9 +26,9 @@ void check_adam_step(at::TensorList parameters, at::TensorList gradients, at::Te
   constexpr auto function = "adam_step_";
   check_parameters(function, parameters);
   check_like_parameters(function, gradients, "gradients", parameters);
-  check_like_parameters(function, exp_avgs, "exp_avgs", parameters);
-  check_like_parameters(function, exp_avg_sqs, "exp_avg_sqs", parameters);
-  if (!max_exp_avg_sqs.empty()) check_like_parameters(function, max_exp_avg_sqs, "max_exp_avg_sqs", parameters);
+  check_state_of_parameters(function, exp_avgs, "exp_avgs", parameters);
+  check_state_of_parameters(function, exp_avg_sqs, "exp_avg_sqs", parameters);
+  if (!max_exp_avg_sqs.empty()) check_state_of_parameters(function, max_exp_avg_sqs, "max_exp_avg_sqs", parameters);
   TORCH_CHECK(steps.size() == parameters.size(), function, ": steps must hold one entry per parameter (",
               parameters.size(), "), got ", steps.size());
   for (size_t i = 0; i < steps.size(); ++i) {

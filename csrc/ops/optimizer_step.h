@@ -12,6 +12,15 @@ namespace lth_fast {
 // One entry per parameter, none where every weight survives.
 using OptionalTensors = c10::List<std::optional<at::Tensor>>;
 
+// For tensors that are written to.
+inline void check_places(const char* function, at::TensorList tensors, const char* name) {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    TORCH_CHECK(at::has_internal_overlap(tensors[i]) != at::MemOverlap::Yes, function, ": ", name, "[", i,
+                "] must have a place in memory for each of its numbers, got shape ", tensors[i].sizes(),
+                " with strides ", tensors[i].strides());
+  }
+}
+
 inline void check_parameters(const char* function, at::TensorList parameters) {
   for (size_t i = 0; i < parameters.size(); ++i) {
     const auto type = parameters[i].scalar_type();
@@ -21,13 +30,11 @@ inline void check_parameters(const char* function, at::TensorList parameters) {
                 parameters[0].scalar_type(), " in parameters[0] and ", type, " in parameters[", i, "]");
     TORCH_CHECK(parameters[i].device() == parameters[0].device(), function, ": parameters must be on one device, got ",
                 parameters[0].device(), " for parameters[0] and ", parameters[i].device(), " for parameters[", i, "]");
-    TORCH_CHECK(at::has_internal_overlap(parameters[i]) != at::MemOverlap::Yes, function, ": parameters[", i,
-                "] must have a place in memory for each of its numbers, got shape ", parameters[i].sizes(),
-                " with strides ", parameters[i].strides());
   }
+  check_places(function, parameters, "parameters");
 }
 
-// Gradients and whatever else there is one value of per weight.
+// Gradients, and by check_state_of_parameters whatever else there is one value of per weight.
 inline void check_like_parameters(const char* function, at::TensorList tensors, const char* name,
                                   at::TensorList parameters) {
   TORCH_CHECK(tensors.size() == parameters.size(), function, ": ", name, " must hold one entry per parameter (",
@@ -40,6 +47,13 @@ inline void check_like_parameters(const char* function, at::TensorList tensors, 
                 parameter.sizes(), " ", parameter.scalar_type(), " on ", parameter.device(), "), got ", tensor.sizes(),
                 " ", tensor.scalar_type(), " on ", tensor.device());
   }
+}
+
+// What the step writes to beside the parameters.
+inline void check_state_of_parameters(const char* function, at::TensorList tensors, const char* name,
+                                      at::TensorList parameters) {
+  check_like_parameters(function, tensors, name, parameters);
+  check_places(function, tensors, name);
 }
 
 inline void check_masks(const char* function, const OptionalTensors& mask_bits, at::TensorList parameters) {

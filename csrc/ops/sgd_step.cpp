@@ -18,7 +18,7 @@ void check_sgd_step(at::TensorList parameters, at::TensorList gradients, at::Ten
   check_parameters(function, parameters);
   check_like_parameters(function, gradients, "gradients", parameters);
   if (momentum != 0.0 || !momentum_buffers.empty()) {
-    check_like_parameters(function, momentum_buffers, "momentum_buffers", parameters);
+    check_state_of_parameters(function, momentum_buffers, "momentum_buffers", parameters);
   }
   check_masks(function, mask_bits, parameters);
   check_lr_tensor(function, lr_tensor, parameters);

@@ -32,6 +32,11 @@ class FusedOptimizer(Optimizer):
         for group in state["param_groups"]:
             self._refuse_differentiable(group)
         super().__setstate__(state)
+        for parameter in (each for group in self.param_groups for each in group["params"]):
+            values = self.state.get(parameter, {})
+            for name, value in values.items():
+                if isinstance(value, Tensor) and 0 in value.stride():  # expanded, but a step writes to every number
+                    values[name] = value.clone()
 
     def _refuse_differentiable(self, group: dict[str, Any]) -> None:
         if group.get("differentiable"):

@@ -309,6 +309,13 @@ WRONG: dict[str, tuple[Callable[[Group], Any], str]] = {
         changed("parameters", torch.zeros(1).expand(5)),
         r"parameters\[1\] must have a place in memory for each of its numbers, got shape \[5\] with strides \[0\]",
     ),
+    **{
+        f"expanded {name}": (
+            changed(name, torch.zeros(1).expand(5)),
+            rf"{name}\[1\] must have a place in memory for each of its numbers, got shape \[5\] with strides \[0\]",
+        )
+        for name in ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs")
+    },
     "gradient of another shape": (
         changed("gradients", torch.zeros(4)),
         r"gradients\[1\] must have shape, dtype and device of parameters\[1\] \(\[5\] Float on cpu\), got \[4\]",

@@ -262,6 +262,10 @@ WRONG: dict[str, tuple[Callable[[Group], Any], str]] = {
         changed("parameters", torch.zeros(1).expand(5)),
         r"parameters\[1\] must have a place in memory for each of its numbers, got shape \[5\] with strides \[0\]",
     ),
+    "expanded momentum": (
+        changed("momentum_buffers", torch.zeros(1).expand(5)),
+        r"momentum_buffers\[1\] must have a place in memory for each of its numbers, got shape \[5\] with strides",
+    ),
     "too few buffers": (
         lambda group: group.momentum_buffers.pop(),
         r"momentum_buffers must hold one entry per parameter \(2\), got 1",

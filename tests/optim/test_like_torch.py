@@ -298,6 +298,36 @@ def test_a_refused_step_steps_nothing(kind: type[Optimizer], in_one_group: bool)
         assert optimizer.state[weight].get("step", 0) == 0
 
 
+@pytest.mark.parametrize(
+    "settings", [(optim.Adam, {"amsgrad": True}), (optim.AdamW, {}), (optim.SGD, {"momentum": 0.9})]
+)
+@pytest.mark.parametrize("in_one_group", [True, False])
+def test_a_loaded_state_of_expanded_tensors_is_stepped_from_as_any(
+    settings: tuple[type[Optimizer], dict[str, Any]], in_one_group: bool
+) -> None:
+    kind, options = settings
+
+    def make() -> tuple[nn.Sequential, Optimizer]:
+        model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        groups = [{"params": list(layer.parameters())} for layer in model]
+        return model, kind(model.parameters() if in_one_group else groups, lr=0.1, **options)
+
+    first, twin = make(), make()
+    twin[0].load_state_dict(first[0].state_dict())
+    steps(1, first)
+    state = first[1].state_dict()
+    for values in state["state"].values():
+        values.update({name: value.mean().expand(value.shape) for name, value in values.items() if value.dim()})
+    first[1].load_state_dict(state)
+    twin[0].load_state_dict(first[0].state_dict())
+    twin[1].load_state_dict(copy.deepcopy(state))
+    for values in twin[1].state.values():
+        values.update({name: value.contiguous() for name, value in values.items()})
+    steps(3, first, twin)
+    assert_close(*(model for model, _ in (first, twin)), 0.0)
+    assert_same_state(first[1], twin[1], 0.0)
+
+
 @pytest.mark.parametrize("kind", OURS)
 def test_hooks_run_around_a_step(kind: type[Optimizer]) -> None:
     seen = []
