@@ -144,7 +144,8 @@ class MaskedLayer(nn.Module):
         Raises:
             TypeError: ``layer`` is of another class, or its weight is computed (by ``torch.nn.utils.prune`` or a
                 parametrization) instead of being a parameter; or ``mask`` is not bool.
-            ValueError: ``mask`` has another shape than the weight.
+            ValueError: ``mask`` has another shape than the weight, or a user has given ``layer`` an attribute by a name
+                that the masked one has (a buffer ``mask`` for instance).
         """
         if not (type(layer) is cls.plain_class or isinstance(layer, cls)) or "weight" not in layer._parameters:
             raise TypeError(
@@ -152,8 +153,13 @@ class MaskedLayer(nn.Module):
                 f"got {type(layer).__name__} with parameters {list(layer._parameters)}"
             )
         _refuse_computed(layer)
-        if mask is None and isinstance(layer, MaskedLayer):
-            mask = layer.mask
+        if isinstance(layer, MaskedLayer):
+            mask = layer.mask if mask is None else mask
+        elif taken := attributes_of(layer) & names_beside(cls.plain_class, cls):
+            raise ValueError(
+                f"layer: expected an nn.{cls.plain_class.__name__} without attributes that a {cls.__name__} has by the "
+                f"same name, got {', '.join(sorted(taken))}; lth_fast.nn.set_masks masks it as it is"
+            )
         twin = _copy_as(cls, layer)
         twin.mask = mask
         return twin
@@ -229,6 +235,17 @@ def _check_dtype(weight: Tensor, name: str) -> None:
     if weight.dtype not in MASKABLE:
         expected = ", ".join(map(str, MASKABLE))
         raise TypeError(f"{name}: expected a weight of one of {expected}, got {weight.dtype}")
+
+
+def names_beside(plain: type[nn.Module], form: type[nn.Module]) -> set[str]:
+    """What a layer has in the masked or sparse ``form`` by names that the ``plain`` one has not."""
+    names = {"mask_bits", *dir(form)} - {"weight", *dir(plain)}
+    return {name for name in names if not name.startswith("_")}  # our own state, some stays on a layer plain again
+
+
+def attributes_of(module: nn.Module) -> set[str]:
+    """The names of all that ``module`` itself holds."""
+    return {*vars(module), *module._buffers, *module._parameters, *module._modules}
 
 
 def _writes(tensor: Tensor) -> int:

@@ -16,7 +16,15 @@ from torch.nn.utils import parametrize
 
 from lth_fast.nn.attributes import Model
 from lth_fast.nn.mask_changes import mask_changes
-from lth_fast.nn.masked import MaskedLayer, check_mask, forget_state, mask_layer, unmask_layer
+from lth_fast.nn.masked import (
+    MaskedLayer,
+    attributes_of,
+    check_mask,
+    forget_state,
+    mask_layer,
+    names_beside,
+    unmask_layer,
+)
 from lth_fast.nn.masked_conv2d import MaskedConv2d
 from lth_fast.nn.masked_embedding import MaskedEmbedding
 from lth_fast.nn.masked_linear import MaskedLinear
@@ -33,11 +41,7 @@ TWINS: dict[type[nn.Module], type[MaskedLayer]] = {
 SPARSE: dict[type[nn.Module], type[SparseLayer]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
 # What these forms have by names that the plain layer has not.
 _NAMES_OF_FORMS = {
-    kind: {
-        name
-        for name in {"mask_bits", "values", *dir(twin), *dir(SPARSE.get(kind, twin))} - {"weight", *dir(kind)}
-        if not name.startswith("_")  # our own state, of which some stays on a layer that is plain again
-    }
+    kind: {"values"} | names_beside(kind, twin) | names_beside(kind, SPARSE.get(kind, twin))
     for kind, twin in TWINS.items()
 }
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
@@ -288,8 +292,9 @@ def _becomes_a_twin(module: nn.Module, attribute: str) -> bool:
     kind = type(module)
     if attribute != "weight" or kind not in TWINS:
         return False
-    held = {*vars(module), *module._buffers, *module._parameters, *module._modules}
-    return held.isdisjoint(_NAMES_OF_FORMS[kind])  # or a buffer that a user has called mask would be taken for ours
+    return attributes_of(module).isdisjoint(
+        _NAMES_OF_FORMS[kind]
+    )  # or a buffer that a user has called mask would be taken for ours
 
 
 def restore(model: Model) -> Model:

@@ -170,9 +170,25 @@ class SparseLayer(nn.Module):
         """The dense weight, computed anew at every access and differentiable.
 
         For code that reads a layer's weight; it costs memory and time that the layer itself does not take. What is
-        written to it (``nn.init``) is lost: write ``layer.collect(weight)`` to ``values``.
+        written to it (``nn.init``) is lost: write ``layer.collect(weight)`` to ``values``. Nothing can be assigned to
+        it, an AttributeError says so.
         """
         return self._spread(self.values)
+
+    @weight.setter
+    def weight(self, weight: Tensor | None) -> None:
+        self._refuse_weight(weight)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name == "weight":  # where torch takes an assigned Parameter, past the setter
+            self._refuse_weight(param)
+        super().register_parameter(name, param)
+
+    def _refuse_weight(self, weight: Tensor | None) -> NoReturn:
+        raise AttributeError(
+            f"weight: expected no assignment, for a {type(self).__name__} computes it from its values, got "
+            f"{type(weight).__name__}; write layer.collect(weight) to layer.values"
+        )
 
     @property
     def mask(self) -> Tensor:

@@ -148,6 +148,26 @@ def test_from_dense_refuses_other_layers() -> None:
         MaskedConv2d.from_dense(nn.Linear(1, 1))
 
 
+@pytest.mark.parametrize("name", ["mask", "mask_bits", "density"])
+@pytest.mark.parametrize("as_buffer", [False, True])
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_from_dense_refuses_a_layer_on_which_a_user_has_put_something_by_a_name_of_the_masked_one(
+    kind: Any, name: str, as_buffer: bool, with_mask: bool
+) -> None:
+    dense = kind.plain(*kind.arguments)
+    before, own = dense.weight.detach().clone(), torch.ones_like(dense.weight)
+    if as_buffer:
+        dense.register_buffer(name, own)
+    else:
+        setattr(dense, name, own)
+    with pytest.raises(
+        ValueError, match=rf"layer: expected an nn\.\w+ without attributes .*, got {name}; lth_fast\.nn\.set_masks"
+    ):
+        kind.masked.from_dense(dense, kind.mask() if with_mask else None)
+    assert torch.equal(dense.weight, before)
+    assert getattr(dense, name) is own
+
+
 def test_from_dense_refuses_a_layer_whose_weight_is_computed(kind: Any) -> None:
     layer = kind.dense()
     stock.l1_unstructured(layer, "weight", 2)

@@ -352,6 +352,23 @@ def test_a_state_that_is_assigned_brings_the_pattern_back_from_the_meta_device(k
     kind.assert_same_function(sparse, plain)
 
 
+@pytest.mark.parametrize("assigned", [nn.Parameter, torch.Tensor.clone, lambda weight: None])
+def test_nothing_can_be_assigned_to_the_weight_which_is_computed(kind: Kind, assigned: Any) -> None:
+    sparse, dense = kind.pair()
+    value = assigned(torch.ones_like(dense.weight))
+    got = type(value).__name__
+    with pytest.raises(
+        AttributeError,
+        match=rf"weight: expected no assignment, .*, got {got}; write layer\.collect\(weight\) to layer\.values",
+    ):
+        sparse.weight = value
+    assert list(dict(sparse.named_parameters())) == ["values", "bias"]
+    kind.assert_same_function(sparse, dense)
+    with torch.no_grad():
+        sparse.values.copy_(sparse.collect(torch.ones_like(dense.weight)))
+    assert torch.equal(sparse.weight, sparse.mask.float())
+
+
 def test_reset_parameters_draws_the_survivors_of_what_the_plain_layer_draws(kind: Kind) -> None:
     sparse, dense = kind.pair()
     values, mask, drawn = sparse.values, sparse.mask, []
