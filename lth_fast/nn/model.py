@@ -292,9 +292,8 @@ def _becomes_a_twin(module: nn.Module, attribute: str) -> bool:
     kind = type(module)
     if attribute != "weight" or kind not in TWINS:
         return False
-    return attributes_of(module).isdisjoint(
-        _NAMES_OF_FORMS[kind]
-    )  # or a buffer that a user has called mask would be taken for ours
+    # Or a buffer that a user has called mask would be taken for ours.
+    return attributes_of(module).isdisjoint(_NAMES_OF_FORMS[kind])
 
 
 def restore(model: Model) -> Model:
