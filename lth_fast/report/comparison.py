@@ -139,7 +139,8 @@ def _settings(run: Run) -> dict[str, Any]:
     manifest = run.manifest()
     shown = {name: value for name, value in manifest.get("configuration", {}).items() if name not in _NO_DIFFERENCE}
     branch, retrain = shown.pop("branch", "ticket"), shown.pop("retrain", "weights")
-    arm = branch if retrain == "weights" else f"retrain {retrain}"
+    unusual = [word for word in (f"retrain {retrain}", branch) if word not in ("retrain weights", "ticket")]
+    arm = ", ".join(unusual) or "ticket"
     return {"arm": arm, **shown, "net": manifest["net"], "dataset": manifest["dataset"]}
 
 

@@ -112,6 +112,10 @@ def test_where_a_run_was_not_validated_the_final_accuracy_is_compared(make_arm: 
     [
         ([{"branch": "ticket"}, {"branch": "reinit"}, {"branch": "random_mask"}], ["ticket", "reinit", "random_mask"]),
         ([{}, {"branch": "ticket", "retrain": "learn_rate"}], ["ticket", "retrain learn_rate"]),
+        (
+            [{"retrain": "finetune"}, {"branch": "reorder", "retrain": "finetune"}, {"branch": "reorder"}],
+            ["retrain finetune", "retrain finetune, reorder", "reorder"],
+        ),
         ([{"seed": 1, "prune_rate": 0.2}, {"seed": 2, "prune_rate": 0.2}], ["seed 1", "seed 2"]),
         ([{"prune_bias": True, "whole": []}, {"prune_bias": False, "whole": ["output", "shortcuts"]}], None),
         ([{"branch": "ticket", "fc_rate": None}, {"branch": "reinit", "fc_rate": 0.1}], None),
