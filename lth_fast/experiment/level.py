@@ -69,7 +69,7 @@ def train_level(experiment: Experiment, record: Replicate, level: Level, monitor
     )
     _train([training], stepper, lambda loader: [training.measure(loader)])
     training.store()
-    training.complete()
+    training.complete(training.line())
 
 
 def train_together(
@@ -100,9 +100,10 @@ def train_together(
     _train(trainings, stepper, measure)
     for training in trainings:
         training.store()
+    lines = [training.line() for training in trainings]
     # Together, so that a run is hardly ever stopped between the first one's completion and the last one's.
-    for training in trainings:
-        training.complete()
+    for training, line in zip(trainings, lines, strict=True):
+        training.complete(line)
 
 
 def _train(trainings: Sequence[_Training], stepper: Stepper, measure: Callable[[Any], list[Evaluation]]) -> None:
@@ -341,8 +342,17 @@ class _Training:
         if self.experiment.keep_optimizer:
             self.level.save_optimizer(dense_optimizer_state(self.optimizer, self.model))
 
-    def complete(self) -> None:
-        """Store the summary, which makes the level complete."""
+    def line(self) -> dict[str, Any]:
+        """What a second copy is for: the line from the first one's end to this one's, which is stored already."""
+        if self.experiment.copied_replicate is None:
+            return {}
+        self.monitor.line_begins(self.level.number)
+        copied = self.experiment.copied_replicate.level(self.level.number)
+        ends = (stored(level.weights("end"), level) for level in (copied, self.level))
+        return line_between(self.experiment, self.level.number, *ends)
+
+    def complete(self, line: Mapping[str, Any]) -> None:
+        """Store the summary, ``line`` in it, which makes the level complete."""
         self.level.save_summary(
             {
                 "level": self.level.number,
@@ -359,17 +369,9 @@ class _Training:
                 "test_accuracy": self.last_test.accuracy,
                 "seconds": self._seconds(),
                 "train_seconds": self.train_seconds,
-                **self._line(),
+                **line,
             }
         )
-
-    def _line(self) -> dict[str, Any]:
-        """What a second copy is for: the line from the first one's end to this one's."""
-        if self.experiment.copied_replicate is None:
-            return {}
-        copied = self.experiment.copied_replicate.level(self.level.number)
-        ends = (stored(level.weights("end"), level) for level in (copied, self.level))
-        return line_between(self.experiment, self.level.number, *ends)
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

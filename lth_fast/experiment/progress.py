@@ -31,6 +31,9 @@ class Monitor:
     def epoch_ends(self, iteration: int, validation: Evaluation | None) -> None:
         """An epoch is complete, or the level is; ``validation`` is the last evaluation, ``None`` before the first."""
 
+    def line_begins(self, level: int) -> None:
+        """Level ``level`` of a second copy is trained; the line from the first one to it is measured."""
+
     def level_complete(self, summary: dict[str, Any]) -> None:
         """The level's results are stored."""
 
@@ -74,6 +77,9 @@ class LogLines(_Printing):
         )
         self._loss_sum, self._loss_count, self._began = 0.0, 0, now
 
+    def line_begins(self, level: int) -> None:
+        print(f"INFO     [round: {level} | line between both copies]", file=self._stream, flush=True)
+
 
 class ProgressBar(_Printing):
     """A bar per level with iterations per second and the time left, and a line for each complete level."""
@@ -99,6 +105,9 @@ class ProgressBar(_Printing):
     def stepped(self, iteration: int, losses: Tensor) -> None:
         self._bar.set_postfix_str(f"loss {float(losses[-1]):.3g}", refresh=False)
         self._bar.update(iteration - self._first - self._bar.n)
+
+    def line_begins(self, level: int) -> None:
+        self._bar.set_postfix_str("measuring the line between both copies")
 
     def level_complete(self, summary: dict[str, Any]) -> None:
         self.close()

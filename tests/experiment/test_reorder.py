@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -12,16 +14,17 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-import lth_fast
-from lth_fast import iterative_pruning, load_run
+from lth_fast import iterative_pruning, load_run, models
 from lth_fast.cli import main
 from lth_fast.experiment.branch import BRANCHES, reorders, source_of
 from lth_fast.experiment.experiment import Experiment, Loaders
 from lth_fast.experiment.line import POINTS, line_between
+from lth_fast.experiment.lottery import run_replicates
+from lth_fast.experiment.progress import Monitor, ProgressBar
 from lth_fast.models import initialise
 from lth_fast.prune import prune_all
 from lth_fast.record import open_run
-from lth_fast.train import evaluate
+from lth_fast.train import ReplicateStepper, evaluate
 
 BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "2", "--rewind", "2", "--prune_rate", "0.5", "--quiet")
 
@@ -32,16 +35,16 @@ def same(one, other):
 
 def network(seed=0):
     model = nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 10)
+        nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 3)
     )
     initialise(model, generator=torch.Generator().manual_seed(seed))
     return model
 
 
 @pytest.fixture
-def search(tmp_path):
+def search(tmp_path, make_experiment):
     """``search()`` is a ticket search of two replicates; ``search(branch="reorder", ticket=...)`` its second copy."""
-    data = lth_fast.data.load("digits")
+    data = make_experiment().loaders
 
     def run(**changes):
         options = {
@@ -162,7 +165,7 @@ def between(make_experiment, loaders, models, criterion, **changes):
 
 
 def test_without_batchnorm_the_line_begins_and_ends_at_what_both_runs_recorded(search, tmp_path):
-    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 3))
     first = search(model=plain)
     second = search(model=plain, branch="reorder", ticket=first)
     for own, theirs in levels(second, first):
@@ -259,6 +262,15 @@ def test_measuring_leaves_torchs_and_the_loaders_generators_as_they_were(make_ex
 # ---- around it ----
 
 
+def test_a_terminal_says_that_the_line_is_measured():
+    stream = io.StringIO()
+    bar = ProgressBar(2, stream)
+    bar.level_begins(1, 0, 0, 10, 0.8, 5)
+    bar.line_begins(1)
+    bar.close()
+    assert "measuring the line between both copies" in stream.getvalue()
+
+
 def test_on_the_command_line_the_run_that_is_copied_goes_first(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lth_fast.cli.figure", lambda run: run.path)
     flags = ("--save", str(tmp_path), "--seed", "1", "--branch", "reorder:random_mask")
@@ -274,6 +286,7 @@ def test_on_the_command_line_the_run_that_is_copied_goes_first(tmp_path, monkeyp
         assert same(*masks)
     printed = capsys.readouterr()
     assert "no finished random_mask run of these settings" in printed.err
+    assert "INFO     [round: 2 | line between both copies]" in printed.err
     assert f"beside its random_mask run: python -m lth_fast report {first.path} {second.path}" in printed.out
     assert main([*BASE, *flags[:2], "--branch", "reorder:random_mask"]) == 0
     assert len(list(tmp_path.iterdir())) == 4  # one more copy of the same two
@@ -329,11 +342,9 @@ def test_another_way_to_retrain_has_a_second_copy_but_no_controls(search):
         search(branch="reorder:reinit", ticket=first, retrain="finetune")
 
 
-def test_replicates_at_once_are_compared_as_single_ones_are(make_experiment, new_run):
-    from lth_fast import models
-    from lth_fast.experiment.lottery import run_replicates
-    from lth_fast.experiment.progress import Monitor
-    from lth_fast.train import ReplicateStepper
+@pytest.fixture
+def second(make_experiment, new_run):
+    """The second copy of two replicates that can be trained at once."""
 
     def lenet(seed):
         return models.build("lenet:12", (1, 6, 6), classes=3, generator=torch.Generator().manual_seed(seed))
@@ -343,7 +354,10 @@ def test_replicates_at_once_are_compared_as_single_ones_are(make_experiment, new
     )
     ticket = new_run()
     run_replicates(experiment, ticket, Monitor())
-    second = replace(experiment, branch="reorder", ticket=ticket)
+    return replace(experiment, branch="reorder", ticket=ticket)
+
+
+def test_replicates_at_once_are_compared_as_single_ones_are(second, new_run):
     singly = run_replicates(second, new_run(), Monitor())
     together = run_replicates(replace(second, stepper=ReplicateStepper.name), new_run(), Monitor())
     assert len(singly) == 4
@@ -351,3 +365,34 @@ def test_replicates_at_once_are_compared_as_single_ones_are(make_experiment, new
         assert one["distance"] == pytest.approx(other["distance"], rel=1e-3)
         assert one["line_loss"] == pytest.approx(other["line_loss"], rel=1e-3)
         assert one["distance"] > 0
+
+
+def test_replicates_at_once_complete_a_level_when_all_their_lines_are_measured(second, new_run, monkeypatch):
+    def measured(experiment, *arguments):
+        if experiment.replicate == 1:
+            raise KeyboardInterrupt
+        return line_between(experiment, *arguments)
+
+    run = new_run()
+    monkeypatch.setattr("lth_fast.experiment.level.line_between", measured)
+    with pytest.raises(KeyboardInterrupt):
+        run_replicates(replace(second, stepper=ReplicateStepper.name), run, Monitor())
+    assert [run.replicate(number).level(0).complete for number in (0, 1)] == [False, False]
+
+
+def test_the_line_is_announced_and_counts_as_time_of_the_level(second, new_run, monkeypatch):
+    told = []
+
+    class Recording(Monitor):
+        def line_begins(self, level):
+            told.append(level)
+
+    def slow(*arguments):
+        assert told
+        time.sleep(0.3)
+        return line_between(*arguments)
+
+    monkeypatch.setattr("lth_fast.experiment.level.line_between", slow)
+    summaries = run_replicates(second, new_run(), Recording())
+    assert told == [0, 1, 0, 1]
+    assert all(summary["seconds"] > summary["train_seconds"] + 0.3 for summary in summaries)
