@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.stepping import to_device
@@ -33,9 +33,9 @@ def line_between(
 ) -> dict[str, Any]:
     """Measure the networks on the line from ``first`` to ``second``, and how far these are apart.
 
-    Weights, biases and other floating-point values are interpolated. Running statistics of BatchNorm belong to the
-    weights that they were taken under, so every network of the line, its ends too, has statistics taken anew from
-    training data: between two equal ends there is no barrier.
+    Weights, biases and other floating-point and complex values are interpolated. Running statistics of BatchNorm belong
+    to the weights that they were taken under, so every network of the line, its ends too, has statistics taken anew
+    from training data, where training takes them at all: between two equal ends there is no barrier.
 
     Args:
         experiment: Whose data and loss count: the test set, or the validation set where there is none.
@@ -49,9 +49,7 @@ def line_between(
         ``loss_barrier`` and ``error_barrier``: the highest loss or error (1 - accuracy) of them over the mean of the
         two ends, >= 0; NaN where any is NaN.
     """
-    names = dict(experiment.model.named_parameters())
-    squares = (((second[name].double() - first[name].double()) ** 2).sum().item() for name in names)
-    distance = math.sqrt(sum(squares))
+    distance = math.hypot(*(_distance(first[name], second[name]) for name, _ in experiment.model.named_parameters()))
     loader = experiment.loaders.validation if experiment.loaders.test is None else experiment.loaders.test
     if loader is None:
         return {"distance": distance}
@@ -71,8 +69,13 @@ def line_between(
     }
 
 
+def _distance(first: Tensor, second: Tensor) -> float:
+    precise = torch.promote_types(first.dtype, torch.float64)
+    return torch.linalg.vector_norm(second.to(precise) - first.to(precise)).item()
+
+
 def _between(first: Tensor, second: Tensor, share: float) -> Tensor:
-    return torch.lerp(first, second, share) if first.is_floating_point() else first
+    return torch.lerp(first, second, share) if first.is_floating_point() or first.is_complex() else first
 
 
 def _barrier(heights: list[float]) -> float:
@@ -83,13 +86,26 @@ def _barrier(heights: list[float]) -> float:
 
 def _measured(experiment: Experiment, level: int, model: nn.Module, loader: Any) -> Evaluation:
     generators = (*loader_generators(loader), *loader_generators(experiment.loaders.train))
-    with own_random_state(experiment.device, generators):
-        seed = experiment.training_seeds.stream("noise", experiment.replicate, level)
-        with forward_precision(experiment.precision, experiment.device):
-            torch.manual_seed(seed)
-            update_bn(_some_batches(experiment, level), model)
-            seed_loader(loader, seed)
-            return evaluate(model, experiment.criterion, loader)
+    with own_random_state(experiment.device, generators), forward_precision(experiment.precision, experiment.device):
+        seed_loader(loader, experiment.training_seeds.stream("noise", experiment.replicate, level))
+        _take_statistics(model, _some_batches(experiment, level))
+        return evaluate(model, experiment.criterion, loader)
+
+
+@torch.no_grad()
+def _take_statistics(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> None:
+    """Make the running statistics of BatchNorm those of ``batches``; the network is in training mode then.
+
+    ``torch.optim.swa_utils.update_bn`` would also reset those that the network keeps as they are while it trains.
+    """
+    model.train()
+    taking = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+    for module in taking:
+        module.reset_running_stats()
+        module.momentum = None  # all batches count the same
+    if taking:
+        for inputs, _ in batches:
+            model(inputs)
 
 
 def _some_batches(experiment: Experiment, level: int) -> Iterator[tuple[Any, Tensor]]:

@@ -141,8 +141,11 @@ def test_the_order_and_the_noise_of_a_second_copy_follow_from_the_seeds(search):
 def test_a_summary_tells_the_line_between_the_ends_of_both(search):
     first = search()
     second = search(branch="reorder", ticket=first)
+    results = iter(second.levels)
     for own, theirs in levels(second, first):
         summary, accuracies = own.summary(), own.summary()["line_accuracy"]
+        result = next(results)
+        assert (result.error_barrier, result.distance) == (summary["error_barrier"], summary["distance"])
         assert len(accuracies) == len(summary["line_loss"]) == POINTS == 30
         assert summary["error_barrier"] == pytest.approx((accuracies[0] + accuracies[-1]) / 2 - min(accuracies))
         losses = summary["line_loss"]
