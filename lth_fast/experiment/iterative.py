@@ -47,6 +47,8 @@ class LevelResult:
         test_accuracy, test_loss: After the last iteration.
         seconds: All of the level.
         train_seconds: Optimizer steps alone.
+        error_barrier, distance: Of a second copy (``branch="reorder"``), from the first one to it; see
+            :func:`lth_fast.experiment.line.line_between`, whose other results the level's summary holds.
     """
 
     replicate: int
@@ -58,11 +60,13 @@ class LevelResult:
     test_loss: float | None
     seconds: float
     train_seconds: float
+    error_barrier: float | None = None
+    distance: float | None = None
 
     @classmethod
     def of(cls, summary: Mapping[str, Any]) -> LevelResult:
         """The results that the ``summary`` of a level holds, among others."""
-        return cls(**{field.name: summary[field.name] for field in dataclasses.fields(cls)})
+        return cls(**{field.name: summary[field.name] for field in dataclasses.fields(cls) if field.name in summary})
 
 
 @dataclass(frozen=True)
@@ -148,9 +152,9 @@ def iterative_pruning(
         order_seed: Seed of the data order alone.
         branch: ``ticket``: the search. Or a control for a finished one: ``reinit`` (its masks, new weights at every
             level, trained from the first step on), ``random_mask`` (its densities layer by layer, random places, its
-            weights) or ``reorder`` (its masks and weights, another order of the data: the summaries of its levels hold
-            what :func:`lth_fast.experiment.line.line_between` measures between the ends of both). ``reorder:reinit``
-            and ``reorder:random_mask`` do so with a finished control. ``prune_net`` is not called then.
+            weights) or ``reorder`` (its masks and weights, another order of the data; error barrier and distance
+            between the ends of both are among the results). ``reorder:reinit`` and ``reorder:random_mask`` do so with a
+            finished control. ``prune_net`` is not called then.
         ticket: The finished run that a control is compared with, its result or its folder. The other arguments must
             be the ones it had, the model's weights too; ``keep``, ``plan``, ``gpu``, ``threads`` and
             ``checkpoint_seconds`` may differ. Replicate r takes the masks of replicate r there; there may be fewer.

@@ -156,6 +156,7 @@ def test_a_summary_tells_the_line_between_the_ends_of_both(search):
         )
         assert summary["distance"] == pytest.approx(apart.norm().item())
     assert not any(key in theirs.summary() for key in ("distance", "line_loss", "error_barrier"))
+    assert first.levels[0].error_barrier is first.levels[0].distance is None
 
 
 # ---- the line itself ----
