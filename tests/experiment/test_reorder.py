@@ -235,6 +235,68 @@ def test_along_the_line_batchnorm_has_the_statistics_of_the_training_data(make_e
         assert found["line_accuracy"][point] == expected.accuracy
 
 
+class WithFrozenStatistics(nn.Module):
+    """Fine-tuned as is usual: the statistics of pretraining stay."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.frozen = nn.Linear(6, 5), nn.BatchNorm1d(5)
+        self.second, self.free = nn.Linear(5, 5), nn.BatchNorm1d(5)
+        self.third = nn.Linear(5, 3)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def forward(self, inputs):
+        hidden = torch.relu(self.frozen(self.first(inputs)))
+        return self.third(torch.relu(self.free(self.second(hidden))))
+
+
+def test_batchnorm_that_training_leaves_in_evaluation_mode_keeps_its_statistics_along_the_line(make_experiment):
+    generator = torch.Generator().manual_seed(6)
+    loader = [(torch.randn(20, 6, generator=generator), torch.randint(3, (20,), generator=generator))]
+    models = [WithFrozenStatistics(), WithFrozenStatistics()]
+    for model in models:
+        model.frozen.running_mean.fill_(3.0)
+        model.frozen.running_var.fill_(5.0)
+    found = between(make_experiment, Loaders(loader, None, loader), models, nn.CrossEntropyLoss())
+    for model, loss in zip(models, (found["line_loss"][0], found["line_loss"][-1]), strict=True):
+        with torch.no_grad():
+            hidden = model.second(torch.relu(model.frozen.eval()(model.first(loader[0][0]))))
+        model.free.running_mean, model.free.running_var = hidden.mean(0), hidden.var(0)
+        assert loss == pytest.approx(evaluate(model, nn.CrossEntropyLoss(), loader).loss, rel=1e-5)
+
+
+class OfManyKinds(nn.Module):
+    """Parameters that are complex, of little precision, shared, and whole numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.waves = nn.Parameter(torch.randn(4, 3, dtype=torch.complex64))
+        self.rough = nn.Linear(3, 3).bfloat16()
+        self.shared = self.rough
+        self.steps = nn.Parameter(torch.tensor([7, 8]), requires_grad=False)
+
+    def forward(self, inputs):
+        return self.shared((inputs.to(self.waves.dtype) @ self.waves).abs().bfloat16()).float()
+
+
+def test_parameters_of_every_kind_are_on_the_line_and_count_once(make_experiment):
+    torch.manual_seed(8)
+    models = [OfManyKinds(), OfManyKinds()]
+    inputs, labels = torch.randn(20, 4), torch.randint(3, (20,))
+    loader = [(inputs, labels)]
+    found = between(make_experiment, Loaders(loader, None, loader), models, nn.CrossEntropyLoss())
+    ends = [evaluate(model, nn.CrossEntropyLoss(), loader).loss for model in models]
+    assert [found["line_loss"][0], found["line_loss"][-1]] == ends
+    apart = [one - other for one, other in zip(*(each.parameters() for each in models), strict=True)]
+    expected = sum((difference.abs().double() ** 2).sum().item() for difference in apart)
+    assert found["distance"] == pytest.approx(math.sqrt(expected), rel=1e-2)  # bfloat16 here
+    assert found["distance"] > 1
+
+
 @pytest.mark.parametrize("measured", ["validation", "nothing"])
 def test_without_a_test_set_the_validation_set_is_measured_and_without_both_the_distance_alone(
     measured, make_experiment
