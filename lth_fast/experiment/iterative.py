@@ -204,11 +204,11 @@ def iterative_pruning(
     }
     gpu = BY_NAME["gpu"].read(gpu, "gpu")
     control = options["branch"] != "ticket"
-    ticket_run = None if ticket is None else _opened(ticket)
+    finished = f"the result or the folder of a finished {source_of(options['branch'])} run"
+    ticket_run = None if ticket is None else _opened(ticket, finished)
     options["ticket"] = None if ticket_run is None else str(ticket_run.path)
     if control != (ticket is not None) and not (control and recover is not None):
-        source = source_of(options["branch"])
-        expected = f"the result or the folder of a finished {source} run" if control else "None"
+        expected = finished if control else "None"
         raise ValueError(f"ticket: expected {expected} with branch={options['branch']!r}, got {options['ticket']}")
     if options["branch"] not in ("ticket", "reorder") and options["retrain"] != "weights":
         raise ValueError(f"retrain: expected 'weights' with branch={options['branch']!r}, got {options['retrain']!r}")
@@ -344,15 +344,14 @@ def _recorded(run: Run, argument: str, instead: str) -> dict[str, Any]:
     return {**_ABSENT, **plain, "seed": seed}
 
 
-def _opened(ticket: Result | str | Path) -> Run:
-    expected = "ticket: expected the result or the folder of a finished ticket run"
+def _opened(ticket: Result | str | Path, expected: str) -> Run:
     if not isinstance(ticket, (Result, str, Path)):
-        raise TypeError(f"{expected}, got {type(ticket).__name__}")
+        raise TypeError(f"ticket: expected {expected}, got {type(ticket).__name__}")
     path = ticket.path if isinstance(ticket, Result) else ticket
     try:
         return open_run(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{expected}, got {str(path)!r} ({error})") from error
+        raise ValueError(f"ticket: expected {expected}, got {str(path)!r} ({error})") from error
 
 
 def _loaders(data: Any, validation: Any, test: Any, device: torch.device) -> Loaders:

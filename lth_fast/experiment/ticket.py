@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lth_fast.experiment.agreement import check_network, unlike
-from lth_fast.experiment.branch import reorders
+from lth_fast.experiment.branch import reorders, source_of
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.level import stored
 from lth_fast.record import Run
@@ -33,14 +33,16 @@ def located(path: str, control: Run | None) -> Path:
 
 
 def check_fit(experiment: Experiment) -> None:
-    """Refuse a control arm of one's own model that its ticket run, of the same settings, cannot be compared with.
+    """Refuse a control arm of one's own model that cannot be compared with ``ticket``, a run of the same settings.
 
     Raises:
-        ValueError: The ticket run is not finished or lacks masks, or it had other data, another optimizer, criterion
-            or network, or other initial weights; or ``redraw`` draws no new ones. The message names the argument.
+        ValueError: That run is not finished, lacks masks or what a second copy starts from and is compared with, or
+            has it damaged; or it had other data, another optimizer, criterion or network, or other initial weights; or
+            ``redraw`` draws no new ones. The message names the argument.
     """
     ticket = experiment.ticket
     assert ticket is not None
+    source = f"the {source_of(experiment.branch)} run"
     if not complete(ticket, experiment.replicates, experiment.rounds):
         raise ValueError(
             f"ticket: {ticket.path}: expected a finished run of {experiment.replicates} replicates or more, got one "
@@ -55,17 +57,20 @@ def check_fit(experiment: Experiment) -> None:
             for level in range(experiment.rounds + 1):
                 record = replicate.level(level)
                 stored(record.masks(), record)
-                for kind in COPIED if reorders(experiment.branch) else ():
-                    stored(record.weights_file(kind).exists() or None, record)
+                if reorders(experiment.branch):
+                    for kind in COPIED:
+                        stored(record.weights(kind), record)
+                    if experiment.keep_optimizer and level < experiment.rounds:
+                        stored(record.optimizer(), record)
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(f"ticket: {error}") from error
         state = experiment.of_replicate(number).model.state_dict()
-        check_network(state, initial, f"the ticket run {ticket.path}")
+        check_network(state, initial, f"{source} {ticket.path}")
         others = [name for name, value in state.items() if not _same(value, initial[name])]
         if others:
             argument = "initialize: expected it to draw" if number else "model: expected"
             raise ValueError(
-                f"{argument} the initial weights of replicate {number} of the ticket run, got others in "
+                f"{argument} the initial weights of replicate {number} of {source}, got others in "
                 f"{', '.join(others)}; lth_fast.load_run({str(ticket.path)!r}).run.replicate({number}).initial() is "
                 "their state dict"
             )

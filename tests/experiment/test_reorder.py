@@ -393,9 +393,26 @@ def test_a_copy_of_a_run_that_is_none_of_its_source_or_lacks_weights_is_refused(
         search(branch="reorder", ticket=second)
     with pytest.raises(ValueError, match=r"^ticket: expected the result or the folder of a finished reinit run with"):
         search(branch="reorder:reinit")
-    (first.path / "replicate_1" / "1" / "end.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"^ticket: expected the result or the folder of a finished reinit run, got"):
+        search(branch="reorder:reinit", ticket=tmp_path)
+    end = first.path / "replicate_1" / "1" / "end.safetensors"
+    whole = end.read_bytes()
+    end.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"^ticket: .*replicate_1/1/end\.safetensors is not a whole"):
+        search(branch="reorder", ticket=first)
+    end.unlink()
     with pytest.raises(ValueError, match=r"^ticket: .*replicate_1/1: a file of this complete level is missing"):
         search(branch="reorder", ticket=first)
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_copy_that_cannot_go_on_with_the_first_ones_optimizer_is_refused(search, tmp_path):
+    first = search(keep_optimizer=True)
+    (first.path / "replicate_0" / "1" / "optimizer.pt").unlink()  # which no level goes on from
+    search(branch="reorder", ticket=first, keep_optimizer=True)
+    (first.path / "replicate_1" / "0" / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match=r"^ticket: .*replicate_1/0: a file of this complete level is missing"):
+        search(branch="reorder", ticket=first, keep_optimizer=True)
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
