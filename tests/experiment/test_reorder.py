@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lth_fast import iterative_pruning, load_run, models
 from lth_fast.cli import main
@@ -138,6 +138,23 @@ def test_the_order_and_the_noise_of_a_second_copy_follow_from_the_seeds(search):
     assert len(set(orders)) == 4
 
 
+def test_a_second_copy_has_another_order_augmentation_and_dropout(make_experiment, new_run):
+    experiment = make_experiment(rounds=1)
+    experiment.loaders.train.augment = True
+    first, second = (replace(experiment, branch=branch).batches(1) for branch in ("ticket", "reorder"))
+    assert not torch.equal(first.order(0), second.order(0))
+    assert not torch.equal(first.draws(0), second.draws(0))
+    # Of images that are all the same the order is nothing; dropout is all that is left.
+    experiment.loaders.train.augment = False
+    experiment.loaders.train.images[:] = experiment.loaders.train.images[0]
+    experiment.loaders.train.labels[:] = 1
+    ticket, copied = new_run(), new_run()
+    run_replicates(experiment, ticket, Monitor())
+    run_replicates(replace(experiment, branch="reorder", ticket=ticket), copied, Monitor())
+    logs = [run.replicate(0).level(1).log.read()["train_loss"] for run in (ticket, copied)]
+    assert (logs[0] != logs[1]).all()
+
+
 def test_a_summary_tells_the_line_between_the_ends_of_both(search):
     first = search()
     second = search(branch="reorder", ticket=first)
@@ -168,10 +185,11 @@ def between(make_experiment, loaders, models, criterion, **changes):
     return line_between(experiment, 1, *states)
 
 
-def test_without_batchnorm_the_line_begins_and_ends_at_what_both_runs_recorded(search, tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_without_batchnorm_the_line_begins_and_ends_at_what_both_runs_recorded(precision, search):
     plain = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 3))
-    first = search(model=plain)
-    second = search(model=plain, branch="reorder", ticket=first)
+    first = search(model=plain, precision=precision)
+    second = search(model=plain, precision=precision, branch="reorder", ticket=first)
     for own, theirs in levels(second, first):
         for key, line in (("test_accuracy", "line_accuracy"), ("test_loss", "line_loss")):
             ends = [theirs.summary()[key], own.summary()[key]]
@@ -210,7 +228,22 @@ def test_a_barrier_is_the_highest_error_over_the_mean_of_the_ends(make_experimen
     assert found["distance"] == pytest.approx(math.sqrt(2**2 + 2 * 2**2))
 
 
-def test_along_the_line_batchnorm_has_the_statistics_of_the_training_data(make_experiment):
+def test_a_barrier_over_which_the_loss_is_no_number_has_no_height(make_experiment):
+    """Two networks that compute the same with opposite signs; halfway their output is negative, its logarithm NaN."""
+    models = [nn.Sequential(nn.Linear(1, 1, bias=False), nn.Tanh(), nn.Linear(1, 1)) for _ in range(2)]
+    for model, sign in zip(models, (1.0, -1.0), strict=True):
+        for parameter, value in zip(model.parameters(), (sign, sign, -0.1), strict=True):
+            nn.init.constant_(parameter, value)
+    loader = [(torch.full((2, 1), 2.0), torch.zeros(2))]
+    found = between(make_experiment, Loaders(loader, None, loader), models, lambda outputs, _: outputs.mean().log())
+    assert math.isnan(found["line_loss"][15])
+    assert not math.isnan(found["line_loss"][0] + found["line_loss"][-1])
+    assert math.isnan(found["loss_barrier"])
+
+
+@pytest.mark.parametrize("limit", [1, 100])
+def test_along_the_line_batchnorm_has_the_statistics_of_the_training_data(limit, make_experiment, monkeypatch):
+    monkeypatch.setattr("lth_fast.experiment.line.STATISTICS_BATCHES", limit)
     generator = torch.Generator().manual_seed(5)
     inputs, labels = torch.randn(60, 64, generator=generator), torch.randint(10, (60,), generator=generator)
     train = [(inputs[:20], labels[:20]), (inputs[20:40], labels[20:40])]
@@ -227,7 +260,7 @@ def test_along_the_line_batchnorm_has_the_statistics_of_the_training_data(make_e
             for name, value in model.named_parameters():
                 one, other = (each.get_parameter(name) for each in models)
                 value.copy_((1 - share) * one + share * other)
-            hidden = [model[0](batch) for batch, _ in train]
+            hidden = [model[0](batch) for batch, _ in train[:limit]]
         model[1].running_mean = torch.stack([batch.mean(0) for batch in hidden]).mean(0)
         model[1].running_var = torch.stack([batch.var(0) for batch in hidden]).mean(0)
         expected = evaluate(model, nn.CrossEntropyLoss(), test)
@@ -291,10 +324,9 @@ def test_parameters_of_every_kind_are_on_the_line_and_count_once(make_experiment
     found = between(make_experiment, Loaders(loader, None, loader), models, nn.CrossEntropyLoss())
     ends = [evaluate(model, nn.CrossEntropyLoss(), loader).loss for model in models]
     assert [found["line_loss"][0], found["line_loss"][-1]] == ends
-    apart = [one - other for one, other in zip(*(each.parameters() for each in models), strict=True)]
-    expected = sum((difference.abs().double() ** 2).sum().item() for difference in apart)
-    assert found["distance"] == pytest.approx(math.sqrt(expected), rel=1e-2)  # bfloat16 here
-    assert found["distance"] > 1
+    pairs = zip(*(each.parameters() for each in models), strict=True)
+    apart = [one.to(torch.complex128) - other.to(torch.complex128) for one, other in pairs]
+    assert found["distance"] == pytest.approx(torch.cat([each.flatten() for each in apart]).norm().item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("measured", ["validation", "nothing"])
@@ -310,19 +342,33 @@ def test_without_a_test_set_the_validation_set_is_measured_and_without_both_the_
     assert found["distance"] == pytest.approx(torch.stack(apart).norm().item())
 
 
-def test_measuring_leaves_torchs_and_the_loaders_generators_as_they_were(make_experiment):
-    own = torch.Generator().manual_seed(4)
-    data = [(torch.randn(4, generator=own), int(label)) for label in torch.randint(3, (12,), generator=own)]
-    train = DataLoader(data, batch_size=4, shuffle=True, generator=own)
-    models = [nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)) for _ in range(2)]
+class Noisy(Dataset):
+    """Images with other noise whenever they are looked at."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return torch.randn(4), index % 3
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_measuring_depends_on_no_generator_and_leaves_torchs_and_the_loaders_as_they_were(normalised, make_experiment):
+    generators = [torch.Generator() for _ in range(2)]
+    train, test = (DataLoader(Noisy(), batch_size=4, shuffle=True, generator=own) for own in generators)
+    norm = nn.BatchNorm1d(3) if normalised else nn.Identity()
+    models = [nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), copy.deepcopy(norm)) for _ in range(2)]
     states = [model.state_dict() for model in models]
-    loaders = Loaders(train, None, train)
-    experiment = make_experiment(model=models[0], loaders=loaders, criterion=nn.CrossEntropyLoss())
-    before = torch.get_rng_state(), own.get_state()
-    found = [line_between(experiment, 1, *states) for _ in range(2)]
+    experiment = make_experiment(model=models[0], loaders=Loaders(train, None, test), criterion=nn.CrossEntropyLoss())
+    found = []
+    for seed in (4, 5):
+        for generator in (torch.default_generator, *generators):
+            generator.manual_seed(seed)
+        before = [generator.get_state() for generator in (torch.default_generator, *generators)]
+        found.append(line_between(experiment, 1, *states))
+        after = [generator.get_state() for generator in (torch.default_generator, *generators)]
+        assert all(map(torch.equal, after, before))
     assert found[0] == found[1]
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert torch.equal(own.get_state(), before[1])
 
 
 # ---- around it ----
