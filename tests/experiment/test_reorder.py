@@ -24,7 +24,7 @@ from lth_fast.experiment.progress import Monitor, ProgressBar
 from lth_fast.models import initialise
 from lth_fast.prune import prune_all
 from lth_fast.record import open_run
-from lth_fast.train import ReplicateStepper, evaluate
+from lth_fast.train import ReplicateStepper, Seeds, evaluate
 
 BASE = ("lenet:8", "digits", "--iter", "6", "--rounds", "2", "--rewind", "2", "--prune_rate", "0.5", "--quiet")
 
@@ -136,6 +136,9 @@ def test_the_order_and_the_noise_of_a_second_copy_follow_from_the_seeds(search):
         for result in (first, copies[0], ordered, other)
     ]
     assert len(set(orders)) == 4
+    reordered = [seeds.stream("reorder") for seeds in (Seeds(1), Seeds(2), Seeds(1, order_seed=5), Seeds(2, 1, 5))]
+    assert len(set(reordered)) == 3
+    assert reordered[2] == reordered[3]
 
 
 def test_a_second_copy_has_another_order_augmentation_and_dropout(make_experiment, new_run):
@@ -402,6 +405,8 @@ def test_on_the_command_line_the_run_that_is_copied_goes_first(tmp_path, monkeyp
     assert f"beside its random_mask run: python -m lth_fast report {first.path} {second.path}" in printed.out
     assert main([*BASE, *flags[:2], "--branch", "reorder:random_mask"]) == 0
     assert len(list(tmp_path.iterdir())) == 4  # one more copy of the same two
+    copies = [run for run in map(open_run, tmp_path.iterdir()) if "reorder" in run.path.name]
+    assert [run.manifest()["configuration"]["ticket"] for run in copies] == [str(first.path)] * 2
     assert main(["report", str(second.path)]) == 0
     assert "error barrier %" in capsys.readouterr().out
 
@@ -446,10 +451,21 @@ def test_a_copy_of_a_run_that_is_none_of_its_source_or_lacks_weights_is_refused(
     end.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"^ticket: .*replicate_1/1/end\.safetensors is not a whole"):
         search(branch="reorder", ticket=first)
-    end.unlink()
+    end.write_bytes(whole)
+    end.with_name("rewind.safetensors").unlink()
     with pytest.raises(ValueError, match=r"^ticket: .*replicate_1/1: a file of this complete level is missing"):
         search(branch="reorder", ticket=first)
     assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_levels_of_a_copy_go_on_with_the_first_ones_optimizer(search, monkeypatch):
+    first = search(keep_optimizer=True)
+    loaded = []
+    monkeypatch.setattr(
+        "lth_fast.experiment.level.load_dense_optimizer_state", lambda optimizer, model, state: loaded.append(state)
+    )
+    search(branch="reorder", ticket=first, keep_optimizer=True)
+    assert str(loaded) == str([load_run(first.path).run.replicate(number).level(0).optimizer() for number in (0, 1)])
 
 
 def test_a_copy_that_cannot_go_on_with_the_first_ones_optimizer_is_refused(search, tmp_path):
