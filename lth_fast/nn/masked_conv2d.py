@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.nn.modules.utils import _pair
 
 from lth_fast.nn.attributes import buffer, parameter, transformed
 from lth_fast.nn.masked import MaskedLayer
@@ -35,7 +36,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         unbatched = input.dim() == 3
         batched, padding = pad(self, input.unsqueeze(0) if unbatched else input)
         weight, bias = self.masked_weight(), parameter(self, "bias")
-        geometry = (self.stride, padding, self.dilation, self.groups)
+        geometry = (_pair(self.stride), padding, _pair(self.dilation), self.groups)
         if self.masks_gradient and not transformed():
             output = masked_conv2d(batched, weight, bias, buffer(self, "mask_bits"), *geometry)
         else:

@@ -6,23 +6,30 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.utils import _pair
 
 
 def pad(layer: Any, input: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """What to convolve, and the zeros the convolution adds, for what ``layer`` asks of ``input``.
 
     Args:
-        layer: Anything with the attributes of an ``nn.Conv2d``: ``padding`` (also by name) and ``padding_mode``.
+        layer: Anything with the attributes of an ``nn.Conv2d``, which count as they are now: some set them later.
         input: ``[..., height, width]``.
 
     Returns:
         The input, padded where zeros inside the convolution cannot say it, and the (vertical, horizontal) zeros left.
     """
-    if layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-        return input, layer.padding
-    # torch keeps, for these cases, the four border widths that the name or the mode stands for.
-    left, right, top, bottom = layer._reversed_padding_repeated_twice
-    if layer.padding_mode == "zeros" and left == right and top == bottom:
+    if layer.padding_mode != "zeros":
+        # torch keeps the four border widths here, and goes by them alone.
+        return F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), (0, 0)
+    if layer.padding == "valid":
+        return input, (0, 0)
+    if layer.padding != "same":
+        return input, _pair(layer.padding)
+    vertical, horizontal = (
+        distance * (size - 1) for distance, size in zip(_pair(layer.dilation), layer.kernel_size, strict=True)
+    )
+    top, left = vertical // 2, horizontal // 2
+    if vertical == 2 * top and horizontal == 2 * left:
         return input, (top, left)
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return F.pad(input, (left, right, top, bottom), mode=mode), (0, 0)
+    return F.pad(input, (left, horizontal - left, top, vertical - top)), (0, 0)

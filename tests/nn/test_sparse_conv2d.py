@@ -17,6 +17,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no padding by name": {"padding": "valid"},
     "same padding": {"padding": "same"},
     "same padding, even kernel": {"padding": "same", "kernel_size": (2, 4)},
+    "same padding, even height": {"padding": "same", "kernel_size": (4, 3)},
+    "same padding, even width": {"padding": "same", "kernel_size": (3, 4)},
     "same padding, dilation": {"padding": "same", "dilation": (2, 1)},
     "1x1": {"kernel_size": 1},
     "dilation": {"dilation": 2},
@@ -63,6 +65,27 @@ def assert_same_layers(sparse: SparseConv2d, dense: nn.Conv2d, inputs: Tensor) -
 @pytest.mark.parametrize("case", OPTIONS)
 def test_it_computes_what_nn_conv2d_with_these_arguments_computes(case: str, padding_mode: str) -> None:
     sparse, dense = layers({**OPTIONS[case], "padding_mode": padding_mode})
+    assert_same_layers(sparse, dense, torch.randn(2, 4, 9, 8))
+
+
+@pytest.mark.parametrize(
+    ("padding", "changes"),
+    [
+        (1, {"padding": 2}),
+        (0, {"padding": "same"}),
+        (1, {"padding": "valid"}),
+        ("same", {"padding": (1, 2)}),
+        ("same", {"dilation": 2}),
+        (1, {"stride": 2}),
+        (1, {"dilation": 2}),
+    ],
+    ids=str,
+)
+def test_arguments_that_are_changed_later_count_as_in_nn_conv2d(padding: Any, changes: dict[str, Any]) -> None:
+    sparse, dense = layers({"padding": padding})
+    for argument, value in changes.items():
+        setattr(sparse, argument, value)
+        setattr(dense, argument, value)
     assert_same_layers(sparse, dense, torch.randn(2, 4, 9, 8))
 
 
