@@ -48,7 +48,7 @@ def link_file(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # the target exists, lies on another file system, or this file system has no hard links
-        if target.exists() and source.exists() and target.samefile(source):
+        if target.exists() and target.samefile(source):
             return
         replace_file(target, source.read_bytes())
     else:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 
 import pytest
@@ -51,3 +52,14 @@ def test_an_archive_cut_short_is_refused_before_anything_is_written(archive, tmp
     with pytest.raises(ValueError, match=rf"data\.tar\.gz is damaged: expected md5 {intact}, got {md5_of(archive)}"):
         unpack(archive, intact, ["batch_1"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_unpacking_that_is_interrupted_leaves_no_part_of_a_file(archive, tmp_path, monkeypatch):
+    def interrupt(content, file):
+        file.write(content.read(1))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfileobj", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        unpack(archive, md5_of(archive), ["batch_1"], tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []

@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+import urllib.error
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +92,39 @@ def test_one_missing_file_is_downloaded_beside_the_others(tmp_path, local_server
     assert local_server.asked == ["/labels.gz"]
 
 
+def test_of_several_folders_the_fullest_counts(tmp_path, offline):
+    put(tmp_path / FILES.folders[0], {"images.gz": b"the images"})
+    put(tmp_path / FILES.folders[1], CONTENT)
+    assert {path.parent for path in obtain(FILES, tmp_path)} == {tmp_path / FILES.folders[1]}
+    assert offline == []
+
+
+def test_folders_with_the_names_of_files_are_not_taken_for_them(tmp_path, offline):
+    """As the folders of other data sets are called."""
+    (tmp_path / "images.gz").mkdir()
+    put(tmp_path, {"images": b"the images", "labels.gz": b"the labels"})
+    assert obtain(FILES, tmp_path) == [tmp_path / "images", tmp_path / "labels.gz"]
+    for name in (*ARCHIVED.names, "toy-batches/toy.tar.gz"):
+        (tmp_path / name).mkdir(parents=True)
+    put(tmp_path / "toy", {"toy.tar.gz": ARCHIVE})
+    assert [path.read_bytes() for path in obtain(ARCHIVED, tmp_path)] == [b"to train", b"to test"]
+    assert offline == []
+
+
+@pytest.mark.parametrize("files", [FILES, ARCHIVED], ids=["files", "archive"])
+def test_the_patience_is_that_of_the_download(tmp_path, monkeypatch, files):
+    timeouts = []
+
+    def urlopen(request, timeout):
+        timeouts.append(timeout)
+        raise urllib.error.URLError("the network is down")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    with pytest.raises(FileNotFoundError):
+        obtain(files, tmp_path, patience=3.0)
+    assert timeouts == [1.5, 1.5]
+
+
 def test_without_network_one_error_says_what_is_missing_where_it_goes_and_what_was_tried(tmp_path, offline):
     with pytest.raises(FileNotFoundError) as error:
         obtain(FILES, tmp_path)
@@ -138,6 +173,11 @@ def test_an_archive_that_lies_there_already_is_unpacked_without_network(tmp_path
     put(tmp_path / folder, {"toy.tar.gz": ARCHIVE})
     assert [path.read_bytes() for path in obtain(ARCHIVED, tmp_path)] == [b"to train", b"to test"]
     assert offline == []
+
+
+def test_of_an_archive_only_the_missing_files_are_unpacked(tmp_path, offline):
+    put(tmp_path / "toy-batches", {"toy.tar.gz": ARCHIVE, "train": b"somebody's own"})
+    assert [path.read_bytes() for path in obtain(ARCHIVED, tmp_path)] == [b"somebody's own", b"to test"]
 
 
 def test_a_damaged_archive_is_an_error_that_names_it(tmp_path, offline):

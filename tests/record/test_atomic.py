@@ -5,6 +5,7 @@ import fcntl
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from lth_fast.record import atomic
-from lth_fast.record.atomic import link_file, make_folder, replace_file
+from lth_fast.record.atomic import link_file, make_folder, remove_file, replace_file
 
 SIZE = 300_000
 DiskWithRoomFor = Callable[[int], AbstractContextManager[None]]
@@ -53,6 +54,53 @@ def test_missing_folders_are_created(tmp_path: Path) -> None:
     replace_file(tmp_path / "a" / "b" / "file", b"")
     assert (tmp_path / "a" / "b" / "file").read_bytes() == b""
     make_folder(tmp_path / "a" / "b")
+
+
+def test_a_folder_that_another_process_makes_at_the_same_time_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_there = Path.is_dir
+
+    def made_right_after(path: Path) -> bool:
+        there = is_there(path)
+        if not there:
+            os.mkdir(path)
+        return there
+
+    monkeypatch.setattr(Path, "is_dir", made_right_after)
+    make_folder(tmp_path / "folder")
+
+
+@pytest.fixture
+def on_disk(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[str]]:
+    """The names that have reached the disk, by the inode of their folder."""
+    found: dict[int, set[str]] = {}
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        sync(descriptor)
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            found[os.fstat(descriptor).st_ino] = set(os.listdir(descriptor))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return found
+
+
+def test_names_of_files_links_and_folders_outlive_a_power_failure(tmp_path: Path, on_disk: dict[int, set[str]]) -> None:
+    replace_file(tmp_path / "new" / "inner" / "file", b"")
+    assert on_disk[tmp_path.stat().st_ino] == {"new"}
+    assert on_disk[(tmp_path / "new").stat().st_ino] == {"inner"}
+    assert on_disk[(tmp_path / "new" / "inner").stat().st_ino] == {"file"}
+    link_file(tmp_path / "new" / "inner" / "file", tmp_path / "link")
+    assert on_disk[tmp_path.stat().st_ino] == {"new", "link"}
+
+
+def test_removing_a_file_takes_away_what_a_killed_writer_left_whichever_is_there(tmp_path: Path) -> None:
+    for there in ([], ["file"], [".file.partial"], ["file", ".file.partial"]):
+        for name in there:
+            (tmp_path / name).write_bytes(b"")
+        remove_file(tmp_path / "file")
+        assert names(tmp_path) == []
 
 
 def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
