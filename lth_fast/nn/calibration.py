@@ -169,19 +169,19 @@ def _locked_file() -> Iterator[Path | None]:
     """Hold the lock beside the file of times; where it cannot be had or written to, go on without a file and say so."""
     file, descriptor = None, None
     try:
-        place = cache_file()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        file = place
-    except (OSError, RuntimeError) as error:  # the latter from a user without a home
-        warnings.warn(f"times of layers cannot be remembered, they are measured anew: {error}", stacklevel=2)
-    try:
+        try:
+            place = cache_file()
+            place.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            file = place
+        except (OSError, RuntimeError) as error:  # the latter from a user without a home
+            warnings.warn(f"times of layers cannot be remembered, they are measured anew: {error}", stacklevel=2)
         yield file
     finally:
-        if file is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # type: ignore[arg-type]  # a process forked off meanwhile holds it, too
         if descriptor is not None:
+            with suppress(OSError):  # from a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process forked off meanwhile holds it, too
             os.close(descriptor)
 
 

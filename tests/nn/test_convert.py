@@ -1098,6 +1098,21 @@ def test_ctrl_c_while_times_are_written_leaves_those_of_before_and_nothing_else(
     assert {path.name for path in calibration_folder.iterdir()} == {"calibration.json", "calibration.lock"}
 
 
+def test_ctrl_c_as_the_lock_is_had_keeps_nobody_from_timing(calibration_folder, monkeypatch):
+    lock = fcntl.flock
+
+    def interrupt(descriptor, how):
+        lock(descriptor, how)
+        if how == fcntl.LOCK_EX:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fcntl, "flock", interrupt)
+        convert(small_layer())
+    with (calibration_folder / "calibration.lock").open() as file:
+        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_times_that_are_no_times_are_measured_anew(calibration_folder):
     convert(set_masks(nn.Sequential(nn.Linear(64, 32)), {"0.weight": torch.rand(32, 64) < 0.5}))
     file = calibration_folder / "calibration.json"
