@@ -193,6 +193,25 @@ def test_ctrl_c_at_the_lock_leaves_no_neighbour_but_that_of_another_writer(
     assert target.read_bytes() == b"old"
 
 
+def test_ctrl_c_at_the_lock_leaves_the_neighbour_of_a_writer_that_came_after_the_one_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, partial = tmp_path / "file", tmp_path / ".file.partial"
+    lock = fcntl.flock
+
+    def interrupt(descriptor: int, how: int) -> None:
+        if how == fcntl.LOCK_EX:
+            partial.rename(target)
+            partial.write_bytes(b"half")
+            raise KeyboardInterrupt
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(target, b"new")
+    assert partial.read_bytes() == b"half"
+
+
 def test_writers_of_the_same_file_wait_for_each_other(tmp_path: Path) -> None:
     target = tmp_path / "file"
 
