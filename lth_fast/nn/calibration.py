@@ -219,4 +219,4 @@ def _write(file: Path | None, known: dict[str, dict[str, dict[str, float]]]) -> 
         warnings.warn(f"times of layers cannot be remembered, they are measured anew: {error}", stacklevel=2)
     finally:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            temporary.unlink()

@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
 
-from lth_fast.nn import convert, explain, masks, plan, restore, set_masks, sparse_layers
+from lth_fast.nn import convert, distributed, explain, masks, plan, restore, set_masks, sparse_layers
 from lth_fast.nn.dynamic_sizes import compile_for_any_number_of_survivors
 from lth_fast.prune import prune_all
 
@@ -113,6 +113,14 @@ def test_two_processes_train_the_masks_of_the_first_and_sync_none_of_them(tmp_pa
         assert torch.equal(value, second["state"][name])
     assert all(torch.equal(second["pruned"][name], mask) for name, mask in first["pruned"].items())
     assert first["synced"] == second["synced"] == 0
+
+
+def test_masks_on_other_parameters_than_those_of_the_first_process_are_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "_several_processes", lambda: True)
+    monkeypatch.setattr(distributed, "from_first", lambda names: ["2.weight"])
+    model = set_masks(network(), {"0.weight": torch.rand(30, 20) < 0.5})
+    with pytest.raises(ValueError, match="expected masks on the same parameters in every process"):
+        distributed.broadcast_masks(model)
 
 
 def test_set_masks_keeps_masks_out_of_the_sync_and_a_users_list_stays():

@@ -18,6 +18,7 @@ import time
 import warnings
 from collections import UserDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ from lth_fast.nn import (
     restore,
     set_masks,
 )
-from lth_fast.nn.calibration import Times
+from lth_fast.nn.calibration import Times, Work
 
 
 @pytest.fixture(autouse=True)
@@ -255,6 +256,46 @@ def test_a_layer_is_sparse_where_that_saves_a_twentieth_and_not_where_it_saves_l
     assert set(plan(convert(network(), kept, example_input=torch.randn(9, 20))).values()) == {"sparse"}
 
 
+def test_a_layer_is_sparse_where_that_saves_exactly_a_twentieth(timed):
+    kept = random_masks(network(), 0.3)
+    timed(1.0, 0.95)
+    assert set(plan(convert(network(), kept, example_input=torch.randn(9, 20))).values()) == {"sparse"}
+
+
+@pytest.mark.parametrize(("survivors", "form"), [(480, "sparse"), (481, "masked")])
+def test_a_layer_is_timed_up_to_a_density_of_four_fifths(survivors, form, timed):
+    asked = timed(1.0, 0.5)
+    model = convert(nn.Sequential(nn.Linear(20, 30)), {"0.weight": torch.arange(600).view(30, 20) < survivors})
+    assert plan(model) == {"0.weight": form}
+    assert len(asked) == (form == "sparse")
+
+
+def test_a_layer_that_is_called_by_keyword_is_timed_on_what_it_is_given(timed):
+    class ByKeyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.layer(input=inputs)
+
+    asked = timed(1.0, 0.5)
+    convert(ByKeyword(), {"layer.weight": torch.eye(8) > 0}, example_input=torch.randn(3, 8))
+    assert [shape for _, shape, _ in asked] == [(3, 8)]
+
+
+def test_explain_is_a_table_of_density_form_times_and_reason(timed, capsys):
+    timed(2e-3, 1e-3)
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10), nn.Linear(10, 5))
+    kept = {"0.weight": torch.arange(600).view(30, 20) < 150, "2.weight": torch.arange(300).view(10, 30) < 297}
+    assert explain(convert(model, kept, example_input=torch.randn(9, 20))).splitlines() == [
+        "layer     density  form    masked ms  sparse ms  reason",
+        "0.weight  0.25     sparse  2          1          sparse takes 0.50 of masked's time",
+        "2.weight  0.99     masked  -          -          denser than 0.8: not measured",
+        "3.weight  1        dense   -          -          no mask",
+    ]
+
+
 def test_a_layer_stays_masked_where_sparse_saves_less_than_a_twentieth(timed):
     kept = random_masks(network(), 0.3)
     timed(1.0, 0.96)
@@ -334,6 +375,35 @@ def test_a_whole_layer_stays_masked_where_masked_layers_multiply_faster(preferre
     assert "all weights survive" in choices(model)["0.weight"].reason
 
 
+def test_how_fast_a_whole_layer_multiplies_is_judged_by_its_samples_and_features(monkeypatch):
+    sizes = []
+    monkeypatch.setitem(convert.__globals__, "masked_linear_beats_plain", lambda *size: sizes.append(size) or True)
+    whole = {"0.weight": torch.ones(200, 300, dtype=torch.bool)}
+    convert(nn.Sequential(nn.Linear(300, 200)), whole)
+    convert(nn.Sequential(nn.Linear(300, 200)), whole, example_input=torch.randn(2, 5, 300))
+    assert sizes == [(64, 300, 200), (10, 300, 200)]
+
+
+def test_a_whole_layer_that_cannot_be_sparse_is_plain(monkeypatch):
+    monkeypatch.setitem(convert.__globals__, "masked_linear_beats_plain", lambda *_: True)
+    whole = {name: torch.ones(8, 8, dtype=torch.bool) for name in ("read.weight", "normal.weight")}
+    model = convert(Unusual(), whole, example_input=torch.randn(3, 4, 8))
+    assert (plan(model)["read.weight"], plan(model)["normal.weight"]) == ("dense", "masked")
+
+
+def test_a_whole_layer_is_sparse_where_that_is_asked_for():
+    model = convert(nn.Sequential(nn.Linear(8, 6)), {"0.weight": torch.ones(6, 8, dtype=torch.bool)}, form="sparse")
+    assert plan(model) == {"0.weight": "sparse"}
+    assert choices(model)["0.weight"].reason == "asked for"
+
+
+def test_a_plan_may_be_repeated_on_the_model_that_has_it():
+    model = convert(network(), random_masks(network(), 0.3), form={"1.weight": "sparse", "5.weight": "dense"})
+    decided = plan(model)
+    assert plan(convert(model, form={"1.weight": "sparse"}))["1.weight"] == "sparse"
+    assert decided == {"1.weight": "sparse", "3.weight": "masked", "5.weight": "dense"}
+
+
 def test_measured_times_are_real_and_survive_in_the_file(calibration_folder):
     model = network()
     convert(model, random_masks(model, 0.3), example_input=torch.randn(9, 20))
@@ -390,6 +460,144 @@ def test_a_ratio_that_comes_of_a_disturbed_measurement_is_not_believed(monkeypat
     assert (choice.form, choice.masked_seconds, choice.sparse_seconds) == ("masked", 1.0, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("masked", "sparse", "rounds", "repeats"),
+    [
+        pytest.param(1.0, 2.0, 2, {1}, id="one is clearly faster"),
+        pytest.param(2.0, 1.0, 2, {1}, id="the other is"),
+        pytest.param(1.0, 1.2, 7, {1}, id="alike, and slow"),
+        pytest.param(0.01, 0.012, 10, {1}, id="alike: a fifth of a second"),
+        pytest.param(0.0009, 0.00075, 40, {3}, id="alike, and quick: 2 ms in one go"),
+    ],
+)
+def test_a_layer_is_timed_until_the_faster_form_is_clear_or_for_a_while(masked, sparse, rounds, repeats, monkeypatch):
+    clock, steps, asked = [0.0], [], []
+
+    def seconds(step, repeats, device):
+        if step not in steps:
+            steps.append(step)
+        asked.append((steps.index(step), repeats))
+        clock[0] += repeats * (masked, sparse)[steps.index(step)]
+        return (masked, sparse)[steps.index(step)]
+
+    monkeypatch.setattr(calibration, "_seconds", seconds)
+    monkeypatch.setattr(calibration, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    model = convert(nn.Sequential(nn.Linear(20, 30)), random_masks(nn.Sequential(nn.Linear(20, 30)), 0.3))
+    (choice,) = choices(model).values()
+    assert (choice.masked_seconds, choice.sparse_seconds) == (masked, sparse)
+    estimates, measured = asked[:2], asked[2:]
+    assert estimates == [(0, 1), (1, 1)]
+    assert [form for form, _ in measured] == [0, 1] * rounds
+    assert {repeats for _, repeats in measured} == repeats
+
+
+def test_times_are_shared_by_what_takes_the_same_time_and_by_nothing_else(monkeypatch):
+    timed_at = []
+
+    def measure(layer, density, work, forms):
+        timed_at.append(density)
+        return Times(1.0, 0.5)
+
+    def ask(layer, density, work):
+        calibration.measured_times(layer, density, work, lambda plain, mask: (plain, plain))
+
+    monkeypatch.setattr(calibration, "_measure", measure)
+    layer, work = nn.Linear(20, 30), Work((9, 20))
+    for alike in ((layer, 0.3, work), (nn.Linear(20, 30), 0.3, work), (layer, 0.31, work)):
+        ask(*alike)
+    assert timed_at == [2 ** (-7 / 4)]
+    ask(layer, 0.25, work)
+    ask(layer, 0.0, work)
+    assert timed_at[1:] == [2**-2, 2**-16]
+    ask(nn.Linear(20, 30, bias=False), 0.3, work)
+    ask(nn.Linear(20, 30).double(), 0.3, work)
+    ask(layer, 0.3, Work((8, 20)))
+    ask(layer, 0.3, Work((9, 20), input_grad=False))
+    monkeypatch.setattr(calibration, "machine_name", lambda device: "another machine")
+    ask(layer, 0.3, work)
+    assert len(timed_at) == 8
+
+
+def test_the_time_of_a_step_is_that_of_one_of_its_repeats(monkeypatch):
+    clock = [0.0]
+
+    def step():
+        clock[0] += 0.5
+
+    monkeypatch.setattr(calibration, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert calibration._seconds(step, 4, torch.device("cpu")) == 0.5
+    assert clock == [2.0]
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(40, 50, bias=False), nn.Linear(40, 50).double()], ids=str)
+def test_forms_are_timed_in_the_layers_own_dtype_at_its_density_and_without_its_hooks(layer, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a hook ran")
+
+    hooks = [
+        layer.register_forward_hook(refuse),
+        layer.register_forward_pre_hook(refuse),
+        layer.register_full_backward_hook(refuse),
+        layer.register_full_backward_pre_hook(refuse),
+    ]
+    step, seen = calibration._step, []
+
+    def watched(form, inputs, input_grad):
+        seen.append((form.density, inputs.dtype))
+        return step(form, inputs, input_grad)
+
+    monkeypatch.setattr(calibration, "_step", watched)
+    model = nn.Sequential(layer)
+    convert(model, random_masks(model, 0.25))
+    assert choices(model)["0.weight"].sparse_seconds > 0
+    assert len(seen) == 2
+    for density, dtype in seen:
+        assert density == pytest.approx(0.25, abs=0.05)
+        assert dtype == layer.weight.dtype
+    for hook in hooks:
+        hook.remove()
+
+
+def test_a_second_process_waits_for_the_measurement_of_the_first_and_takes_it(monkeypatch, calibration_folder):
+    def ask(seconds: float) -> Times:
+        monkeypatch.setattr(calibration, "_measure", lambda *_: Times(seconds, seconds))
+        return calibration.measured_times(nn.Linear(2, 3), 0.5, Work((4, 2)), lambda plain, mask: (plain, plain))
+
+    file = calibration_folder / "calibration.json"
+    ask(1.0)
+    measured = file.read_bytes()
+    file.unlink()
+    with (calibration_folder / "calibration.lock").open() as lock:  # as the first one has it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = os.fork()
+        if second == 0:
+            try:
+                os._exit(0 if ask(2.0) == Times(1.0, 1.0) else 1)
+            finally:
+                os._exit(2)
+        time.sleep(0.3)
+        assert os.waitpid(second, os.WNOHANG) == (0, 0)
+        file.write_bytes(measured)
+        fcntl.flock(lock, fcntl.LOCK_UN)  # which the second one inherits
+    assert os.waitpid(second, 0) == (second, 0)
+    assert file.read_bytes() == measured
+
+
+def test_times_leave_no_file_open(timed):
+    timed(1.0, 0.5)
+    convert(small_layer())
+    before = os.listdir("/proc/self/fd")
+    convert(small_layer())
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_folders_of_the_file_of_times_are_made(timed, monkeypatch, tmp_path):
+    timed(1.0, 0.5)
+    monkeypatch.setenv("LTH_FAST_CACHE", str(tmp_path / "a" / "b"))
+    convert(small_layer())
+    assert (tmp_path / "a" / "b" / "calibration.json").exists()
+
+
 def test_the_file_of_times_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("LTH_FAST_CACHE", "~/times")
@@ -401,8 +609,9 @@ def test_the_file_of_times_is_where_the_environment_says(monkeypatch, tmp_path):
     assert calibration.cache_file() == tmp_path / ".cache" / "lth_fast" / "calibration.json"
 
 
-def test_a_damaged_file_of_times_is_measured_anew(calibration_folder):
-    (calibration_folder / "calibration.json").write_text('{"half a')
+@pytest.mark.parametrize("damaged", [b'{"half a', b"\xff\xfe\xff", b"[" * 100_000, b"[]", b""], ids=range(5))
+def test_a_damaged_file_of_times_is_measured_anew(damaged, calibration_folder):
+    (calibration_folder / "calibration.json").write_bytes(damaged)
     model = convert(network(), random_masks(network(), 0.3))
     assert len(plan(model)) == 3
     assert json.loads((calibration_folder / "calibration.json").read_text())
@@ -1120,6 +1329,7 @@ def test_times_that_are_no_times_are_measured_anew(calibration_folder):
     (key,) = json.loads(file.read_text())[machine]
     no_times = ({"masked": 1.0}, {"masked": "1", "sparse": "2"}, {"masked": 0.0, "sparse": 0.0})
     no_times += ({"masked": math.nan, "sparse": 1.0}, {"masked": 1.0, "sparse": None}, {"masked": -1.0, "sparse": 1.0})
+    no_times += ({"masked": math.inf, "sparse": 1.0}, 3, {"masked": 1.0, "sparse": 1.0, "dense": 1.0})
     for damaged in ({machine: 3}, *({machine: {key: entry}} for entry in no_times)):
         file.write_text(json.dumps(damaged))
         model = set_masks(nn.Sequential(nn.Linear(64, 32)), {"0.weight": torch.rand(32, 64) < 0.5})
