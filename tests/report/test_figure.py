@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -92,6 +93,68 @@ def test_of_a_second_copy_barrier_and_distance_are_drawn(
     assert [list(line.get_ydata()) for line in barrier.lines] == [[30, 1], [2, 2]]
     assert [list(line.get_ydata()) for line in distance.lines] == [[20, 7]]
     assert [axes.get_ylabel() for axes in drawn[0].axes] == ["error barrier (% of the test set)", "Euclidean distance"]
+
+
+def labels(axes: Any) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_every_curve_and_axis_says_what_it_is(make_run: MakeRun, summary: MakeSummary, drawn: list[Any]) -> None:
+    run = make_run([summary(0), summary(1)])
+    figure(run)
+    accuracy, iteration = drawn[0].axes
+    assert labels(accuracy) == ["at early stop", "after the last iteration", "unpruned (97.50 %)"]
+    assert labels(iteration) == ["early stop", "unpruned (5,000)"]
+    assert [axes.get_title() for axes in drawn[0].axes] == ["Test accuracy", "Iteration of minimum validation loss"]
+    assert [axes.get_ylabel() for axes in drawn[0].axes] == ["test accuracy (%)", "early-stop iteration"]
+    assert {axes.get_xlabel() for axes in drawn[0].axes} == {"density (% of weights kept)"}
+    assert drawn[0].get_supxlabel() == run.path.name
+    assert "2,000" in [label.get_text() for label in iteration.get_yticklabels()]
+    assert iteration.get_ylim()[0] == 0
+    curves = [(line.get_color(), line.get_marker()) for line in accuracy.lines[:2]]
+    assert len({color for color, _ in curves}) == len({marker for _, marker in curves}) == 2
+    assert [line.get_linestyle() for line in accuracy.lines] == ["-", "-", "--"]
+    for axes in drawn[0].axes:  # below, where it can hide no curve
+        assert axes.get_legend().get_window_extent().y1 < axes.bbox.y0
+
+
+def test_every_curve_and_axis_of_a_second_copy_says_what_it_is(
+    make_run: MakeRun, summary: MakeSummary, drawn: list[Any]
+) -> None:
+    figure(make_run([summary(0, error_barrier=0.3, distance=20.0), summary(1, error_barrier=0.2, distance=7.0)]))
+    barrier, distance = drawn[0].axes
+    assert labels(barrier) == ["error barrier", "stable below 2 %"]
+    assert labels(distance) == ["distance"]
+    assert [axes.get_title() for axes in drawn[0].axes] == [
+        "Error barrier between two orders of the data",
+        "Distance between two orders of the data",
+    ]
+    assert [axes.get_ylim()[0] for axes in drawn[0].axes] == [0, 0]
+
+
+def test_a_level_without_a_value_is_a_gap_and_one_of_zero_is_none(
+    make_run: MakeRun, summary: MakeSummary, drawn: list[Any]
+) -> None:
+    accuracies = [0.0, None, 0.9]
+    figure(make_run([summary(level, early_stop_accuracy=value) for level, value in enumerate(accuracies)]))
+    heights = drawn[0].axes[0].lines[0].get_ydata()
+    assert (heights[0], math.isnan(heights[1]), heights[2]) == (0, True, pytest.approx(90))
+
+
+def test_only_what_begins_with_an_unpruned_network_is_compared_with_one(
+    tmp_path: Path, summary: MakeSummary, drawn: list[Any]
+) -> None:
+    run = create_run(tmp_path, "lenet", "mnist")
+    run.replicate(0).level(1).save_summary(summary(1))
+    figure(run)
+    assert [len(axes.lines) for axes in drawn[0].axes] == [2, 1]
+
+
+def test_a_level_of_which_nothing_is_left_has_no_place_on_a_logarithmic_axis(
+    make_run: MakeRun, summary: MakeSummary, drawn: list[Any]
+) -> None:
+    figure(make_run([summary(0), summary(1, density=0.0)]))
+    assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == ["100"]
 
 
 def test_without_data_a_second_copy_has_distances_alone(
