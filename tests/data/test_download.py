@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -167,6 +168,15 @@ def test_a_download_that_makes_progress_may_take_longer_than_the_patience(local_
     started = time.monotonic()
     download({"images.gz": md5(content)}, [local_server.url("/slow")], tmp_path, patience=0.7)
     assert time.monotonic() - started > 0.7
+    assert (tmp_path / "images.gz").read_bytes() == content
+
+
+def test_downloads_of_one_file_at_a_time_do_not_disturb_each_other(local_server, tmp_path, content):
+    local_server.serve_slowly("/images.gz", content, pieces=4, pause=0.05)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: download({"images.gz": md5(content)}, [local_server.url("")], tmp_path), range(2)))
+    assert local_server.asked == ["/images.gz"] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["images.gz"]
     assert (tmp_path / "images.gz").read_bytes() == content
 
 
