@@ -445,7 +445,8 @@ def test_a_layer_is_timed_with_the_gradients_that_it_needs(layer, shape, input_g
 
 
 def test_a_ratio_that_comes_of_a_disturbed_measurement_is_not_believed(monkeypatch):
-    masked = iter([1.0, 9.0, 5.0])  # the first one tells how often to repeat; then another program steps in twice
+    # The first one tells how often to repeat; then another program steps in twice, and a little once more.
+    masked = iter([1.0, 9.0, 5.0, 1.0, 1.2])
     steps = []
 
     def seconds(step, repeats, device):
