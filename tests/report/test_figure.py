@@ -141,6 +141,13 @@ def test_a_level_without_a_value_is_a_gap_and_one_of_zero_is_none(
     assert (heights[0], math.isnan(heights[1]), heights[2]) == (0, True, pytest.approx(90))
 
 
+def test_an_unpruned_network_that_learnt_nothing_is_shown_too(
+    make_run: MakeRun, summary: MakeSummary, drawn: list[Any]
+) -> None:
+    figure(make_run([summary(0, test_accuracy=0.0, early_stop_iteration=0), summary(1)]))
+    assert [list(axes.lines[-1].get_ydata()) for axes in drawn[0].axes] == [[0, 0], [0, 0]]
+
+
 def test_only_what_begins_with_an_unpruned_network_is_compared_with_one(
     tmp_path: Path, summary: MakeSummary, drawn: list[Any]
 ) -> None:
