@@ -1,7 +1,7 @@
 """The straight line between two networks that were trained from the same weights in two orders of the data.
 
 How far a network's training is at the mercy of that order: the error barrier on the line (linear interpolation
-instability, Frankle et al. 2020, 1912.05671, section 2) and the distance between its ends (1903.01611, section 4).
+instability, Frankle et al. 2020, 1912.05671, section 2) and the distance between its ends (1903.01611).
 """
 
 from __future__ import annotations

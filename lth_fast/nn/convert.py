@@ -125,7 +125,7 @@ def convert(
         TypeError: The model fails on a dict whose names its ``forward`` does not take.
     """
     asked = {name: _form(value, f"form[{name!r}]") for name, value in form.items()} if isinstance(form, Mapping) else {}
-    general = "masked" if isinstance(form, Mapping) else _form(form, "form")
+    general = None if isinstance(form, Mapping) else _form(form, "form")
     unknown = sorted(asked.keys() - _weights(model).keys() - sparse_layers(model).keys())
     if unknown:
         raise ValueError(f"form: expected names of weights of Linear or Conv2d, got {', '.join(map(repr, unknown))}")
@@ -239,12 +239,14 @@ class _Observed:
     reasons: dict[str, str]
 
 
-def _choose(name: str, layer: nn.Module, asked: str, observed: _Observed) -> Choice:
+def _choose(name: str, layer: nn.Module, asked: str | None, observed: _Observed) -> Choice:
     if not isinstance(layer, MaskedLayer):
         return _choice_without_mask(layer)
     density = layer.density
     if layer.masked_parameter is None:
         return Choice("masked", density, "its weight is computed, not a parameter")
+    if asked is None:
+        return Choice("masked", density, "not named in form")
     if asked in ("dense", "masked"):
         return Choice(asked, density, "asked for")
     obstacle = _obstacle(layer) or observed.reasons.get(name)

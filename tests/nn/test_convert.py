@@ -397,6 +397,12 @@ def test_a_whole_layer_is_sparse_where_that_is_asked_for():
     assert choices(model)["0.weight"].reason == "asked for"
 
 
+def test_a_layer_that_a_form_by_name_leaves_out_is_masked_for_that_reason():
+    model = convert(network(), random_masks(network(), 0.3), form={"1.weight": "sparse", "5.weight": "masked"})
+    reasons = {name: choice.reason for name, choice in choices(model).items()}
+    assert reasons == {"1.weight": "asked for", "3.weight": "not named in form", "5.weight": "asked for"}
+
+
 def test_a_plan_may_be_repeated_on_the_model_that_has_it():
     model = convert(network(), random_masks(network(), 0.3), form={"1.weight": "sparse", "5.weight": "dense"})
     decided = plan(model)
