@@ -1,17 +1,20 @@
-"""Fixtures for the tests of the masked layers."""
+"""Fixtures for the tests of masked and sparse layers."""
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lth_fast.nn import MaskedConv2d, MaskedLayer, MaskedLinear
+from lth_fast.nn import MaskedConv2d, MaskedLayer, MaskedLinear, calibration
+from lth_fast.nn.calibration import Times, Work
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +123,28 @@ def write_from_outside(request: pytest.FixtureRequest) -> Callable[[Any], None]:
 def masked_at_once(write_from_outside: Callable[[Any], None]) -> bool:
     """Whether the mask is applied behind that, before any forward."""
     return write_from_outside in (_load, _step_with_stale_momentum, _step_with_noisy_gradient)
+
+
+@pytest.fixture
+def calibration_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where measured times of layers are kept for this test alone."""
+    monkeypatch.setenv("LTH_FAST_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], list[tuple[str, tuple[int, ...], bool]]]:
+    """Lets a test say how long the forms take, and keeps what was asked."""
+
+    def set_times(masked: float, sparse: float) -> list[tuple[str, tuple[int, ...], bool]]:
+        asked: list[tuple[str, tuple[int, ...], bool]] = []
+
+        def measure(layer: nn.Module, density: float, work: Work, forms: Callable[..., Any]) -> Times:
+            forms(copy.deepcopy(layer), torch.rand(layer.weight.shape) < density)
+            asked.append((str(layer), work.input_shape, work.input_grad))
+            return Times(masked, sparse)
+
+        monkeypatch.setattr(calibration, "_measure", measure)
+        return asked
+
+    return set_times

@@ -69,6 +69,7 @@ def test_a_folder_that_another_process_makes_at_the_same_time_is_no_error(
 
     monkeypatch.setattr(Path, "is_dir", made_right_after)
     make_folder(tmp_path / "folder")
+    assert os.path.isdir(tmp_path / "folder")
 
 
 @pytest.fixture
