@@ -163,12 +163,15 @@ void for_tasks(int64_t tasks, int64_t products, const Work& work) {
 }
 
 // A panel of one of the two orders of the matrix; `permutation` where the values stand in the other one.
-template <typename Index>
+template <typename Element, typename Index>
 SparsePanel<Index> panel_of(int64_t panel, const at::Tensor& starts, const at::Tensor& order, const at::Tensor& indices,
                             bool leads, const at::Tensor* permutation = nullptr) {
   return {starts.const_data_ptr<int32_t>() + panel * starts.size(1),
-          order.const_data_ptr<int32_t>() + panel * order.size(1), indices.const_data_ptr<Index>(),
-          permutation == nullptr ? nullptr : permutation->const_data_ptr<int32_t>(), leads};
+          order.const_data_ptr<int32_t>() + panel * order.size(1),
+          indices.const_data_ptr<Index>(),
+          permutation == nullptr ? nullptr : permutation->const_data_ptr<int32_t>(),
+          leads,
+          indices.numel() * static_cast<int64_t>(sizeof(Element)) > level2_cache_bytes() * 3 / 2};
 }
 
 // Calls work(kernel, Index{}) with the one of two kernels that takes the type of `indices`.
@@ -216,7 +219,7 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& values, const at::
     by_index(columns, table.product_16, table.product_32, [&](auto kernel, auto index) {
       const int64_t first_panel = part * panels / parts, last_panel = (part + 1) * panels / parts;
       input_panels.for_each(tile, first_panel, last_panel, [&](int64_t panel, const Element* from) {
-        kernel(panel_of<decltype(index)>(panel, row_starts, row_order, columns, panel == first_panel), value,
+        kernel(panel_of<Element, decltype(index)>(panel, row_starts, row_order, columns, panel == first_panel), value,
                part == 0 ? start : nullptr, slices.first(slice), slices.last(slice), from, sums, tile.lanes);
       });
     });
@@ -333,9 +336,10 @@ at::Tensor input_grad(const GradOutput<Element>& grad_output, at::IntArrayRef sh
       for (const Tile& tile : tiles) {
         Element* sums = scratch.from(first * tile.lanes);
         for (int64_t panel = 0; panel < panels; ++panel) {
-          kernel(
-              panel_of<Index>(panel, column_starts, column_order, rows, panel == 0, in_order ? nullptr : &permutation),
-              in_order ? in_order->of_panel(panel) : value, nullptr, first, last, grad_output[tile], sums, tile.lanes);
+          kernel(panel_of<Element, Index>(panel, column_starts, column_order, rows, panel == 0,
+                                          in_order ? nullptr : &permutation),
+                 in_order ? in_order->of_panel(panel) : value, nullptr, first, last, grad_output[tile], sums,
+                 tile.lanes);
         }
         table.from_tile(sums, nullptr, tile.lanes, first, last, to + tile.first_sample * in_features, in_features,
                         tile.samples, false);
@@ -371,7 +375,7 @@ at::Tensor values_grad(const GradOutput<Element>& grad_output, const at::Tensor&
         for (size_t number = first_tile; number < last_tile; ++number) {
           const Tile& tile = tiles[number];
           input_panels.for_each(tile, first_panel, last_panel, [&](int64_t panel, const Element* from) {
-            kernel(panel_of<decltype(index)>(panel, row_starts, row_order, columns, panel == 0), first, last,
+            kernel(panel_of<Element, decltype(index)>(panel, row_starts, row_order, columns, panel == 0), first, last,
                    grad_output[tile], from, to, number > first_tile, tile.lanes);
           });
         }

@@ -353,6 +353,29 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(
         assert torch.equal(alone, on_threads(threads, everything))
 
 
+# How the kernels come to the values in column order: one tile reads them where they stand, several tiles a copy. Those
+# of the first layer fill no more than a second-level cache, those of the others many.
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("features", [(300, 200), (3000, 500), (500, 3000)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_sample_has_the_same_bits_in_one_tile_and_beside_another(
+    features: tuple[int, int], dtype: torch.dtype, distance: Distance
+) -> None:
+    values, bias, pattern = random_layer(*features, density=0.8, dtype=dtype)
+    inputs, gradients = torch.randn(128, features[0], dtype=dtype), torch.randn(128, features[1], dtype=dtype)
+
+    def output_and_gradient(samples: slice) -> list[Tensor]:
+        leaf = inputs[samples].detach().requires_grad_()
+        out = sparse_linear(leaf, values, bias, pattern)
+        return [out, *torch.autograd.grad(out, leaf, gradients[samples])]
+
+    of_one_tile, of_two = output_and_gradient(slice(64)), output_and_gradient(slice(128))
+    weight = to_dense(values, pattern).double()
+    assert distance(of_one_tile[1], gradients[:64].double() @ weight) <= 1e-6
+    for one, two in zip(of_one_tile, of_two, strict=True):
+        assert torch.equal(one, two[:64])
+
+
 @pytest.mark.usefixtures("isa")
 def test_zeros_have_one_sign_on_any_number_of_threads(
     on_threads: Callable[[int, Callable[[], Tensor]], Tensor],

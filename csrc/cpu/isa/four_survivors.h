@@ -8,8 +8,6 @@
 #include "intrinsics.h"
 #include "vector.h"
 
-#if defined(__AVX512F__)
-
 namespace lth_fast::LTH_FAST_ISA {
 
 template <typename Index>
@@ -31,16 +29,27 @@ struct FourIndices {
   }
 };
 
-// Four values, side by side: in the first lanes of a register.
+// Four values, side by side.
 template <typename Element>
-struct FourValues;
+struct FourValues {
+  using Vector = typename Register<Element>::Vector;
+  const Element* values;
+
+  static inline FourValues load(const Element* values) { return {values}; }
+  // Value kNumber in every lane.
+  template <int kNumber>
+  Vector spread() const {
+    return values[kNumber] - Vector{};
+  }
+};
+
+#if defined(__AVX512F__)
 
 template <>
 struct FourValues<float> {
-  __m512 lanes;
+  __m512 lanes;  // the first four
 
   static inline FourValues load(const float* values) { return {_mm512_castps128_ps512(_mm_loadu_ps(values))}; }
-  // Value kNumber in every lane.
   template <int kNumber>
   Register<float>::Vector spread() const {
     return reinterpret_cast<Register<float>::Vector>(_mm512_permutexvar_ps(_mm512_set1_epi32(kNumber), lanes));
@@ -58,6 +67,23 @@ struct FourValues<double> {
   }
 };
 
+#elif defined(__AVX2__)
+
+template <>
+struct FourValues<float> {
+  __m256 lanes;  // in either half
+
+  static inline FourValues load(const float* values) {
+    return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(values))};
+  }
+  template <int kNumber>
+  Register<float>::Vector spread() const {
+    return reinterpret_cast<Register<float>::Vector>(_mm256_permute_ps(lanes, 0b01010101 * kNumber));
+  }
+};
+
+#endif
+
 // Four values anywhere, at the four places that are noted side by side.
 template <typename Element>
 struct FourScatteredValues {
@@ -72,5 +98,3 @@ struct FourScatteredValues {
 };
 
 }  // namespace lth_fast::LTH_FAST_ISA
-
-#endif

@@ -1,7 +1,7 @@
-// AVX-512's intrinsics, for what the vector extension cannot say: to leave lanes out, and a bit for each.
+// Intrinsics for what the vector extension cannot say: to leave lanes out, a bit for each, one lane in all of them.
 #pragma once
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__AVX2__)
 
 // GCC 12's own header starts some results from an undefined vector, and GCC 12 warns of it (its bug 105593).
 #if !defined(__clang__)

@@ -202,6 +202,10 @@ struct LineSums {
     const auto* from = opaque(reinterpret_cast<const Vector*>(input + feature * kLanesOfTile));
     for (size_t k = 0; k < kVectors; ++k) sum[k] += value * from[k];
   }
+  template <int kNumber, typename Values, typename Index>
+  void add(const Values& four_values, const Element* input, const FourIndices<Index>& four_features) {
+    add(four_values.template spread<kNumber>(), input, four_features.template at<kNumber>());
+  }
   void store(bool leads) const {
     if (leads) {
       for (size_t k = 0; k < kVectors; ++k) at[k] = sum[k];
@@ -211,30 +215,36 @@ struct LineSums {
   }
 };
 
+// Four survivors at a time: where loads set the pace, this saves up to two of those that a survivor takes.
 #if defined(__AVX512F__)
-
-// Four survivors of each of two lines: loads set the pace, and this saves up to two of the six that a survivor takes.
-template <typename Element, typename Index, size_t kVectors, typename Values>
-void add_fours(const Values& values, const FourIndices<Index>& features, const Values& other_values,
-               const FourIndices<Index>& other_features, const Element* input, LineSums<Element, kVectors>& line,
-               LineSums<Element, kVectors>& other) {
-  line.add(values.template spread<0>(), input, features.template at<0>());
-  other.add(other_values.template spread<0>(), input, other_features.template at<0>());
-  line.add(values.template spread<1>(), input, features.template at<1>());
-  other.add(other_values.template spread<1>(), input, other_features.template at<1>());
-  line.add(values.template spread<2>(), input, features.template at<2>());
-  other.add(other_values.template spread<2>(), input, other_features.template at<2>());
-  line.add(values.template spread<3>(), input, features.template at<3>());
-  other.add(other_values.template spread<3>(), input, other_features.template at<3>());
-}
+template <typename Element, size_t kVectors, bool kElsewhere>
+constexpr bool kByFours = kTwoLines<kVectors>;
+#elif defined(__AVX2__)
+template <typename Element, size_t kVectors, bool kElsewhere>
+constexpr bool kByFours = sizeof(Element) == 4 && !kElsewhere;
+#else
+template <typename Element, size_t kVectors, bool kElsewhere>
+constexpr bool kByFours = false;
 #endif
 
-template <typename Element, typename Index, size_t kVectors, bool kElsewhere>
+// Whether values that stand far away are fetched before their turn, by so many survivors. Narrower tiles do too little
+// with a value to pay for that.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+template <size_t kVectors>
+constexpr bool kFetches = !kTwoLines<kVectors>;
+#else
+template <size_t kVectors>
+constexpr bool kFetches = false;
+#endif
+constexpr ptrdiff_t kAhead = 64;
+
+template <typename Element, typename Index, size_t kVectors, bool kElsewhere, bool kFetch>
 void product(const SparsePanel<Index>& panel, const Element* values, const Element* bias, size_t first, size_t last,
              const Element* input, Element* output) {
   using Sums = LineSums<Element, kVectors>;
   using Vector = typename Sums::Vector;
   const SparsePanel<Index> held = panel;  // whose pointers no store can change
+  const ptrdiff_t end_of_lines = held.starts[last];
   const auto load = [&](size_t place, Sums& sums) {
     const auto line = static_cast<size_t>(held.order[place]);
     sums.at = opaque(reinterpret_cast<Vector*>(output + line * Sums::kLanesOfTile));
@@ -242,9 +252,22 @@ void product(const SparsePanel<Index>& panel, const Element* values, const Eleme
     for (size_t k = 0; k < kVectors; ++k) sums.sum[k] = start - Vector{};
   };
   const auto add = [&](ptrdiff_t survivor, Sums& sums) {
+    if constexpr (kFetch) {
+      const ptrdiff_t ahead = survivor + kAhead;
+      __builtin_prefetch(values + held.places[ahead < end_of_lines ? ahead : survivor]);
+    }
     const Element value = values[kElsewhere ? held.places[survivor] : survivor];
     sums.add(value - Vector{}, input, static_cast<size_t>(held.indices[survivor]));
   };
+  const auto four_values = [&](ptrdiff_t survivor) {
+    if constexpr (kElsewhere) {
+      return FourScatteredValues<Element>{values, FourIndices<int32_t>::load(held.places + survivor)};
+    } else {
+      return FourValues<Element>::load(values + survivor);
+    }
+  };
+  const auto four_features = [&](ptrdiff_t survivor) { return FourIndices<Index>::load(held.indices + survivor); };
+  constexpr bool by_fours = kByFours<Element, kVectors, kElsewhere>;
   size_t place = first;
   if constexpr (kTwoLines<kVectors>) {
     for (; place + 2 <= last; place += 2) {
@@ -253,20 +276,17 @@ void product(const SparsePanel<Index>& panel, const Element* values, const Eleme
       const ptrdiff_t middle = held.starts[place + 1], end = held.starts[place + 2];
       const ptrdiff_t length = middle - held.starts[place];
       ptrdiff_t survivor = middle - length;
-#if defined(__AVX512F__)
-      const auto four_values = [&](ptrdiff_t from) {
-        if constexpr (kElsewhere) {
-          return FourScatteredValues<Element>{values, FourIndices<int32_t>::load(held.places + from)};
-        } else {
-          return FourValues<Element>::load(values + from);
+      if constexpr (by_fours) {
+        for (; survivor + 4 <= middle; survivor += 4) {
+          const ptrdiff_t other = survivor + length;
+          const auto values_a = four_values(survivor), values_b = four_values(other);
+          const auto features_a = four_features(survivor), features_b = four_features(other);
+          a.template add<0>(values_a, input, features_a), b.template add<0>(values_b, input, features_b);
+          a.template add<1>(values_a, input, features_a), b.template add<1>(values_b, input, features_b);
+          a.template add<2>(values_a, input, features_a), b.template add<2>(values_b, input, features_b);
+          a.template add<3>(values_a, input, features_a), b.template add<3>(values_b, input, features_b);
         }
-      };
-      for (; survivor + 4 <= middle; survivor += 4) {
-        const ptrdiff_t other = survivor + length;
-        add_fours(four_values(survivor), FourIndices<Index>::load(held.indices + survivor), four_values(other),
-                  FourIndices<Index>::load(held.indices + other), input, a, b);
       }
-#endif
       for (; survivor < middle; ++survivor) {
         add(survivor, a), add(survivor + length, b);
       }
@@ -277,7 +297,17 @@ void product(const SparsePanel<Index>& panel, const Element* values, const Eleme
   for (; place < last; ++place) {
     Sums sums;
     load(place, sums);
-    for (ptrdiff_t survivor = held.starts[place]; survivor < held.starts[place + 1]; ++survivor) add(survivor, sums);
+    ptrdiff_t survivor = held.starts[place];
+    const ptrdiff_t end = held.starts[place + 1];
+    if constexpr (by_fours && !kTwoLines<kVectors>) {
+      for (; survivor + 4 <= end; survivor += 4) {
+        const auto four = four_values(survivor);
+        const auto features = four_features(survivor);
+        sums.template add<0>(four, input, features), sums.template add<1>(four, input, features);
+        sums.template add<2>(four, input, features), sums.template add<3>(four, input, features);
+      }
+    }
+    for (; survivor < end; ++survivor) add(survivor, sums);
     sums.store(held.leads);
   }
 }
@@ -512,9 +542,11 @@ void product_for_lanes(const SparsePanel<Index>& panel, const Element* values, c
   with_vectors<Element>(lanes, [&](auto vectors) {
     constexpr size_t count = decltype(vectors)::kCount;
     if (panel.places == nullptr) {
-      product<Element, Index, count, false>(panel, values, bias, first, last, input, output);
+      product<Element, Index, count, false, false>(panel, values, bias, first, last, input, output);
+    } else if (kFetches<count> && panel.far) {
+      product<Element, Index, count, true, kFetches<count>>(panel, values, bias, first, last, input, output);
     } else {
-      product<Element, Index, count, true>(panel, values, bias, first, last, input, output);
+      product<Element, Index, count, true, false>(panel, values, bias, first, last, input, output);
     }
   });
 }

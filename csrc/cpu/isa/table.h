@@ -18,6 +18,7 @@ struct SparsePanel {
   const Index* indices;
   const int32_t* places;  // of the survivors' values; null: they stand in the order of the survivors
   bool leads;             // the first panel: it starts the sums
+  bool far;               // the values at `places` are many more than the second-level cache holds
 };
 
 // sparse_linear: a tile is [features][lanes], up to `lanes` samples with zeros behind them.
