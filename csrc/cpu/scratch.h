@@ -17,7 +17,14 @@ namespace lth_fast {
 class ScratchStack {
  public:
   static ScratchStack& of_this_thread() {
-    thread_local ScratchStack stack;
+    // More than that would not stay in cache anyway.
+    thread_local ScratchStack stack(2 * static_cast<size_t>(level2_cache_bytes()));
+    return stack;
+  }
+
+  // For large blocks: the system takes long to hand out their pages anew at every call.
+  static ScratchStack& large_of_this_thread() {
+    thread_local ScratchStack stack(kLarge);
     return stack;
   }
 
@@ -35,10 +42,9 @@ class ScratchStack {
   ScratchStack& operator=(const ScratchStack&) = delete;
 
  private:
-  static constexpr size_t kPage = 4096;
+  static constexpr size_t kPage = 4096, kLarge = size_t{16} << 20;
 
-  // More than that would not stay in cache anyway.
-  ScratchStack() : capacity_(2 * static_cast<size_t>(level2_cache_bytes()) / kPage * kPage) {}
+  explicit ScratchStack(size_t bytes) : capacity_(bytes / kPage * kPage) {}
   ~ScratchStack() { std::free(memory_); }
 
   const size_t capacity_;
@@ -51,16 +57,19 @@ class ScratchStack {
 template <typename Element>
 class Scratch {
  public:
-  explicit Scratch(int64_t elements)
+  // `kept`: this thread keeps up to 16 MiB for those that are more than the second-level cache holds.
+  explicit Scratch(int64_t elements, bool kept = false)
       : bytes_((static_cast<size_t>(elements) * sizeof(Element) + kLine - 1) / kLine * kLine),
-        memory_(ScratchStack::of_this_thread().take(bytes_)) {
+        stack_(kept && bytes_ > static_cast<size_t>(level2_cache_bytes()) ? ScratchStack::large_of_this_thread()
+                                                                          : ScratchStack::of_this_thread()),
+        memory_(stack_.take(bytes_)) {
     if (memory_ == nullptr) {
       own_ = c10::GetCPUAllocator()->allocate(bytes_);
       memory_ = own_.get();
     }
   }
   ~Scratch() {
-    if (memory_ != own_.get()) ScratchStack::of_this_thread().give_back(bytes_);
+    if (memory_ != own_.get()) stack_.give_back(bytes_);
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -77,6 +86,7 @@ class Scratch {
   static constexpr size_t kLine = 64;
 
   size_t bytes_;
+  ScratchStack& stack_;
   void* memory_;
   at::DataPtr own_;
 };

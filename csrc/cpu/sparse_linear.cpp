@@ -93,42 +93,71 @@ void to_tiles(const at::Tensor& rows, const std::vector<Tile>& tiles, Element* t
   });
 }
 
-// The input's panels as tiles. With few readers each transposes a panel for itself when its turn comes, so that it
-// never leaves the first-level cache; many share tiles that were made before.
+// The input's panels as tiles. Where a thread reads a tile once or twice, it transposes each panel when its turn comes,
+// so that it never leaves the first-level cache. Where it reads a tile more often, it transposes that one as a whole:
+// those made for all of a large batch would be far away again. Threads at one tile share what was made before.
 template <typename Element>
 class InputPanels {
  public:
-  InputPanels(const at::Tensor& rows, const std::vector<Tile>& tiles, int64_t panels, int64_t readers)
-      : rows_(rows), width_(ceiling_divide(rows.size(1), panels)) {
-    constexpr int64_t kFewReaders = 2;
-    if (readers > kFewReaders) {
+  // Of every tile, `readers` read all panels, on so many threads.
+  InputPanels(const at::Tensor& rows, const std::vector<Tile>& tiles, int64_t panels, int64_t readers, int64_t threads)
+      : rows_(rows),
+        width_(ceiling_divide(rows.size(1), panels)),
+        most_lanes_(tiles.front().lanes),
+        few_readers_(readers <= 2) {
+    if (!few_readers_ && threads > 1) {
       tiles_.emplace(lanes_of(tiles) * rows.size(1));
       to_tiles(rows, tiles, tiles_->data());
     }
   }
 
-  // Calls work(panel, input) for panels first to last in turn; feature f lies at input + f * lanes.
-  template <typename Work>
-  void for_each(const Tile& tile, int64_t first_panel, int64_t last_panel, const Work& work) const {
-    const int64_t features = rows_.size(1), stride = rows_.stride(0);
-    if (tiles_) {
-      const Element* input = tiles_->data() + tile.lanes_before * features;
+  // What one thread reads.
+  class Reader {
+   public:
+    explicit Reader(const InputPanels& panels) : of_(panels) {
+      if (!of_.few_readers_ && !of_.tiles_) tile_.emplace(of_.most_lanes_ * of_.rows_.size(1), /*kept=*/true);
+    }
+
+    // Calls work(panel, input) for panels first to last in turn; feature f lies at input + f * lanes.
+    template <typename Work>
+    void for_each(const Tile& tile, int64_t first_panel, int64_t last_panel, const Work& work) {
+      if (of_.few_readers_) return panel_by_panel(tile, first_panel, last_panel, work);
+      const Element* input = of_.tiles_ ? of_.tiles_->data() + tile.lanes_before * of_.rows_.size(1) : whole(tile);
       for (int64_t panel = first_panel; panel < last_panel; ++panel) work(panel, input);
-      return;
     }
-    const Scratch<Element> scratch(width_ * tile.lanes);
-    const Element* samples = rows_.const_data_ptr<Element>() + tile.first_sample * stride;
-    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-      const int64_t first = panel * width_, last = std::min(first + width_, features);
-      Element* made = scratch.from(first * tile.lanes);
-      sparse_linear_kernels<Element>().to_tile(samples, stride, tile.samples, first, last, made, tile.lanes, nullptr);
-      work(panel, made);
+
+   private:
+    template <typename Work>
+    void panel_by_panel(const Tile& tile, int64_t first_panel, int64_t last_panel, const Work& work) const {
+      const Scratch<Element> scratch(of_.width_ * tile.lanes);
+      for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+        const int64_t first = panel * of_.width_, last = std::min(first + of_.width_, of_.rows_.size(1));
+        Element* made = scratch.from(first * tile.lanes);
+        of_.transpose(tile, first, last, made);
+        work(panel, made);
+      }
     }
-  }
+    const Element* whole(const Tile& tile) {
+      if (sample_in_tile_ != tile.first_sample) of_.transpose(tile, 0, of_.rows_.size(1), tile_->data());
+      sample_in_tile_ = tile.first_sample;
+      return tile_->data();
+    }
+
+    const InputPanels& of_;
+    std::optional<Scratch<Element>> tile_;
+    int64_t sample_in_tile_ = -1;
+  };
 
  private:
+  void transpose(const Tile& tile, int64_t first, int64_t last, Element* to) const {
+    const int64_t stride = rows_.stride(0);
+    sparse_linear_kernels<Element>().to_tile(rows_.const_data_ptr<Element>() + tile.first_sample * stride, stride,
+                                             tile.samples, first, last, to, tile.lanes, nullptr);
+  }
+
   const at::Tensor& rows_;
-  int64_t width_;
+  int64_t width_, most_lanes_;
+  bool few_readers_;
   std::optional<Scratch<Element>> tiles_;
 };
 
@@ -154,10 +183,16 @@ class Slices {
   int64_t lines_, block_, blocks_, count_;
 };
 
-// Calls work(task) in parallel for tasks that are `products` multiply-adds in all.
+// Calls work(begin, end) in parallel, once for the tasks of each thread; all of them are `products` multiply-adds.
+template <typename Work>
+void for_shares(int64_t tasks, int64_t products, const Work& work) {
+  at::parallel_for(0, tasks, kProductsPerThread / (products / tasks + 1) + 1, work);
+}
+
+// Calls work(task) for each of them.
 template <typename Work>
 void for_tasks(int64_t tasks, int64_t products, const Work& work) {
-  at::parallel_for(0, tasks, kProductsPerThread / (products / tasks + 1) + 1, [&](int64_t begin, int64_t end) {
+  for_shares(tasks, products, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) work(task);
   });
 }
@@ -209,16 +244,17 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& values, const at::
 
   const auto tiles = cut_batch<Element>(samples.size(0));
   const auto count = static_cast<int64_t>(tiles.size());
-  const int64_t parts = parts_of_panels(panels, rows, samples.size(1));
+  const int64_t parts = parts_of_panels(panels, rows, samples.size(1)), threads = at::get_num_threads();
   const Slices slices(rows, rows_per_task<Element>(tiles.front().lanes) / parts, count * parts);
-  const InputPanels<Element> input_panels(samples, tiles, panels, slices.count());
+  const InputPanels<Element> input_panels(samples, tiles, panels, slices.count(), count < threads ? threads : 1);
+  using Reader = typename InputPanels<Element>::Reader;
   const int64_t products = (columns.numel() + rows) * samples.size(0);
 
   // Sums of a part of the panels, of a slice of the rows.
-  const auto add_up = [&](const Tile& tile, int64_t slice, int64_t part, Element* sums) {
+  const auto add_up = [&](Reader& reader, const Tile& tile, int64_t slice, int64_t part, Element* sums) {
     by_index(columns, table.product_16, table.product_32, [&](auto kernel, auto index) {
       const int64_t first_panel = part * panels / parts, last_panel = (part + 1) * panels / parts;
-      input_panels.for_each(tile, first_panel, last_panel, [&](int64_t panel, const Element* from) {
+      reader.for_each(tile, first_panel, last_panel, [&](int64_t panel, const Element* from) {
         kernel(panel_of<Element, decltype(index)>(panel, row_starts, row_order, columns, panel == first_panel), value,
                part == 0 ? start : nullptr, slices.first(slice), slices.last(slice), from, sums, tile.lanes);
       });
@@ -228,15 +264,18 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& values, const at::
     table.from_tile(sums, parts == 2 ? second : nullptr, tile.lanes, slices.first(slice), slices.last(slice),
                     to + tile.first_sample * rows, rows, tile.samples, relu);
   };
-  if (parts == 1 || count * slices.count() % at::get_num_threads() == 0) {
-    for_tasks(count * slices.count(), products, [&](int64_t task) {
-      const Tile& tile = tiles[task / slices.count()];
-      const int64_t slice = task % slices.count(), size = slices.most() * tile.lanes;
-      const Scratch<Element> scratch(size * parts);
-      Element *sums = scratch.from(slices.first(slice) * tile.lanes), *second = sums + size;
-      add_up(tile, slice, 0, sums);
-      if (parts == 2) add_up(tile, slice, 1, second);
-      write(tile, slice, sums, second);
+  if (parts == 1 || count * slices.count() % threads == 0) {
+    for_shares(count * slices.count(), products, [&](int64_t begin, int64_t end) {
+      Reader reader(input_panels);
+      for (int64_t task = begin; task < end; ++task) {
+        const Tile& tile = tiles[task / slices.count()];
+        const int64_t slice = task % slices.count(), size = slices.most() * tile.lanes;
+        const Scratch<Element> scratch(size * parts);
+        Element *sums = scratch.from(slices.first(slice) * tile.lanes), *second = sums + size;
+        add_up(reader, tile, slice, 0, sums);
+        if (parts == 2) add_up(reader, tile, slice, 1, second);
+        write(tile, slice, sums, second);
+      }
     });
   } else {  // threads share the panels, too
     const int64_t size = lanes_of(tiles) * rows;
@@ -244,9 +283,12 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& values, const at::
     const auto sums_of = [&](const Tile& tile, int64_t part) {
       return scratch.data() + part * size + tile.lanes_before * rows;
     };
-    for_tasks(count * slices.count() * parts, products, [&](int64_t task) {
-      const Tile& tile = tiles[task / parts / slices.count()];
-      add_up(tile, task / parts % slices.count(), task % parts, sums_of(tile, task % parts));
+    for_shares(count * slices.count() * parts, products, [&](int64_t begin, int64_t end) {
+      Reader reader(input_panels);
+      for (int64_t task = begin; task < end; ++task) {
+        const Tile& tile = tiles[task / parts / slices.count()];
+        add_up(reader, tile, task / parts % slices.count(), task % parts, sums_of(tile, task % parts));
+      }
     });
     for_tasks(count * slices.count(), rows * samples.size(0), [&](int64_t task) {
       const Tile& tile = tiles[task / slices.count()];
@@ -263,7 +305,7 @@ struct GradOutput {
   GradOutput(const at::Tensor& gradient, bool sums_wanted)
       : rows(adjacent_rows(gradient)),
         tiles(cut_batch<Element>(rows.size(0))),
-        as_tiles(lanes_of(tiles) * rows.size(1)) {
+        as_tiles(lanes_of(tiles) * rows.size(1), /*kept=*/true) {
     if (sums_wanted) sums = at::empty({static_cast<int64_t>(tiles.size()), rows.size(1)}, rows.options());
     to_tiles(rows, tiles, as_tiles.data(), sums_wanted ? sums.mutable_data_ptr<Element>() : nullptr);
   }
@@ -325,26 +367,37 @@ at::Tensor input_grad(const GradOutput<Element>& grad_output, at::IntArrayRef sh
   auto* to = result.mutable_data_ptr<Element>();
 
   const auto& tiles = grad_output.tiles;
+  const auto count = static_cast<int64_t>(tiles.size());
   const Slices slices(in_features, columns_per_task<Element>(tiles.front().lanes));
+  // What passes by again and again: all values, once a tile, or all tiles, once a slice; whatever is less.
+  const bool values_pass = count * rows.numel() < slices.count() * lanes_of(tiles) * grad_output.rows.size(1);
   by_index(rows, table.product_16, table.product_32, [&](auto kernel, auto index) {
     using Index = decltype(index);
-    for_tasks(slices.count(), (rows.numel() + in_features) * grad_output.rows.size(0), [&](int64_t slice) {
-      const int64_t first = slices.first(slice), last = slices.last(slice);
-      const Scratch<Element> scratch(slices.most() * tiles.front().lanes);
-      std::optional<ColumnValues<Element>> in_order;
-      if (tiles.size() > 1) in_order.emplace(value, column_starts, permutation, first, last);
-      for (const Tile& tile : tiles) {
-        Element* sums = scratch.from(first * tile.lanes);
-        for (int64_t panel = 0; panel < panels; ++panel) {
-          kernel(panel_of<Element, Index>(panel, column_starts, column_order, rows, panel == 0,
-                                          in_order ? nullptr : &permutation),
-                 in_order ? in_order->of_panel(panel) : value, nullptr, first, last, grad_output[tile], sums,
-                 tile.lanes);
-        }
-        table.from_tile(sums, nullptr, tile.lanes, first, last, to + tile.first_sample * in_features, in_features,
-                        tile.samples, false);
-      }
-    });
+    for_shares(
+        slices.count(), (rows.numel() + in_features) * grad_output.rows.size(0), [&](int64_t begin, int64_t end) {
+          const int64_t together = values_pass ? end - begin : 1;
+          for (int64_t slice = begin; slice < end; slice += together) {
+            const Scratch<Element> scratch(slices.most() * tiles.front().lanes);
+            std::optional<ColumnValues<Element>> in_order;
+            if (count > 1) {
+              in_order.emplace(value, column_starts, permutation, slices.first(slice), slices.first(slice + together));
+            }
+            for (const Tile& tile : tiles) {
+              for (int64_t here = slice; here < slice + together; ++here) {
+                const int64_t first = slices.first(here), last = slices.last(here);
+                Element* sums = scratch.from(first * tile.lanes);
+                for (int64_t panel = 0; panel < panels; ++panel) {
+                  kernel(panel_of<Element, Index>(panel, column_starts, column_order, rows, panel == 0,
+                                                  in_order ? nullptr : &permutation),
+                         in_order ? in_order->of_panel(panel) : value, nullptr, first, last, grad_output[tile], sums,
+                         tile.lanes);
+                }
+                table.from_tile(sums, nullptr, tile.lanes, first, last, to + tile.first_sample * in_features,
+                                in_features, tile.samples, false);
+              }
+            }
+          }
+        });
   });
   return result;
 }
@@ -365,19 +418,22 @@ at::Tensor values_grad(const GradOutput<Element>& grad_output, const at::Tensor&
   const bool by_panels = rows <= most_rows && (panels % threads == 0 || panels >= 8 * threads);
   const Slices slices(rows, most_rows);
   const int64_t tasks = by_panels ? threads : slices.count();
-  const InputPanels<Element> input_panels(samples, tiles, panels, by_panels ? 1 : tasks);
+  const InputPanels<Element> input_panels(samples, tiles, panels, by_panels ? 1 : tasks, std::min(threads, tasks));
   const auto add_up = [&](size_t first_tile, size_t last_tile, Element* to) {
     by_index(columns, table.values_grad_16, table.values_grad_32, [&](auto kernel, auto index) {
-      for_tasks(tasks, columns.numel() * samples.size(0), [&](int64_t task) {
-        const int64_t first = by_panels ? 0 : slices.first(task), last = by_panels ? rows : slices.last(task);
-        const int64_t first_panel = by_panels ? task * panels / tasks : 0,
-                      last_panel = by_panels ? (task + 1) * panels / tasks : panels;
+      for_shares(tasks, columns.numel() * samples.size(0), [&](int64_t begin, int64_t end) {
+        typename InputPanels<Element>::Reader reader(input_panels);
         for (size_t number = first_tile; number < last_tile; ++number) {
           const Tile& tile = tiles[number];
-          input_panels.for_each(tile, first_panel, last_panel, [&](int64_t panel, const Element* from) {
-            kernel(panel_of<Element, decltype(index)>(panel, row_starts, row_order, columns, panel == 0), first, last,
-                   grad_output[tile], from, to, number > first_tile, tile.lanes);
-          });
+          for (int64_t task = begin; task < end; ++task) {
+            const int64_t first = by_panels ? 0 : slices.first(task), last = by_panels ? rows : slices.last(task);
+            const int64_t first_panel = by_panels ? task * panels / tasks : 0,
+                          last_panel = by_panels ? (task + 1) * panels / tasks : panels;
+            reader.for_each(tile, first_panel, last_panel, [&](int64_t panel, const Element* from) {
+              kernel(panel_of<Element, decltype(index)>(panel, row_starts, row_order, columns, panel == 0), first, last,
+                     grad_output[tile], from, to, number > first_tile, tile.lanes);
+            });
+          }
         }
       });
     });

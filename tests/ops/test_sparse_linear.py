@@ -332,7 +332,7 @@ def test_denormals_are_flushed_and_the_callers_setting_is_left_as_it_was() -> No
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("features", [(1500, 700), (2500, 300)], ids=str)
+@pytest.mark.parametrize("features", [(1500, 700), (2500, 300), (30, 20000)], ids=str)
 @pytest.mark.parametrize("batch", [60, 100])
 def test_the_bits_do_not_depend_on_the_number_of_threads(
     features: tuple[int, int], batch: int, on_threads: Callable[[int, Callable[[], Tensor]], Tensor]
