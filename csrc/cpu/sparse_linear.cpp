@@ -324,7 +324,7 @@ class ColumnValues {
  public:
   ColumnValues(const Element* values, const at::Tensor& column_starts, const at::Tensor& permutation, int64_t first,
                int64_t last)
-      : starts_(column_starts), first_(first), last_(last), scratch_(count(column_starts.size(0))) {
+      : starts_(column_starts), first_(first), last_(last), scratch_(count(column_starts.size(0)), /*kept=*/true) {
     const auto* places = permutation.const_data_ptr<int32_t>();
     Element* next = scratch_.from(0);
     for (int64_t panel = 0; panel < starts_.size(0); ++panel) {
