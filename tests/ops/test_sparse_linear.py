@@ -88,6 +88,14 @@ def test_samples_that_are_pages_apart_agree_with_and_without_relu(
     assert torch.equal(rectified, sparse_linear(inputs, values, bias, pattern).relu())
 
 
+# In many slices of rows or columns, through which all tiles or, of few survivors, all values pass.
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("density", [0.02, 0.6])
+@pytest.mark.parametrize("features", [(9000, 40), (40, 9000)], ids=str)
+def test_large_layers_agree_over_several_tiles(features: tuple[int, int], density: float, distance: Distance) -> None:
+    assert_agrees_with_reference(torch.randn(200, features[0]), *random_layer(*features, density), distance)
+
+
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("features", [(32769, 3), (3, 32769)], ids=str)
 def test_layers_beyond_16_bit_numbers_agree(features: tuple[int, int], distance: Distance) -> None:
