@@ -20,13 +20,14 @@ NEST = """
 
 extern "C" int64_t bytes_that_a_thread_keeps() { return 2 * lth_fast::level2_cache_bytes(); }
 
-// Takes memory of these sizes, one inside of the other, and returns how many bytes another one wrote over.
-extern "C" int64_t nest(int64_t count, const int64_t* sizes, uintptr_t* addresses) {
+// Takes memory of these sizes, one inside of the other, and returns how many bytes another one wrote over. With `kept`,
+// the thread keeps large blocks of it, too.
+extern "C" int64_t nest(int64_t count, const int64_t* sizes, bool kept, uintptr_t* addresses) {
   if (count == 0) return 0;
-  const lth_fast::Scratch<char> scratch(*sizes);
+  const lth_fast::Scratch<char> scratch(*sizes, kept);
   *addresses = reinterpret_cast<uintptr_t>(scratch.data());
   std::fill_n(scratch.data(), *sizes, static_cast<char>(count));
-  const int64_t spoiled = nest(count - 1, sizes + 1, addresses + 1);
+  const int64_t spoiled = nest(count - 1, sizes + 1, kept, addresses + 1);
   return spoiled + *sizes - std::count(scratch.data(), scratch.data() + *sizes, static_cast<char>(count));
 }
 """
@@ -49,9 +50,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def nest(library: ctypes.CDLL) -> Callable[..., list[int]]:
     """``nest(*sizes)``: where memory of these sizes lies, whose bytes stay what they are while others are written."""
 
-    def addresses(*sizes: int) -> list[int]:
+    def addresses(*sizes: int, kept: bool = False) -> list[int]:
         found = (ctypes.c_size_t * len(sizes))()
-        spoiled = library.nest(ctypes.c_int64(len(sizes)), (ctypes.c_int64 * len(sizes))(*sizes), found)
+        each = (ctypes.c_int64 * len(sizes))(*sizes)
+        spoiled = library.nest(ctypes.c_int64(len(sizes)), each, ctypes.c_bool(kept), found)
         assert spoiled == 0
         assert all(address % LINE == 0 for address in found)
         return list(found)
@@ -78,6 +80,24 @@ def test_a_thread_gives_all_that_it_keeps_and_no_more(library: ctypes.CDLL, nest
         (kept - LINE, LINE + 1, LINE): [True, False, True],
     }.items():
         assert [address in inside for address in nest(*sizes)] == fits
+
+
+def test_large_blocks_that_are_kept_lie_apart_and_where_they_lay_before(
+    library: ctypes.CDLL, nest: Callable[..., list[int]]
+) -> None:
+    level2, large = library.bytes_that_a_thread_keeps() // 2, 16 << 20
+    (small,) = nest(level2, kept=True)
+    assert nest(level2) == [small]  # no larger than the cache: among those that stay in it
+    (begin,) = nest(large, kept=True)
+    assert begin != small
+    sizes = level2 + 1, LINE, level2 + LINE, level2
+    first, second, third, fourth = nest(*sizes, kept=True)
+    assert (first, second) == (begin, small)
+    assert third == begin + (level2 + 1 + LINE - 1) // LINE * LINE
+    assert fourth == small + LINE
+    assert nest(*sizes, kept=True) == [first, second, third, fourth]
+    inside = range(begin, begin + large)
+    assert [address in inside for address in nest(large + 1, large, level2 + 1, kept=True)] == [False, True, False]
 
 
 def test_every_thread_has_memory_of_its_own(nest: Callable[..., list[int]]) -> None:
