@@ -10,10 +10,6 @@ import signal
 import subprocess
 import sys
 
-import pytest
-
-from lth_fast import _C
-
 CHILD = """
 import ctypes, json, mmap, sys
 import torch
@@ -63,10 +59,7 @@ def run(isa: str, layers: list[tuple[int, int, int, float]]) -> subprocess.Compl
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.parametrize("isa", _C.built_isas())
 def test_nothing_behind_a_tensor_is_read(isa: str) -> None:
-    if isa not in _C.usable_isas():
-        pytest.skip(f"this CPU has no {isa}")
     done = run(isa, LAYERS)
     assert done.returncode == 0, done.stdout.splitlines()[-1] + done.stderr
 
