@@ -81,8 +81,13 @@ class Setting:
         return model
 
 
-def stepper(model: nn.Module, train: ResidentLoader, adam: Callable[..., torch.optim.Optimizer]) -> EagerStepper:
-    """The loop both sides run: our batches, the given Adam, cross-entropy."""
+def stepper(
+    model: nn.Module,
+    train: ResidentLoader,
+    adam: Callable[..., torch.optim.Optimizer],
+    kind: type[EagerStepper] = EagerStepper,
+) -> EagerStepper:
+    """Our batches, the given Adam and cross-entropy, in eager steps as any loop takes them or in those of ``kind``."""
     optimizer = adam(model.parameters(), lr=1.2e-3)
     batches = ResidentBatches(train, lambda epoch: epoch, lambda epoch: epoch)
-    return EagerStepper(model, optimizer, nn.CrossEntropyLoss(), batches)
+    return kind(model, optimizer, nn.CrossEntropyLoss(), batches)

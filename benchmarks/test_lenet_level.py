@@ -13,7 +13,7 @@ from lth_fast.experiment.level import train_level
 from lth_fast.experiment.progress import Monitor
 from lth_fast.prune import prune_all
 from lth_fast.record import create_run
-from lth_fast.train import OptimizerRecipe, Seeds, evaluate
+from lth_fast.train import NativeStepper, OptimizerRecipe, Seeds, evaluate
 
 from .alternation import alternate
 from .lenet import Setting, mnist, stepper
@@ -33,6 +33,7 @@ def ours_level(setting: Setting, splits, folder: Path) -> None:
         rounds=1,
         evaluate_every=EVERY,
         seeds=Seeds(0),
+        stepper=NativeStepper.name,
     )
     replicate = create_run(folder, "lenet", "mnist").replicate(0)
     replicate.save_initial(setting.model.state_dict())
@@ -52,6 +53,9 @@ def stock_level(setting: Setting, splits) -> None:
             evaluate(model, nn.CrossEntropyLoss(), part)
 
 
+@pytest.mark.parametrize(
+    "threads", ["one", pytest.param("all", marks=pytest.mark.long)], indirect=True
+)  # in the default run on one: up to a minute less
 @pytest.mark.parametrize("density", [0.5])
 def test_level_is_one_and_a_half_times_faster_than_stock_pruning(benchmark, threads, density, tmp_path):
     splits, data_used = mnist()

@@ -1,6 +1,8 @@
-"""One training step of LeNet (batch 60, Adam) under a mask, in the forms that the search gives its layers on a CPU,
-against torch.nn.utils.prune."""
+"""One training step of LeNet (batch 60, Adam) under a mask as the search takes it on a CPU, native and in the forms
+that it gives the layers: against torch.nn.utils.prune and against our own eager steps.
+"""
 
+import copy
 from functools import partial
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from lth_fast import optim
 from lth_fast.nn import choices, convert
+from lth_fast.train import NativeStepper
 
 from .alternation import take_turns
 from .lenet import Setting, mnist, stepper
@@ -22,8 +25,9 @@ def test_step(benchmark, threads, density):
     setting = Setting.at(density)
     model = convert(setting.ours(), example_input=torch.randn(60, 1, 28, 28))
     forms = ", ".join(choice.form for choice in choices(model).values())
-    ours = stepper(model, splits.train, optim.Adam)
     rivals = {name: stepper(setting.stock(), splits.train, adam) for name, adam in RIVALS.items()}
+    rivals["ours in eager steps"] = stepper(copy.deepcopy(model), splits.train, optim.Adam)
+    ours = stepper(model, splits.train, optim.Adam, NativeStepper)
     results = take_turns(
         benchmark,
         lambda: ours.advance(STEPS),

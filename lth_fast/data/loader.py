@@ -29,6 +29,7 @@ class ResidentLoader:
         augment: Whether training batches are flipped and cropped at random.
         name: The data set, e.g. ``"mnist"``.
         classes: Number of classes.
+        pixel_mean, pixel_gain: float32 ``[C, 1, 1]``, the same in other words: ``(images - pixel_mean) * pixel_gain``.
 
     Raises:
         ValueError: An argument has the wrong shape, dtype or range; the message names it.
@@ -77,8 +78,8 @@ class ResidentLoader:
         self.classes = classes
         # Tensors rather than Python numbers: wrapping a number costs more than the arithmetic on a batch of MNIST.
         per_channel = torch.tensor([mean, std], dtype=torch.float64, device=images.device).view(2, channels, 1, 1)
-        self._pixel_mean = (per_channel[0] * scale).float()
-        self._pixel_gain = (1 / (per_channel[1] * scale)).float()
+        self.pixel_mean = (per_channel[0] * scale).float()
+        self.pixel_gain = (1 / (per_channel[1] * scale)).float()
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -159,8 +160,8 @@ class ResidentLoader:
         moved = copy.copy(self)
         moved.images = images
         moved.labels = self.labels.to(device)
-        moved._pixel_mean = self._pixel_mean.to(device)
-        moved._pixel_gain = self._pixel_gain.to(device)
+        moved.pixel_mean = self.pixel_mean.to(device)
+        moved.pixel_gain = self.pixel_gain.to(device)
         return moved
 
     def __repr__(self) -> str:
@@ -175,7 +176,7 @@ class ResidentLoader:
             images = apply_draws(images, draws)
         # Converting first and working in place: mixed-dtype arithmetic allocates a second batch of floats, which costs
         # more than this whole expression. On the training path of the smallest networks every operation shows.
-        return images.to(torch.float32).sub_(self._pixel_mean).mul_(self._pixel_gain)
+        return images.to(torch.float32).sub_(self.pixel_mean).mul_(self.pixel_gain)
 
 
 class ResidentDataset(Dataset[tuple[Tensor, int]]):

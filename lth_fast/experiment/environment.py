@@ -55,9 +55,12 @@ def information() -> str:
         "threads": f"{torch.get_num_threads()} (--threads sets them; default 1 for lenet, all for other networks)",
         "gpu": ", ".join(gpus) or "none found",
         "cuda kernels": cuda_kernels(),
-        "stepper": "eager; with --gpu CUDA graphs where model, optimizer and data allow"
-        if gpus
-        else "eager: CUDA graphs and replicates at once need a CUDA device, and there is none",
+        "stepper": "native for fully connected networks on the CPU, else eager; "
+        + (
+            "with --gpu CUDA graphs where model, optimizer and data allow"
+            if gpus
+            else "CUDA graphs and replicates at once need a CUDA device, and there is none"
+        ),
     }
     width = max(map(len, rows))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in rows.items())

@@ -15,15 +15,13 @@ from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.forms import take_forms
 from lth_fast.experiment.line import line_between
 from lth_fast.experiment.progress import Monitor
-from lth_fast.experiment.stepping import replicate_stepper, stepper_of, trainee
+from lth_fast.experiment.stepping import replicate_stepper, stepper_class, stepper_of, trainee
 from lth_fast.nn import dense_state, load_dense_state
 from lth_fast.optim import dense_optimizer_state, load_dense_optimizer_state
 from lth_fast.record import Level, Replicate
 from lth_fast.record.run import WeightKind
 from lth_fast.train import (
-    EagerStepper,
     Evaluation,
-    GraphStepper,
     Stepper,
     evaluate,
     loader_generators,
@@ -63,7 +61,7 @@ def train_level(experiment: Experiment, record: Replicate, level: Level, monitor
         source = experiment.copied_replicate or record
         previous = source.level(level.number - 1)
         load_dense_optimizer_state(training.optimizer, training.model, stored(previous.optimizer(), previous))
-    kind = GraphStepper if experiment.stepper == GraphStepper.name else EagerStepper
+    kind = stepper_class(experiment.stepper)
     stepper = stepper_of(
         kind, experiment, training.model, training.optimizer, training.batches, level.number, training.iteration
     )

@@ -23,6 +23,7 @@ from lth_fast.experiment.progress import Monitor
 from lth_fast.experiment.stepping import choose
 from lth_fast.record import Run, create_run
 from lth_fast.train import StepperChoice, own_random_state
+from lth_fast.train.choice import STEPPERS_OF_THE_SAME_BITS
 from lth_fast.train.precision import float32_arithmetic
 
 
@@ -110,9 +111,9 @@ def _continued(run: Run, experiment: Experiment, found: Mapping[str, Any], force
     # Another torch may describe the same network and loss in other words.
     changed = [f"{key}: the run had {there}, here is {here}" for key, (there, here) in others.items()]
     changed += differences(manifest.get("environment", {}), found["environment"])
-    stepper = manifest.get("stepper", {}).get("name")
-    if stepper != found["stepper"]["name"]:
-        changed.append(f"stepper: the run had {stepper}, here is {found['stepper']['name']}")
+    steppers = manifest.get("stepper", {}).get("name"), found["stepper"]["name"]
+    if steppers[0] != steppers[1] and any(name not in STEPPERS_OF_THE_SAME_BITS for name in steppers):
+        changed.append(f"stepper: the run had {steppers[0]}, here is {steppers[1]}")
     if changed and not force:
         forcing = "force=True" if "made_by" in manifest["configuration"] else "--force"
         raise RunRefusedError(

@@ -17,13 +17,14 @@ from lth_fast.train import (
     Batches,
     EagerStepper,
     GraphStepper,
+    NativeStepper,
     ReplicateStepper,
     ResidentBatches,
     Stepper,
     StepperChoice,
     choose_stepper,
 )
-from lth_fast.train.choice import device_refusal, graph_refusal, replay_refusal
+from lth_fast.train.choice import device_refusal, graph_refusal, native_refusal, replay_refusal
 from lth_fast.train.graph_stepper import capture
 from lth_fast.train.stacking import criterion_refusal, optimizer_refusal, stacking_refusal
 
@@ -69,7 +70,10 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 
 def choose(experiment: Experiment) -> StepperChoice:
     """The fastest stepper that can train ``experiment``, and why faster ones cannot."""
-    candidates = {GraphStepper.name: lambda: graph_refusal(experiment.device, lambda kind: _trial(experiment, kind))}
+    candidates = {
+        GraphStepper.name: lambda: graph_refusal(experiment.device, lambda kind: _trial(experiment, kind)),
+        NativeStepper.name: lambda: native_refusal(experiment.device, lambda kind: _trial(experiment, kind)),
+    }
     if experiment.replicates > 1:
         candidates = {ReplicateStepper.name: lambda: _at_once_refusal(experiment), **candidates}
     return choose_stepper(candidates)
@@ -137,6 +141,15 @@ def replicate_stepper(
 def _trial(experiment: Experiment, kind: type[EagerStepper] | type[GraphStepper]) -> Stepper:
     model, optimizer = trainee(experiment, experiment.model.state_dict(), _trial_masks(experiment))
     return stepper_of(kind, experiment, model, optimizer, experiment.batches(0))
+
+
+# Of one network; whatever else is chosen trains several at once.
+_BY_NAME = {kind.name: kind for kind in (EagerStepper, GraphStepper, NativeStepper)}
+
+
+def stepper_class(name: str) -> type[EagerStepper] | type[GraphStepper]:
+    """The stepper called ``name``, eager steps where it is none of a single network."""
+    return _BY_NAME.get(name, EagerStepper)
 
 
 def stepper_of(

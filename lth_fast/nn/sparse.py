@@ -77,6 +77,11 @@ class SparseLayer(nn.Module):
             )
         self._pattern_version = parts[0]._version
 
+    def check_pattern(self) -> None:
+        """Raise RuntimeError where the pattern was written to and is no longer the mask's."""
+        if buffer(self, self.pattern_fields[0])._version != self._pattern_version:
+            self._check_pattern()
+
     @property
     def weight_shape(self) -> torch.Size:
         """Shape of the dense weight."""

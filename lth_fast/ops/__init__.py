@@ -5,6 +5,7 @@ All of them are registered with torch under ``torch.ops.lth_fast``.
 
 from lth_fast.ops import library as _library  # noqa: F401  loads the native operators before the files below register theirs
 from lth_fast.ops.adam_step import adam_step_
+from lth_fast.ops.gather_images import gather_images
 from lth_fast.ops.magnitude_threshold import MagnitudeThreshold, magnitude_threshold, prune_by_magnitude
 from lth_fast.ops.mask_packing import pack_mask, unpack_mask
 from lth_fast.ops.masked_apply import masked_apply, masked_apply_, masked_apply_each_
@@ -21,6 +22,7 @@ __all__ = [
     "SparseConv2dPattern",
     "SparsePattern",
     "adam_step_",
+    "gather_images",
     "magnitude_threshold",
     "masked_apply",
     "masked_apply_",

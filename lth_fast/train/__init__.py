@@ -4,6 +4,7 @@ from lth_fast.train.batches import Batches, LoaderBatches, ResidentBatches, load
 from lth_fast.train.choice import StepperChoice, choose_stepper
 from lth_fast.train.evaluate import Evaluation, evaluate
 from lth_fast.train.graph_stepper import GraphStepper
+from lth_fast.train.native_stepper import NativeStepper
 from lth_fast.train.optimizers import OptimizerRecipe
 from lth_fast.train.replicate_stepper import ReplicateStepper
 from lth_fast.train.seeds import Seeds, own_random_state
@@ -15,6 +16,7 @@ __all__ = [
     "Evaluation",
     "GraphStepper",
     "LoaderBatches",
+    "NativeStepper",
     "OptimizerRecipe",
     "ReplicateStepper",
     "ResidentBatches",

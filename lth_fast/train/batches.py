@@ -56,6 +56,19 @@ class ResidentBatches:
         self._index += 1
         return self.loader.batch(indices, augment_seed)
 
+    def skip(self, most: int) -> tuple[Tensor, int]:
+        """Pass over the next batches of this epoch, at most so many, for whoever gathers them.
+
+        Returns:
+            int64 on the loader's device: the images of those batches, one batch after the other; and how many they are.
+        """
+        if self._index == self.per_epoch:
+            self._epoch, self._index = self._epoch + 1, 0
+            self._enter_epoch()
+        passed = self._batches[self._index : self._index + most]
+        self._index += len(passed)
+        return torch.cat(passed), len(passed)
+
     def order(self, epoch: int) -> Tensor:
         """int64 ``[N]`` on the loader's device: the images in the order in which ``epoch`` visits them."""
         return self.loader.order(self._order_seed(epoch))

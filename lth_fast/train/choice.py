@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from lth_fast.train.graph_stepper import GraphStepper, batches_refusal, optimizer_refusal
+from lth_fast.train.native_stepper import NativeStepper
+from lth_fast.train.native_stepper import native_refusal as refusal_by_looks
 from lth_fast.train.reasons import first_line
 from lth_fast.train.seeds import own_random_state
 from lth_fast.train.static_stepper import WARM_UP
@@ -21,6 +23,9 @@ _SAME_LOSSES = 1e-2
 
 # Makes a stepper of the given class, anew for each call, on a copy of what is to be trained.
 Trial: TypeAlias = Callable[[type[EagerStepper] | type[GraphStepper]], Stepper]
+
+STEPPERS_OF_THE_SAME_BITS = (EagerStepper.name, NativeStepper.name)
+"""Names of steppers of which one may go on where another one stopped."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,22 @@ def graph_refusal(device: torch.device, trial: Trial) -> str | None:
     assert isinstance(eager, EagerStepper)
     reason = batches_refusal(eager.batches) or optimizer_refusal(eager.optimizer)
     return reason or replay_refusal(eager.advance, lambda steps: trial(GraphStepper).advance(steps), device)
+
+
+def native_refusal(device: torch.device, trial: Trial) -> str | None:
+    """Why :class:`NativeStepper` cannot train this, or ``None``: a few of its steps are the eager ones bit for bit."""
+    if device.type != "cpu":
+        return f"the training is on {device.type}"
+    eager = trial(EagerStepper)
+    assert isinstance(eager, EagerStepper)
+    reason = refusal_by_looks(eager)
+    if reason is not None:
+        return reason
+    with own_random_state(device):
+        expected, losses = (stepper.advance(WARM_UP) for stepper in (eager, trial(NativeStepper)))
+    if not torch.allclose(losses, expected, rtol=0, atol=0, equal_nan=True):
+        return f"native steps have other losses ({losses[-1]:.9g}, eager ones {expected[-1]:.9g})"
+    return None
 
 
 def replay_refusal(

@@ -103,7 +103,7 @@ Command = Callable[..., Outcome]
 @pytest.fixture
 def spied_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every optimizer step of a command written down in ``Outcome.steps``."""
-    monkeypatch.setattr(level_module, "EagerStepper", Spy)
+    monkeypatch.setattr(level_module, "stepper_class", lambda name: Spy)
 
 
 @pytest.fixture

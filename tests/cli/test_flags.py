@@ -613,7 +613,7 @@ def test_the_manifest_says_what_ran_where(command):
     assert environment["torch"] == torch.__version__
     assert environment["device"] == "cpu"
     assert environment["threads"] == 1
-    assert manifest["stepper"] == {"name": "eager", "refused": {"CUDA graph": "the training is on the CPU"}}
+    assert manifest["stepper"] == {"name": "native", "refused": {"CUDA graph": "the training is on the CPU"}}
     assert manifest["net"] == "lenet-8"
     assert manifest["configuration"]["net"] == "lenet:8"
     assert manifest["configuration"]["dataset"] == manifest["dataset"] == "digits"

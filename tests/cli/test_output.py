@@ -37,7 +37,7 @@ def test_off_a_terminal_there_is_a_line_per_epoch_in_the_words_of_the_reference(
     outcome = command(*BASE, "--iter", "50", "--batch_size", "60", "--step", "-1")
     run, stepper, *lines = outcome.err.splitlines()
     assert run == f"run:     {outcome.run.path}"
-    assert stepper == "stepper: eager; CUDA graph not used: the training is on the CPU"
+    assert stepper == "stepper: native; CUDA graph not used: the training is on the CPU"
     found = [LOG_LINE.fullmatch(line) for line in lines]
     assert all(found), lines
     per_epoch = 22

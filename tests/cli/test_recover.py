@@ -409,8 +409,8 @@ def test_a_manifest_that_was_changed_is_refused_in_words(place, value, message, 
         (("optimizer",), "optimizer: expected the run's own, None, got "),
         (("examples",), "examples: expected the run's own, None, got "),
         (("environment",), "torch: the run had None, here is "),
-        (("stepper",), "stepper: the run had None, here is eager"),
-        (("stepper", "name"), "stepper: the run had None, here is eager"),
+        (("stepper",), "stepper: the run had None, here is native"),
+        (("stepper", "name"), "stepper: the run had None, here is native"),
     ],
 )
 def test_a_manifest_that_lacks_something_is_refused_in_words(place, message, command, spied_steps, stopped):

@@ -165,12 +165,13 @@ def test_a_replicate_that_completed_the_level_is_left_as_it_is(experiment, new_r
 
 def test_one_replicate_does_not_ask_for_it(make_experiment):
     choice = choose(make_experiment())
-    assert (choice.name, choice.refused) == ("eager", {"CUDA graph": "the training is on the CPU"})
+    assert choice.name == "eager"
+    assert choice.refused.keys() == {"CUDA graph", "native"}
 
 
 def test_on_the_cpu_several_run_one_after_the_other_with_a_reason(experiment):
     choice = choose(experiment)
-    assert choice.name == "eager"
+    assert choice.name == "native"
     assert choice.refused["replicates at once"] == "the training is on the CPU"
 
 

@@ -192,3 +192,25 @@ def test_a_loader_that_yields_less_than_its_length_is_reported():
     take(batches, 3)
     with pytest.raises(ValueError, match=r"data: expected 3 batches in every pass .*, got 0 in epoch 2"):
         batches.next()
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_batches_that_are_passed_over_are_those_that_would_have_come(case):
+    taken, passed = (ResidentBatches(resident(), order, noise) for _ in range(2))
+    choose = random.Random(case)
+    for batches in (taken, passed):
+        batches.start(case)
+    for _ in range(8):
+        images, count = passed.skip(most := choose.randint(1, 7))
+        assert 1 <= count <= most
+        expected = torch.cat([taken.next()[0] for _ in range(count)])
+        assert torch.equal(passed.loader.batch(images)[0], expected)
+    for one, other in zip(taken.next(), passed.next(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_batches_are_passed_over_to_the_end_of_an_epoch_at_most():
+    batches = ResidentBatches(resident(), order, noise)
+    batches.start(3)
+    assert batches.skip(9)[1] == batches.per_epoch - 3
+    assert batches.skip(9)[1] == batches.per_epoch

@@ -189,6 +189,9 @@ struct KernelTable {
   void (*masked_apply_32)(const uint32_t* input, const uint8_t* bits, uint32_t* output, size_t count);
   void (*masked_apply_64)(const uint64_t* input, const uint8_t* bits, uint64_t* output, size_t count);
 
+  // gather_images: output = (pixels - mean) * gain.
+  void (*gather_pixels)(const uint8_t* pixels, float mean, float gain, float* output, size_t count);
+
   SparseLinearKernels<float> sparse_linear_32;
   SparseLinearKernels<double> sparse_linear_64;
   SparseConv2dKernels<float> sparse_conv2d_32;
@@ -213,6 +216,7 @@ struct KernelTable {
 #define LTH_FAST_FOR_EACH_KERNEL(X) \
   X(mask_packing)                   \
   X(masked_apply)                   \
+  X(gather_images)                  \
   X(magnitude_threshold)            \
   X(sparse_linear)                  \
   X(sparse_conv2d)                  \
