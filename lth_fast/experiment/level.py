@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from lth_fast.data import ResidentLoader
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.forms import take_forms
 from lth_fast.experiment.line import line_between
@@ -22,12 +23,14 @@ from lth_fast.record import Level, Replicate
 from lth_fast.record.run import WeightKind
 from lth_fast.train import (
     Evaluation,
+    ParallelStepper,
     Stepper,
     evaluate,
     loader_generators,
     own_random_state,
     seed_loader,
 )
+from lth_fast.train.parallel_stepper import side_by_side
 from lth_fast.train.precision import forward_precision
 from lth_fast.train.stacking import evaluate_stacked
 
@@ -57,17 +60,35 @@ def train_level(experiment: Experiment, record: Replicate, level: Level, monitor
     weights are all that the first one kept of its way.
     """
     training = _Training(experiment, record, level, monitor)
-    if training.checkpoint is None and experiment.keep_optimizer and level.number > 0:
-        source = experiment.copied_replicate or record
-        previous = source.level(level.number - 1)
-        load_dense_optimizer_state(training.optimizer, training.model, stored(previous.optimizer(), previous))
-    kind = stepper_class(experiment.stepper)
-    stepper = stepper_of(
-        kind, experiment, training.model, training.optimizer, training.batches, level.number, training.iteration
-    )
-    _train([training], stepper, lambda loader: [training.measure(loader)])
-    training.store()
-    training.complete(training.line())
+    _train_alone(training, training.stepper())
+    _complete([training])
+
+
+def train_in_parallel(
+    experiments: Sequence[Experiment], records: Sequence[Replicate], number: int, monitor: Monitor
+) -> None:
+    """:func:`train_level` for level ``number`` of several replicates, side by side, each in a thread of its own.
+
+    Every replicate is timed as all of them together. Nothing but the first one is told to ``monitor``.
+    """
+    trainings = [
+        _Training(experiment, record, record.level(number), Monitor() if index else monitor)
+        for index, (experiment, record) in enumerate(zip(experiments, records, strict=True))
+    ]
+    steppers = [training.stepper() for training in trainings]
+    # A kill between their checkpoints leaves some behind.
+    furthest = max(training.iteration for training in trainings)
+    for training, stepper in zip(trainings, steppers, strict=True):
+        _train_alone(training, stepper, until=furthest)
+
+    def measure(loader: Any) -> list[Evaluation]:
+        if type(loader) is not ResidentLoader or loader.shuffle or loader.augment:  # it may draw random numbers
+            return [training.measure(loader) for training in trainings]
+        criterion = experiments[0].criterion
+        return side_by_side(lambda training: evaluate(training.model, criterion, loader), trainings)
+
+    _train(trainings, ParallelStepper(steppers), measure)
+    _complete(trainings)
 
 
 def train_together(
@@ -96,6 +117,14 @@ def train_together(
         return evaluate_stacked(stepper.model, len(trainings), loader)
 
     _train(trainings, stepper, measure)
+    _complete(trainings)
+
+
+def _train_alone(training: _Training, stepper: Stepper, until: int | None = None) -> None:
+    _train([training], stepper, lambda loader: [training.measure(loader)], until)
+
+
+def _complete(trainings: Sequence[_Training]) -> None:
     for training in trainings:
         training.store()
     lines = [training.line() for training in trainings]
@@ -104,19 +133,25 @@ def train_together(
         training.complete(line)
 
 
-def _train(trainings: Sequence[_Training], stepper: Stepper, measure: Callable[[Any], list[Evaluation]]) -> None:
+def _train(
+    trainings: Sequence[_Training],
+    stepper: Stepper,
+    measure: Callable[[Any], list[Evaluation]],
+    until: int | None = None,
+) -> None:
     """Take all the steps that ``trainings``, which stand at the same iteration, have before them.
 
     Args:
         trainings: One per replicate.
         stepper: Advances all of them.
         measure: Evaluation of each on a loader, or on ``None``.
+        until: The iteration to stop at; ``None``: the last one.
     """
     leader = trainings[0]
-    loaders, last = leader.experiment.loaders, leader.experiment.iterations
+    loaders, last = leader.experiment.loaders, leader.experiment.iterations if until is None else until
     chunk = 1
     while leader.iteration < last:
-        steps = min(chunk, leader.next_stop() - leader.iteration)
+        steps = min(chunk, leader.next_stop() - leader.iteration, last - leader.iteration)
         began = time.perf_counter()
         losses = stepper.advance(steps).cpu().view(steps, len(trainings))
         seconds = time.perf_counter() - began
@@ -183,6 +218,7 @@ class _Training:
         masks = stored(level.masks(), level)
         start, first = _start(experiment, record, level)
         self.experiment = experiment
+        self.record = record
         self.level = level
         self.monitor = monitor
         self.masks = masks
@@ -237,6 +273,15 @@ class _Training:
         self.monitor.level_begins(
             self.level.number, self.first, iteration, self.experiment.iterations, self.density, self.batches.per_epoch
         )
+
+    def stepper(self) -> Stepper:
+        """What trains the network of this one replicate, from where it stands."""
+        experiment, number = self.experiment, self.level.number
+        if self.checkpoint is None and experiment.keep_optimizer and number > 0:
+            previous = (experiment.copied_replicate or self.record).level(number - 1)
+            load_dense_optimizer_state(self.optimizer, self.model, stored(previous.optimizer(), previous))
+        kind = stepper_class(experiment.stepper)
+        return stepper_of(kind, experiment, self.model, self.optimizer, self.batches, number, self.iteration)
 
     def stepped(self, losses: Tensor, seconds: float) -> None:
         """Steps were taken, with these losses in so much time."""

@@ -5,34 +5,43 @@ It asks the disk before it does anything, so resuming is not a feature beside th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from lth_fast.experiment.branch import branch_masks
 from lth_fast.experiment.experiment import Experiment
-from lth_fast.experiment.level import stored, train_level, train_together
+from lth_fast.experiment.level import stored, train_in_parallel, train_level, train_together
 from lth_fast.experiment.progress import Monitor
 from lth_fast.experiment.prune_step import PruneStep
 from lth_fast.experiment.stepping import whole_masks
 from lth_fast.record import Replicate, Run
-from lth_fast.train import ReplicateStepper
+from lth_fast.train import ParallelStepper, ReplicateStepper
+from lth_fast.train.parallel_stepper import room_for_replicates
 
 
 def run_replicates(experiment: Experiment, run: Run, monitor: Monitor) -> list[dict[str, Any]]:
-    """Run, or go on with, every replicate: one after the other, or level by level all at once.
+    """Run, or go on with, every replicate: one after the other, or level by level several or all at once.
 
     Returns:
         The summary of every level of every replicate, by replicate, with its number as ``replicate``.
     """
-    at_once = experiment.stepper == ReplicateStepper.name
-    if at_once:
-        _run_at_once(experiment, run, monitor)
+    count = experiment.replicates
+    # Trained at once, every level is complete afterwards and is only read.
+    at_once = experiment.stepper in (ReplicateStepper.name, ParallelStepper.name)
+    if experiment.stepper == ReplicateStepper.name:
+        _run_at_once(experiment, run, range(count), train_together, monitor)
+    elif experiment.stepper == ParallelStepper.name:
+        room = room_for_replicates()
+        for first in range(0, count, room):
+            numbers = range(first, min(first + room, count))
+            monitor.replicate_begins(first, count, len(numbers))
+            _run_at_once(experiment, run, numbers, train_in_parallel, monitor)
     summaries: list[dict[str, Any]] = []
-    for number in range(experiment.replicates):
-        if experiment.replicates > 1 and not at_once:
-            monitor.replicate_begins(number, experiment.replicates)
-        # Trained at once, every level is complete by now and is only read.
+    for number in range(count):
+        if count > 1 and not at_once:
+            monitor.replicate_begins(number, count)
         levels = run_replicate(
             experiment.of_replicate(number), run.replicate(number), Monitor() if at_once else monitor
         )
@@ -40,10 +49,16 @@ def run_replicates(experiment: Experiment, run: Run, monitor: Monitor) -> list[d
     return summaries
 
 
-def _run_at_once(experiment: Experiment, run: Run, monitor: Monitor) -> None:
-    """Train every level of all replicates together. A replicate that completed a level stays out of it."""
-    experiments = [experiment.of_replicate(number) for number in range(experiment.replicates)]
-    records = [run.replicate(number) for number in range(experiment.replicates)]
+def _run_at_once(
+    experiment: Experiment,
+    run: Run,
+    numbers: Sequence[int],
+    train: Callable[[Sequence[Experiment], Sequence[Replicate], int, Monitor], None],
+    monitor: Monitor,
+) -> None:
+    """``train`` every level of the replicates ``numbers`` together. One that completed a level stays out of it."""
+    experiments = [experiment.of_replicate(number) for number in numbers]
+    records = [run.replicate(number) for number in numbers]
     prunes = [PruneStep(own.prune_net) for own in experiments]
     for own, record in zip(experiments, records, strict=True):
         if record.initial() is None:
@@ -55,7 +70,9 @@ def _run_at_once(experiment: Experiment, run: Run, monitor: Monitor) -> None:
             if level.masks() is None:
                 level.save_masks(_masks_of(experiments[index], records[index], number, prunes[index]))
         if open_ones:
-            train_together([experiments[i] for i in open_ones], [records[i] for i in open_ones], number, monitor)
+            train([experiments[i] for i in open_ones], [records[i] for i in open_ones], number, monitor)
+        for record in records:
+            record.level(number).remove_checkpoint()
         first = records[0].level(number)
         monitor.level_complete(stored(first.summary(), first))
 

@@ -19,8 +19,8 @@ class Monitor:
     def run_begins(self, path: Path, stepper: StepperChoice) -> None:
         """The run in the folder ``path`` begins or goes on."""
 
-    def replicate_begins(self, number: int, replicates: int) -> None:
-        """Replicate ``number``, counted from 0, of several begins or goes on."""
+    def replicate_begins(self, number: int, replicates: int, at_once: int = 1) -> None:
+        """Replicate ``number``, counted from 0, of several begins or goes on, ``at_once - 1`` more beside it."""
 
     def level_begins(self, level: int, first: int, iteration: int, last: int, density: float, per_epoch: int) -> None:
         """Level ``level`` trains steps ``first + 1`` to ``last``, and stands at ``iteration``."""
@@ -48,8 +48,9 @@ class _Printing(Monitor):
     def run_begins(self, path: Path, stepper: StepperChoice) -> None:
         print(f"run:     {path}\nstepper: {stepper}", file=self._stream, flush=True)
 
-    def replicate_begins(self, number: int, replicates: int) -> None:
-        print(f"replicate_{number} ({number + 1} of {replicates})", file=self._stream, flush=True)
+    def replicate_begins(self, number: int, replicates: int, at_once: int = 1) -> None:
+        beside = f", beside it the next {at_once - 1}" if at_once > 1 else ""
+        print(f"replicate_{number} ({number + 1} of {replicates}){beside}", file=self._stream, flush=True)
 
 
 class LogLines(_Printing):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from lth_fast.train import (
     EagerStepper,
     GraphStepper,
     NativeStepper,
+    ParallelStepper,
     ReplicateStepper,
     ResidentBatches,
     Stepper,
@@ -26,6 +28,7 @@ from lth_fast.train import (
 )
 from lth_fast.train.choice import device_refusal, graph_refusal, native_refusal, replay_refusal
 from lth_fast.train.graph_stepper import capture
+from lth_fast.train.parallel_stepper import room_for_replicates
 from lth_fast.train.stacking import criterion_refusal, optimizer_refusal, stacking_refusal
 
 
@@ -70,13 +73,22 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 
 def choose(experiment: Experiment) -> StepperChoice:
     """The fastest stepper that can train ``experiment``, and why faster ones cannot."""
-    candidates = {
-        GraphStepper.name: lambda: graph_refusal(experiment.device, lambda kind: _trial(experiment, kind)),
-        NativeStepper.name: lambda: native_refusal(experiment.device, lambda kind: _trial(experiment, kind)),
-    }
-    if experiment.replicates > 1:
-        candidates = {ReplicateStepper.name: lambda: _at_once_refusal(experiment), **candidates}
+    several = experiment.replicates > 1
+    trial = partial(_trial, experiment)
+    native_steps = cache(partial(native_refusal, experiment.device, experiment.model, trial))
+    candidates: dict[str, Callable[[], str | None]] = {}
+    if several:
+        candidates[ReplicateStepper.name] = lambda: _at_once_refusal(experiment)
+    candidates[GraphStepper.name] = lambda: graph_refusal(experiment.device, trial)
+    if several:
+        candidates[ParallelStepper.name] = lambda: native_steps() or _room_refusal()
+    candidates[NativeStepper.name] = native_steps
     return choose_stepper(candidates)
+
+
+def _room_refusal() -> str | None:
+    room = room_for_replicates()
+    return None if room > 1 else f"there are not cores for two replicates of {torch.get_num_threads()} threads"
 
 
 def _at_once_refusal(experiment: Experiment) -> str | None:
@@ -145,6 +157,7 @@ def _trial(experiment: Experiment, kind: type[EagerStepper] | type[GraphStepper]
 
 # Of one network; whatever else is chosen trains several at once.
 _BY_NAME = {kind.name: kind for kind in (EagerStepper, GraphStepper, NativeStepper)}
+_BY_NAME[ParallelStepper.name] = NativeStepper
 
 
 def stepper_class(name: str) -> type[EagerStepper] | type[GraphStepper]:

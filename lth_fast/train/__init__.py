@@ -6,6 +6,7 @@ from lth_fast.train.evaluate import Evaluation, evaluate
 from lth_fast.train.graph_stepper import GraphStepper
 from lth_fast.train.native_stepper import NativeStepper
 from lth_fast.train.optimizers import OptimizerRecipe
+from lth_fast.train.parallel_stepper import ParallelStepper
 from lth_fast.train.replicate_stepper import ReplicateStepper
 from lth_fast.train.seeds import Seeds, own_random_state
 from lth_fast.train.stepper import EagerStepper, Stepper
@@ -18,6 +19,7 @@ __all__ = [
     "LoaderBatches",
     "NativeStepper",
     "OptimizerRecipe",
+    "ParallelStepper",
     "ReplicateStepper",
     "ResidentBatches",
     "Seeds",

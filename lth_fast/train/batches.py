@@ -48,12 +48,8 @@ class ResidentBatches:
         self._enter_epoch()
 
     def next(self) -> tuple[Tensor, Tensor]:
-        if self._index == self.per_epoch:
-            self._epoch, self._index = self._epoch + 1, 0
-            self._enter_epoch()
-        indices = self._batches[self._index]
-        augment_seed = self._augment_seed(self._epoch, self._index) if self.loader.augment else None
-        self._index += 1
+        indices, _ = self.skip(1)
+        augment_seed = self._augment_seed(self._epoch, self._index - 1) if self.loader.augment else None
         return self.loader.batch(indices, augment_seed)
 
     def skip(self, most: int) -> tuple[Tensor, int]:
@@ -65,9 +61,10 @@ class ResidentBatches:
         if self._index == self.per_epoch:
             self._epoch, self._index = self._epoch + 1, 0
             self._enter_epoch()
-        passed = self._batches[self._index : self._index + most]
-        self._index += len(passed)
-        return torch.cat(passed), len(passed)
+        size, count = self.loader.batch_size, min(most, self.per_epoch - self._index)
+        start = self._index * size
+        self._index += count
+        return self._order[start : start + count * size], count
 
     def order(self, epoch: int) -> Tensor:
         """int64 ``[N]`` on the loader's device: the images in the order in which ``epoch`` visits them."""
@@ -89,7 +86,7 @@ class ResidentBatches:
         return (self._noise_seed(epoch) >> 1) + index  # halved: room to count the batches of an epoch upwards
 
     def _enter_epoch(self) -> None:
-        self._batches = self.order(self._epoch).split(self.loader.batch_size)
+        self._order = self.order(self._epoch)
 
 
 class LoaderBatches:

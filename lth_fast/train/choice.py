@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lth_fast.train.graph_stepper import GraphStepper, batches_refusal, optimizer_refusal
-from lth_fast.train.native_stepper import NativeStepper
+from lth_fast.train.native_stepper import NativeStepper, chain_refusal
 from lth_fast.train.native_stepper import native_refusal as refusal_by_looks
+from lth_fast.train.parallel_stepper import ParallelStepper
 from lth_fast.train.reasons import first_line
 from lth_fast.train.seeds import own_random_state
 from lth_fast.train.static_stepper import WARM_UP
@@ -24,7 +25,7 @@ _SAME_LOSSES = 1e-2
 # Makes a stepper of the given class, anew for each call, on a copy of what is to be trained.
 Trial: TypeAlias = Callable[[type[EagerStepper] | type[GraphStepper]], Stepper]
 
-STEPPERS_OF_THE_SAME_BITS = (EagerStepper.name, NativeStepper.name)
+STEPPERS_OF_THE_SAME_BITS = (EagerStepper.name, NativeStepper.name, ParallelStepper.name)
 """Names of steppers of which one may go on where another one stopped."""
 
 
@@ -80,10 +81,11 @@ def graph_refusal(device: torch.device, trial: Trial) -> str | None:
     return reason or replay_refusal(eager.advance, lambda steps: trial(GraphStepper).advance(steps), device)
 
 
-def native_refusal(device: torch.device, trial: Trial) -> str | None:
-    """Why :class:`NativeStepper` cannot train this, or ``None``: a few of its steps are the eager ones bit for bit."""
-    if device.type != "cpu":
-        return f"the training is on {device.type}"
+def native_refusal(device: torch.device, model: nn.Module, trial: Trial) -> str | None:
+    """Why :class:`NativeStepper` cannot train ``model``, or ``None``: it takes a few of the eager steps, to the bit."""
+    reason = f"the training is on {device.type}" if device.type != "cpu" else chain_refusal(model)
+    if reason is not None:
+        return reason
     eager = trial(EagerStepper)
     assert isinstance(eager, EagerStepper)
     reason = refusal_by_looks(eager)

@@ -184,6 +184,15 @@ def linear_chain(model: nn.Module) -> list[ChainLayer]:
     return chain
 
 
+def chain_refusal(model: nn.Module) -> str | None:
+    """Why ``model`` is no chain of linear layers, or ``None``."""
+    try:
+        linear_chain(model)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def _in_turn(model: nn.Module) -> Iterator[nn.Module]:
     """The layers of ``model`` in the order in which its input passes through them."""
     reason = _touched(model)
@@ -214,10 +223,10 @@ def _touched(module: nn.Module) -> str | None:
 
 def native_refusal(stepper: EagerStepper) -> str | None:
     """Why :class:`NativeStepper` cannot take the steps of ``stepper``, or ``None``."""
-    try:
-        chain = linear_chain(stepper.model)
-    except ValueError as error:
-        return str(error)
+    reason = chain_refusal(stepper.model)
+    if reason is not None:
+        return reason
+    chain = linear_chain(stepper.model)
     parameters = [parameter for link in chain for parameter in link.parameters]
     return (
         _global_refusal()

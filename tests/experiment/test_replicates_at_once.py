@@ -169,10 +169,8 @@ def test_one_replicate_does_not_ask_for_it(make_experiment):
     assert choice.refused.keys() == {"CUDA graph", "native"}
 
 
-def test_on_the_cpu_several_run_one_after_the_other_with_a_reason(experiment):
-    choice = choose(experiment)
-    assert choice.name == "native"
-    assert choice.refused["replicates at once"] == "the training is on the CPU"
+def test_on_the_cpu_they_do_not_share_their_steps_for_a_reason(experiment):
+    assert choose(experiment).refused["replicates at once"] == "the training is on the CPU"
 
 
 def test_nothing_else_stands_in_the_way_of_a_small_fully_connected_network(experiment):

@@ -439,7 +439,7 @@ def test_a_network_without_layers_is_no_chain() -> None:
 
 def test_where_steps_are_the_same_the_trial_finds_no_reason_and_leaves_no_trace_in_random_numbers() -> None:
     before = torch.get_rng_state()
-    assert refusal_by_trial(CPU, lambda kind: stepper(kind)) is None
+    assert refusal_by_trial(CPU, network(), lambda kind: stepper(kind)) is None
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -447,14 +447,15 @@ def test_other_losses_in_the_trial_are_a_reason() -> None:
     def trial(kind: Any) -> Any:
         return stepper(kind, network(density=0.4 if kind is EagerStepper else 0.5))
 
-    assert (refusal_by_trial(CPU, trial) or "none").startswith("native steps have other losses (")
+    assert (refusal_by_trial(CPU, network(), trial) or "none").startswith("native steps have other losses (")
 
 
-def test_another_device_is_a_reason_before_anything_is_tried() -> None:
+def test_another_device_or_network_is_a_reason_before_anything_is_tried() -> None:
     def trial(kind: Any) -> Any:
         raise AssertionError("made a stepper")
 
-    assert refusal_by_trial(torch.device("cuda"), trial) == "the training is on cuda"
+    assert refusal_by_trial(torch.device("cuda"), network(), trial) == "the training is on cuda"
+    assert refusal_by_trial(CPU, with_a_conv(), trial) == "the network has a Conv2d where a linear layer is expected"
 
 
 # ---- the native class by itself, which trusts little of what it is given ----
