@@ -1,8 +1,12 @@
-"""A level of 1,000 iterations with evaluation every 100, records included, against the same loop on stock pruning."""
+"""A level of 1,000 iterations with evaluation every 100, records included, against the same loop on stock pruning. Two
+replicates side by side against one after the other.
+"""
 
+import dataclasses
 import itertools
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +14,12 @@ from torch import nn
 
 from lth_fast.experiment.experiment import Experiment, Loaders
 from lth_fast.experiment.level import train_level
+from lth_fast.experiment.lottery import run_replicates
 from lth_fast.experiment.progress import Monitor
 from lth_fast.prune import prune_all
 from lth_fast.record import create_run
-from lth_fast.train import NativeStepper, OptimizerRecipe, Seeds, evaluate
+from lth_fast.train import NativeStepper, OptimizerRecipe, ParallelStepper, Seeds, evaluate
+from lth_fast.train.parallel_stepper import room_for_replicates
 
 from .alternation import alternate
 from .lenet import Setting, mnist, stepper
@@ -21,20 +27,23 @@ from .lenet import Setting, mnist, stepper
 ITERATIONS, EVERY, BAR = 1000, 100, 1.5
 
 
-def ours_level(setting: Setting, splits, folder: Path) -> None:
-    """What the command line runs for a level, from masks and weights on the disk to its summary."""
-    experiment = Experiment(
+def experiment_of(setting: Setting, splits, **settings: Any) -> Experiment:
+    return Experiment(
         model=setting.model,
         loaders=Loaders(*splits),
         criterion=nn.CrossEntropyLoss(),
         optimizer=OptimizerRecipe.named("adam", 1.2e-3),
         prune_net=partial(prune_all, rate=0.2),
         iterations=ITERATIONS,
-        rounds=1,
         evaluate_every=EVERY,
         seeds=Seeds(0),
-        stepper=NativeStepper.name,
+        **settings,
     )
+
+
+def ours_level(setting: Setting, splits, folder: Path) -> None:
+    """What the command line runs for a level, from masks and weights on the disk to its summary."""
+    experiment = experiment_of(setting, splits, rounds=1, stepper=NativeStepper.name)
     replicate = create_run(folder, "lenet", "mnist").replicate(0)
     replicate.save_initial(setting.model.state_dict())
     dense, level = replicate.level(0), replicate.level(1)
@@ -76,3 +85,25 @@ def test_level_is_one_and_a_half_times_faster_than_stock_pruning(benchmark, thre
         note=f"{1e3 * result.ours / ITERATIONS:.2f} ms per iteration with evaluation; the reference project's is 14.5",
     )
     assert result.reaches(BAR), f"{result.ratio:.2f} times faster, expected {BAR}"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("threads", ["one"], indirect=True)
+def test_two_replicates_side_by_side_against_one_after_the_other(benchmark, threads, tmp_path):
+    if room_for_replicates() < 2:
+        pytest.skip("there is one core")
+    splits, data_used = mnist()
+    setting = Setting.at(1.0)
+    redrawn = setting.model.state_dict()
+    experiment = experiment_of(setting, splits, rounds=0, replicates=2, redraw=lambda seed: redrawn)
+    numbers = itertools.count()
+
+    def run(stepper: str) -> None:
+        folder = create_run(tmp_path / str(next(numbers)), "lenet", "mnist")
+        run_replicates(dataclasses.replace(experiment, stepper=stepper), folder, Monitor())
+
+    result = alternate(
+        benchmark, partial(run, ParallelStepper.name), partial(run, NativeStepper.name), rounds=5, warm_up=False
+    )
+    benchmark.extra_info.update(threads=threads, data=data_used, note="two cores against one")
+    assert result.reaches(1.5), f"{result.ratio:.2f} times faster on two cores, expected 1.5"

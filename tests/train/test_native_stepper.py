@@ -481,3 +481,15 @@ def test_a_batch_has_images() -> None:
     images, labels = torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         torch.classes.lth_fast.LinearTrainer(images, labels, torch.zeros(1), torch.ones(1), 0)
+
+
+def test_a_training_that_diverges_has_the_same_bits_to_its_end() -> None:
+    steppers = []
+    for kind in (EagerStepper, NativeStepper):
+        model = network("masked")
+        steppers.append(kind(model, optim.SGD(model.parameters(), lr=1e20), nn.CrossEntropyLoss(), batches_of()))
+    expected, losses = (each.advance(STEPS) for each in steppers)
+    assert expected.isnan().any()
+    assert torch.equal(losses.view(torch.int32), expected.view(torch.int32))
+    for one, other in zip(steppers[0].model.parameters(), steppers[1].model.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
