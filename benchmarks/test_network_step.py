@@ -62,8 +62,8 @@ def step_of(net: str, density: float | None, train: data.ResidentLoader) -> Eage
     [
         ("conv2", 60, False, 1.0),
         ("conv2", 60, False, 0.5),
-        pytest.param("resnet20", 128, True, 1.0, marks=pytest.mark.long),  # half a minute less
-        ("resnet20", 128, True, 0.5),
+        pytest.param("resnet20", 128, True, 1.0, marks=pytest.mark.long),  # up to half a minute each
+        pytest.param("resnet20", 128, True, 0.5, marks=pytest.mark.long),
     ],
 )
 def test_a_step_costs_at_most_a_twentieth_more_than_the_bare_network(
