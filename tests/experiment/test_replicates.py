@@ -13,6 +13,7 @@ import lth_fast
 from lth_fast import models
 from lth_fast.cli import main
 from lth_fast.experiment import level as level_module
+from lth_fast.experiment import lottery, stepping
 from lth_fast.experiment.branch import branch_masks
 from lth_fast.experiment.lottery import run_replicates
 from lth_fast.experiment.progress import Monitor
@@ -171,14 +172,28 @@ def test_the_report_shows_mean_and_spread_and_the_figure_their_number(run_of, ca
     assert f"{values.mean():.2f} ± {values.std():.2f}" in text
 
 
-def test_what_runs_is_said_replicate_by_replicate(run_of, capsys):
+@pytest.mark.parametrize(
+    ("room", "expected"),
+    [
+        (1, ["replicate_0 (1 of 3)", "replicate_1 (2 of 3)", "replicate_2 (3 of 3)"]),
+        (
+            2,
+            [
+                "replicate_0 to replicate_1 (1 to 2 of 3) side by side; what follows is of replicate_0",
+                "replicate_2 (3 of 3)",
+            ],
+        ),
+    ],
+)
+def test_what_runs_is_said_replicate_by_replicate(room, expected, run_of, capsys, monkeypatch):
+    for module in (lottery, stepping):
+        monkeypatch.setattr(module, "room_for_replicates", lambda: room)
     run_of(2)
     assert "replicate_" not in capsys.readouterr().err
     args = [argument for argument in BASE if argument != "--quiet"]
-    assert main([*args, "--replicates", "2", "--save", str(run_of(1).path.parent)]) == 0
+    assert main([*args, "--replicates", "3", "--save", str(run_of(1).path.parent)]) == 0
     err = capsys.readouterr().err
-    assert "replicate_0 (1 of 2)\n" in err
-    assert "replicate_1 (2 of 2)\n" in err
+    assert [line for line in err.splitlines() if line.startswith("replicate_")] == expected
 
 
 # ---- in Python ----
