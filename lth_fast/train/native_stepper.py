@@ -235,6 +235,7 @@ def native_refusal(stepper: EagerStepper) -> str | None:
         or _optimizer_refusal(stepper.optimizer, parameters)
         or _criterion_refusal(stepper.criterion)
         or _batches_refusal(stepper.batches)
+        or _shapes_refusal(chain, stepper.batches)
     )
 
 
@@ -307,4 +308,21 @@ def _batches_refusal(batches: Batches) -> str | None:
         return "the data does not lie in memory"
     if batches.loader.augment:
         return "the data is augmented"
+    return None
+
+
+def _shapes_refusal(chain: Iterable[ChainLayer], batches: Batches) -> str | None:
+    """Behind the checks of the batches. The operators' own are those of the eager steps' autograd."""
+    features = batches.loader.images[0].numel()  # type: ignore[attr-defined]
+    for link in chain:
+        layer = link.layer
+        if isinstance(layer, SparseLinear):
+            outputs, inputs = layer.pattern.row_order.shape[-1], layer.pattern.column_order.shape[-1]
+            fits = layer.values.shape == layer.pattern.columns.shape
+        else:
+            fits = layer.weight.dim() == 2
+            outputs, inputs = layer.weight.shape if fits else (0, 0)
+        if not fits or inputs != features or (layer.bias is not None and layer.bias.shape != (outputs,)):
+            return "the layers do not fit images or each other"
+        features = outputs
     return None

@@ -32,6 +32,7 @@ OPTIMIZERS = {
     "momentum": lambda parameters: optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
     "dampening": lambda parameters: optim.SGD(parameters, lr=0.05, momentum=0.5, dampening=0.3),
 }
+REASON_OF_SHAPES = "the layers do not fit images or each other"
 SCHEDULE = StepSchedule(warmup=4, milestones=(9,))
 
 
@@ -399,6 +400,31 @@ def test_a_data_loader_has_a_reason() -> None:
     batches = LoaderBatches([(torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64))], lambda epoch: epoch, CPU)
     eager = EagerStepper(model, optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), batches)
     assert native_refusal(eager) == "the data does not lie in memory"
+
+
+def other_values(model: nn.Module) -> nn.Module:
+    model[3].values = nn.Parameter(torch.zeros(3))
+    return model
+
+
+def other_bias(model: nn.Module) -> nn.Module:
+    model[3].bias = nn.Parameter(torch.zeros(3))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("form", "change"),
+    [("dense", other_bias), ("masked", other_bias), ("sparse", other_bias), ("sparse", other_values)],
+)
+def test_parameters_that_do_not_fit_have_a_reason(form: str, change: Any) -> None:
+    assert native_refusal(stepper(EagerStepper, change(network(form)))) == REASON_OF_SHAPES
+
+
+@pytest.mark.parametrize("form", ["dense", "masked", "sparse"])
+def test_a_network_for_images_of_another_size_has_a_reason(form: str) -> None:
+    # The kernels of a sparse layer would read behind the end of the images.
+    assert native_refusal(stepper(EagerStepper, network(form, channels=3))) == REASON_OF_SHAPES
+    assert native_refusal(stepper(EagerStepper, network(form), data=loader(channels=3))) == REASON_OF_SHAPES
 
 
 def test_lower_precision_has_a_reason() -> None:
