@@ -52,8 +52,9 @@ class NativeStepper(EagerStepper):
     """The steps of :class:`~lth_fast.train.stepper.EagerStepper` for a fully connected network and resident data.
 
     They call the same operators in the same order, so weights, optimizer state and losses are the eager ones bit for
-    bit; the gradients are not kept. The first step is an eager one: it makes the optimizer's state. Ctrl-C is heard
-    when the steps that were asked for are taken.
+    bit; the gradients are not kept. The first step is an eager one: it makes the optimizer's state. Where a reason
+    against native steps has come up since, a hook for instance, all of them are eager ones. Ctrl-C is heard when the
+    steps that were asked for are taken.
 
     Args:
         As of ``EagerStepper``.
@@ -69,10 +70,12 @@ class NativeStepper(EagerStepper):
         reason = native_refusal(self)
         if reason is not None:
             raise ValueError(f"native steps: {reason}")
-        self._chain = linear_chain(self.model)
         self._has_stepped = False
 
     def _advance(self, steps: int) -> Tensor:
+        if native_refusal(self) is not None:
+            return super()._advance(steps)
+        self._chain = linear_chain(self.model)
         eager = min(steps, 1) if self._lacks_state() else 0
         losses = [super()._advance(eager)]
         self._has_stepped |= eager > 0
@@ -94,9 +97,15 @@ class NativeStepper(EagerStepper):
 
     def _lacks_state(self) -> bool:
         """Whether the optimizer has yet to take a step, which makes its state, or brings a loaded one into form."""
-        if self.optimizer.param_groups[0].get("momentum") == 0:
+        (group,), state = self.optimizer.param_groups, self.optimizer.state
+        if group.get("momentum") == 0:
             return False
-        return not self._has_stepped or any(parameter not in self.optimizer.state for parameter in self._parameters())
+        names = ["momentum_buffer"] if isinstance(self.optimizer, SGD) else ["exp_avg", "exp_avg_sq", "step"]
+        names += ["max_exp_avg_sq"] if group.get("amsgrad") else []
+        return not self._has_stepped or not all(
+            parameter in state and all(_is_in_form(state[parameter].get(name)) for name in names)
+            for parameter in self._parameters()
+        )
 
     def _rates(self, steps: int) -> list[float]:
         """The learning rates of the next ``steps`` steps; the optimizer's is the last of them then."""
@@ -154,6 +163,11 @@ class NativeStepper(EagerStepper):
                 bool(group["maximize"]),
             )
         return trainer
+
+
+def _is_in_form(value: Any) -> bool:
+    """Whether a native step takes ``value`` of an optimizer's state as it is; step counts may be whole numbers."""
+    return isinstance(value, Tensor) and value.is_cpu and value.is_floating_point()
 
 
 def linear_chain(model: nn.Module) -> list[ChainLayer]:

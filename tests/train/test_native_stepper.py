@@ -204,6 +204,89 @@ def test_what_is_written_between_two_calls_is_masked_before_the_next_step() -> N
     assert_same(*steppers)
 
 
+def hook_a_layer(native: EagerStepper) -> None:
+    native.model[3].register_forward_hook(lambda layer, inputs, output: output * 2)
+
+
+def hook_a_parameter(native: EagerStepper) -> None:
+    native.model[3].weight.register_hook(lambda gradient: gradient * 2)
+
+
+def freeze(native: EagerStepper) -> None:
+    native.model[3].weight.requires_grad_(False)
+
+
+def add_a_group(native: EagerStepper) -> None:
+    native.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 0.5})
+
+
+def smooth_labels(native: EagerStepper) -> None:
+    native.criterion.label_smoothing = 0.1  # type: ignore[attr-defined]
+
+
+def put_in_another_layer(native: EagerStepper) -> None:
+    native.model[2] = nn.Tanh()  # type: ignore[operator]
+
+
+def augment(native: EagerStepper) -> None:
+    native.batches.loader.augment = True  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [hook_a_layer, hook_a_parameter, freeze, add_a_group, smooth_labels, put_in_another_layer, augment],
+)
+@pytest.mark.parametrize("first", [0, 2])
+def test_what_is_changed_later_is_followed_by_eager_steps(change: Any, first: int) -> None:
+    steppers = [stepper(kind, network("dense")) for kind in (EagerStepper, NativeStepper)]
+    for each in steppers:
+        each.advance(first)
+        change(each)
+    assert native_refusal(steppers[1]) is not None
+    assert torch.equal(steppers[0].advance(STEPS), steppers[1].advance(STEPS))
+    assert_same(*steppers)
+
+
+def test_autocast_is_followed_by_eager_steps() -> None:
+    steppers = [stepper(kind) for kind in (EagerStepper, NativeStepper)]
+    losses = []
+    for each in steppers:
+        before = each.advance(2)
+        with torch.autocast("cpu"):
+            within = each.advance(2)
+        losses.append(torch.cat([before, within, each.advance(2)]))
+    assert torch.equal(*losses)
+    assert_same(*steppers)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name", "value"),
+    [
+        ("adam", "step", lambda step: step.long()),
+        ("adam", "step", lambda step: step.double()),
+        ("adam", "step", int),
+        ("momentum", "momentum_buffer", lambda buffer: None),
+        ("momentum", "momentum_buffer", lambda buffer: torch.zeros(()).expand(buffer.shape)),
+        ("adam", None, None),
+        ("momentum", None, None),
+    ],
+)
+@pytest.mark.parametrize("of", ["all", "one"])
+def test_a_state_of_another_form_may_be_loaded_at_any_time(optimizer: str, name: Any, value: Any, of: str) -> None:
+    steppers = [stepper(kind, optimizer=optimizer) for kind in (EagerStepper, NativeStepper)]
+    for each in steppers:
+        each.advance(3)
+        state = copy.deepcopy(each.optimizer.state_dict())
+        for number in list(state["state"]) if of == "all" else [2]:
+            if name is None:
+                del state["state"][number]
+            else:
+                state["state"][number][name] = value(state["state"][number][name])
+        each.optimizer.load_state_dict(state)
+    assert torch.equal(steppers[0].advance(STEPS), steppers[1].advance(STEPS))
+    assert_same(*steppers)
+
+
 def test_a_pattern_that_was_written_to_is_an_error() -> None:
     native = stepper(NativeStepper, network("sparse"))
     native.advance(2)
