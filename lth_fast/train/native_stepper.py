@@ -12,9 +12,13 @@ from torch.nn import functional
 from torch.nn.modules import module as torch_modules
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizers
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from lth_fast.data import ResidentLoader
 from lth_fast.nn import MaskedLinear, SparseLinear
+from lth_fast.nn.attributes import transformed
 from lth_fast.optim import SGD, Adam, AdamW
 from lth_fast.optim.fused import Masks
 from lth_fast.train.batches import Batches, ResidentBatches
@@ -264,6 +268,20 @@ def _global_refusal() -> str | None:
     )
     if any(not getattr(hook, "__module__", "").startswith(own) for hook in hooks):
         return "there are hooks of all optimizers"
+    return _mode_refusal()
+
+
+def _mode_refusal() -> str | None:
+    """What the thread has set for the operations of torch, and native steps would not follow."""
+    if not torch.is_grad_enabled():
+        return "gradients are switched off"
+    if torch.is_anomaly_enabled():
+        return "anomalies are looked for"
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return "there are hooks of all saved tensors"
+    modes = [mode for mode in _get_current_function_mode_stack() if not isinstance(mode, DeviceContext)]
+    if modes or _get_current_dispatch_mode_stack() or transformed():
+        return "a mode or a transform follows every operation"
     return None
 
 

@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules import module as torch_modules
 from torch.optim import optimizer as torch_optimizers
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lth_fast import models, optim
 from lth_fast.data import ResidentLoader
@@ -528,6 +532,37 @@ def test_hooks_of_everything_have_a_reason() -> None:
         assert native_refusal(eager) == "there are hooks of all optimizers"
     finally:
         handle.remove()
+    assert native_refusal(eager) is None
+
+
+class Watch(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class WatchFunctions(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize(
+    ("context", "reason"),
+    [
+        (torch.no_grad, "gradients are switched off"),
+        (torch.inference_mode, "gradients are switched off"),
+        (torch.autograd.detect_anomaly, "anomalies are looked for"),
+        (lambda: saved_tensors_hooks(lambda saved: saved, lambda saved: saved), "there are hooks of all saved tensors"),
+        (Watch, "a mode or a transform follows every operation"),
+        (WatchFunctions, "a mode or a transform follows every operation"),
+        (forward_ad.dual_level, "a mode or a transform follows every operation"),
+        (lambda: torch.device("cpu"), None),
+    ],
+)
+def test_what_follows_every_operation_has_a_reason(context: Any, reason: str | None) -> None:
+    eager = stepper(EagerStepper)
+    with context():
+        assert native_refusal(eager) == reason
     assert native_refusal(eager) is None
 
 
