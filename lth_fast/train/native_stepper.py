@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +124,11 @@ class NativeStepper(EagerStepper):
         """What takes the steps, over the tensors that model and optimizer have now."""
         loader = self.batches.loader  # type: ignore[attr-defined]
         trainer = torch.classes.lth_fast.LinearTrainer(
-            loader.images, loader.labels, loader.pixel_mean, loader.pixel_gain, loader.batch_size
+            loader.images,
+            loader.labels,
+            loader.pixel_mean,
+            loader.pixel_gain,
+            min(loader.batch_size, len(loader.images)),  # which may be too large for 64 bits
         )
         for link in self._chain:
             layer, pattern = link.layer, []
@@ -218,10 +222,13 @@ def _in_turn(model: nn.Module) -> Iterator[nn.Module]:
         raise ValueError(reason)
     kind = type(model)
     # Not by children(), which leaves out a layer that stands there a second time.
-    modules = (child for child in model._modules.values() if child is not None)
-    children = [child for child in modules if not isinstance(child, nn.CrossEntropyLoss)]
+    children = list(model._modules.values())
+    if kind.__module__.startswith("lth_fast.models."):
+        children = [child for child in children if not isinstance(child, nn.CrossEntropyLoss)]
     if kind is nn.Sequential or (kind.__module__.startswith("lth_fast.models.") and len(children) == 1):
         for child in children:
+            if child is None:
+                raise ValueError(f"a {kind.__name__} has a place without a layer")
             yield from _in_turn(child)
     elif kind.__module__.startswith(("torch.nn.modules.", "lth_fast.")):
         yield model
@@ -298,7 +305,7 @@ def _parameters_refusal(parameters: Iterable[nn.Parameter], chain: Iterable[Chai
             return "parameters are not plain float32 ones on the CPU"
         if not parameter.requires_grad:
             return "some parameters are frozen"
-        if not parameter.is_contiguous() or parameter.is_inference():
+        if parameter.layout is not torch.strided or not parameter.is_contiguous() or parameter.is_inference():
             return "some parameters have a memory order of their own"
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             return "some parameters have hooks"
@@ -314,13 +321,14 @@ def _optimizer_refusal(optimizer: Optimizer, parameters: Iterable[nn.Parameter])
     kind = type(optimizer)
     if kind not in (Adam, AdamW, SGD):
         return f"{kind.__module__.partition('.')[0]}'s {kind.__name__} has no native step"
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer):
+    own = {"step", "_steps", "zero_grad"} & vars(optimizer).keys()
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or own:
         return "the optimizer has hooks"
     if len(optimizer.param_groups) != 1:
         return f"the optimizer has {len(optimizer.param_groups)} groups of parameters"
     (group,) = optimizer.param_groups
-    if {id(parameter) for parameter in group["params"]} != {id(parameter) for parameter in parameters}:
-        return "the optimizer does not hold all parameters"
+    if sorted(map(id, group["params"])) != sorted(map(id, parameters)):
+        return "the optimizer does not hold all parameters, each of them once"
     if isinstance(group["lr"], Tensor):
         return "the learning rate is a tensor"
     return None
@@ -338,12 +346,19 @@ def _criterion_refusal(criterion: Any) -> str | None:
 def _batches_refusal(batches: Batches) -> str | None:
     if type(batches) is not ResidentBatches or type(batches.loader) is not ResidentLoader:
         return "the data does not lie in memory"
-    if batches.loader.augment:
+    loader = batches.loader
+    if loader.augment:
         return "the data is augmented"
+    if any(callable(value) for value in vars(loader).values()) or {"next", "skip"} & vars(batches).keys():
+        return "the data has methods of its own"
+    factors = (loader.pixel_mean, loader.pixel_gain)
+    shape = (loader.images.shape[1], 1, 1)
+    if not loader.images.is_contiguous() or any((each.shape, each.dtype) != (shape, torch.float32) for each in factors):
+        return "images, their mean or gain are no longer as the loader made them"
     return None
 
 
-def _shapes_refusal(chain: Iterable[ChainLayer], batches: Batches) -> str | None:
+def _shapes_refusal(chain: Sequence[ChainLayer], batches: Batches) -> str | None:
     """Behind the checks of the batches. The operators' own are those of the eager steps' autograd."""
     features = batches.loader.images[0].numel()  # type: ignore[attr-defined]
     for link in chain:
@@ -357,4 +372,9 @@ def _shapes_refusal(chain: Iterable[ChainLayer], batches: Batches) -> str | None
         if not fits or inputs != features or (layer.bias is not None and layer.bias.shape != (outputs,)):
             return "the layers do not fit images or each other"
         features = outputs
+    loader = batches.loader  # type: ignore[attr-defined]
+    if 1 in (loader.batch_size, len(loader.images) % loader.batch_size) and any(
+        type(link.layer) is nn.Linear and link.weight.shape[1] == 1 for link in chain[1:]
+    ):
+        return "a layer has one input in a batch of one image"  # autograd multiplies in another order there
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ OPTIMIZERS = {
     "momentum": lambda parameters: optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
     "dampening": lambda parameters: optim.SGD(parameters, lr=0.05, momentum=0.5, dampening=0.3),
 }
+CHANGED_IMAGES = "images, their mean or gain are no longer as the loader made them"
 REASON_OF_SHAPES = "the layers do not fit images or each other"
 SCHEDULE = StepSchedule(warmup=4, milestones=(9,))
 
@@ -382,10 +384,21 @@ def layers(*between: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), *between, nn.Linear(12, 10))
 
 
+def without_a_layer(model: nn.Module) -> nn.Module:
+    model.register_module("none", None)
+    return model
+
+
+def in_rows(model: nn.Module) -> nn.Module:
+    model[1].weight = nn.Parameter(model[1].weight.detach().to_sparse_csr())
+    return model
+
+
 def with_a_conv() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -396,6 +409,9 @@ def with_a_conv() -> nn.Module:
         (lambda: layers(nn.Tanh()), "the network has a Tanh where a linear layer is expected"),
         (lambda: layers(nn.ReLU(), nn.ReLU()), "the network has a ReLU where a linear layer is expected"),
         (lambda: nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(64, 10)), "the network has a ReLU where"),
+        (lambda: layers(nn.CrossEntropyLoss()), "the network has a CrossEntropyLoss where a linear layer is expected"),
+        (lambda: without_a_layer(layers()), "a Sequential has a place without a layer"),
+        (lambda: in_rows(layers()), "some parameters have a memory order of their own"),
         (lambda: nn.Sequential(nn.Linear(8, 10), nn.Flatten()), "no Flatten stands before the Linear"),
         (lambda: nn.Sequential(nn.Flatten(0), nn.Linear(64, 10)), r"the network has a Flatten\(start_dim=0"),
         (lambda: nn.Sequential(nn.Flatten(), OwnLinear(64, 10)), "a OwnLinear computes in Python"),
@@ -429,6 +445,21 @@ def hooked(parameters: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
+def twice(parameters: Any) -> torch.optim.Optimizer:
+    first, *others = parameters
+    return optim.SGD([first, *others, first], lr=0.1)
+
+
+def with_step_of_its_own(name: str) -> Any:
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        optimizer = optim.SGD(parameters, lr=0.1)
+        setattr(optimizer, name, getattr(optimizer, name))
+        return optimizer
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -437,6 +468,9 @@ def hooked(parameters: Any) -> torch.optim.Optimizer:
         (groups, "the optimizer has 2 groups of parameters"),
         (hooked, "the optimizer has hooks"),
         (lambda parameters: optim.SGD([*parameters][1:], lr=0.1), "the optimizer does not hold all parameters"),
+        (twice, "the optimizer does not hold all parameters, each of them once"),
+        (with_step_of_its_own("step"), "the optimizer has hooks"),
+        (with_step_of_its_own("zero_grad"), "the optimizer has hooks"),
         (lambda parameters: optim.SGD(parameters, lr=torch.tensor(0.1)), "the learning rate is a tensor"),
     ],
 )
@@ -480,6 +514,54 @@ def test_the_loss_as_a_function_is_that_of_the_module() -> None:
 )
 def test_other_data_has_a_reason(data: Any, reason: str) -> None:
     assert native_refusal(stepper(EagerStepper, data=data)) == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("batch", lambda batch: batch, "the data has methods of its own"),
+        ("images", lambda images: images.transpose(2, 3), CHANGED_IMAGES),
+        ("pixel_mean", lambda mean: mean.double(), CHANGED_IMAGES),
+        ("pixel_mean", lambda mean: mean.expand(1, 8, 8), CHANGED_IMAGES),
+        ("pixel_gain", lambda gain: gain.view(()), CHANGED_IMAGES),
+    ],
+)
+def test_a_loader_that_was_changed_has_a_reason(name: str, change: Any, reason: str) -> None:
+    data = loader()
+    setattr(data, name, change(getattr(data, name)))
+    assert native_refusal(stepper(EagerStepper, data=data)) == reason
+
+
+@pytest.mark.parametrize("size", [23, 24, sys.maxsize, 10**30])
+def test_a_batch_may_be_all_images_and_more(size: int) -> None:
+    data = loader()
+    data.batch_size = size
+    eager, native = (stepper(kind, data=data) for kind in (EagerStepper, NativeStepper))
+    assert torch.equal(native.advance(STEPS), eager.advance(STEPS))
+    assert_same(native, eager)
+
+
+@pytest.mark.parametrize(("images", "refused"), [(5, False), (6, True), (1, True)])
+@pytest.mark.parametrize("form", ["dense", "masked", "sparse"])
+def test_a_layer_of_one_input_sees_no_batch_of_one_image(form: str, images: int, refused: bool) -> None:
+    whole = loader()
+    losses = []
+    for kind in (EagerStepper, NativeStepper):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 10))
+        if form != "dense":
+            masks = {name: torch.rand(layer.weight.shape) < 0.9 for name, layer in prunable(model).items()}
+            model = convert(model, masks, form=form)
+        data = copy.copy(whole)
+        data.images, data.labels = whole.images[:images], whole.labels[:images]
+        made = stepper(EagerStepper, model, data=data)
+        reason = native_refusal(made)
+        if form == "dense" and refused:
+            assert reason == "a layer has one input in a batch of one image"
+            return
+        assert reason is None
+        losses.append(stepper(kind, model, data=data).advance(STEPS))
+    assert torch.equal(*losses)
 
 
 def test_a_data_loader_has_a_reason() -> None:
