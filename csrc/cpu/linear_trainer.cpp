@@ -8,9 +8,11 @@
 #include <utility>
 #include <vector>
 
+#include "ops/checks.h"
 #include "ops/find_op.h"
+#include "ops/gather_images.h"
 #include "ops/optimizer_step.h"
-#include "ops/rows.h"
+#include "ops/sparse_linear.h"
 #include "ops/torch_headers.h"
 
 namespace lth_fast {
@@ -58,13 +60,19 @@ struct Layer {
         "lth_fast::masked_linear_weight_grad");
     const bool masked = form == Form::kMasked;
     at::Tensor grad_input;
-    if (input_wanted) grad_input = masked ? input_grad.call(grad_output, weight) : grad_output.mm(weight);
+    if (input_wanted) grad_input = masked ? input_grad.call(grad_output, weight) : dense_input_grad(grad_output, input);
     gradients.push_back(masked ? weight_grad.call(grad_output, input, std::nullopt) : grad_output.t().mm(input));
     if (bias.has_value()) gradients.push_back(grad_output.sum(0));
     return grad_input;
   }
 
  private:
+  // Autograd multiplies in the memory order of the input, which a single number has both of.
+  at::Tensor dense_input_grad(const at::Tensor& grad_output, const at::Tensor& input) const {
+    const bool by_columns = input.stride(0) == 1 && input.stride(1) == input.size(0);
+    return by_columns ? weight.t().mm(grad_output.t()).t() : grad_output.mm(weight);
+  }
+
   at::Tensor sparse_backward(const at::Tensor& grad_output, const at::Tensor& input, bool input_wanted,
                              Tensors& gradients) const {
     static const auto backward = find_op<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
@@ -90,6 +98,9 @@ class LinearTrainer : public torch::CustomClassHolder {
         gain_(std::move(gain)),
         batch_size_(batch_size) {
     TORCH_CHECK_VALUE(batch_size >= 1, "LinearTrainer: batch_size must be at least 1, got ", batch_size);
+    check_gather_images(images_, at::empty({0}, at::kLong), mean_, gain_);
+    TORCH_CHECK_VALUE(images_.is_cpu(), "LinearTrainer: images must be on the CPU, got ", images_.device());
+    features_ = images_.size(1) * images_.size(2) * images_.size(3);
   }
 
   // The next layer, from the images to the logits. form: "dense", "masked" or "sparse".
@@ -101,6 +112,10 @@ class LinearTrainer : public torch::CustomClassHolder {
     const auto found = form == "dense"    ? Layer::Form::kDense
                        : form == "masked" ? Layer::Form::kMasked
                                           : Layer::Form::kSparse;
+    const auto [inputs, outputs] = check_layer(weight, bias, pattern);
+    TORCH_CHECK_VALUE(inputs == features_, "LinearTrainer: the layer must take ", features_, " features, it takes ",
+                      inputs);
+    features_ = outputs;
     parameters_.push_back(weight);
     if (bias.has_value()) parameters_.push_back(*bias);
     layers_.push_back({found, std::move(weight), std::move(bias), std::move(pattern), relu});
@@ -135,9 +150,9 @@ class LinearTrainer : public torch::CustomClassHolder {
   // may be smaller. Returns the losses before the steps, float32.
   at::Tensor advance(const at::Tensor& order, const std::vector<double>& rates) const {
     const auto steps = static_cast<int64_t>(rates.size());
-    TORCH_CHECK_VALUE(order.dim() == 1 && (order.numel() + batch_size_ - 1) / batch_size_ == steps,
-                      "LinearTrainer: order must hold the images of ", steps, " batches of ", batch_size_, ", got ",
-                      order.sizes());
+    const int64_t batches = order.numel() / batch_size_ + (order.numel() % batch_size_ > 0 ? 1 : 0);
+    TORCH_CHECK_VALUE(order.dim() == 1 && batches == steps, "LinearTrainer: order must hold the images of ", steps,
+                      " batches of ", batch_size_, ", got ", order.sizes());
     TORCH_CHECK_VALUE(!layers_.empty() && step_, "LinearTrainer: expected layers and an optimizer before advance()");
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     at::Tensor losses = at::empty({steps}, at::kFloat);
@@ -151,6 +166,24 @@ class LinearTrainer : public torch::CustomClassHolder {
   }
 
  private:
+  // Features that go in and come out of a layer: below autograd nobody else looks whether its tensors fit.
+  static std::pair<int64_t, int64_t> check_layer(const at::Tensor& weight, const OptionalTensor& bias,
+                                                 const Tensors& pattern) {
+    TORCH_CHECK_VALUE(weight.is_cpu() && weight.scalar_type() == at::kFloat,
+                      "LinearTrainer: weight must be float32 on the CPU, got ", weight.scalar_type(), " on ",
+                      weight.device());
+    if (!pattern.empty()) {
+      const int64_t inputs = pattern[4].dim() == 2 ? pattern[4].size(1) : 0;
+      check_sparse_linear(at::empty({0, inputs}, weight.options()), weight, bias, pattern[0], pattern[1], pattern[2],
+                          pattern[3], pattern[4], pattern[5], pattern[6]);
+      return {inputs, pattern[1].size(1)};
+    }
+    TORCH_CHECK_VALUE(weight.dim() == 2,
+                      "LinearTrainer: weight must have 2 dimensions [out_features, in_features], got ", weight.sizes());
+    check_bias("LinearTrainer", bias, weight.size(0), weight, "weight");
+    return {weight.size(1), weight.size(0)};
+  }
+
   float take(const at::Tensor& indices, double rate) const {
     static const auto gather =
         find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&)>(
@@ -181,6 +214,7 @@ class LinearTrainer : public torch::CustomClassHolder {
 
   const at::Tensor images_, labels_, mean_, gain_;
   const int64_t batch_size_;
+  int64_t features_;  // that the next layer takes
   const at::Tensor one_ = at::ones({}, at::kFloat);
   std::vector<Layer> layers_;
   Tensors parameters_;

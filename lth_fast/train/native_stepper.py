@@ -84,11 +84,11 @@ class NativeStepper(EagerStepper):
         losses = [super()._advance(eager)]
         self._has_stepped |= eager > 0
         remaining = steps - eager
-        if remaining:
+        if remaining > 0:
             self.optimizer.zero_grad(set_to_none=True)
             masks = Masks(self._parameters())
             trainer = self._trainer(masks)
-            while remaining:
+            while remaining > 0:
                 order, count = self.batches.skip(remaining)  # type: ignore[attr-defined]
                 losses.append(trainer.advance(order, self._rates(count)))
                 self.iteration += count
@@ -372,9 +372,4 @@ def _shapes_refusal(chain: Sequence[ChainLayer], batches: Batches) -> str | None
         if not fits or inputs != features or (layer.bias is not None and layer.bias.shape != (outputs,)):
             return "the layers do not fit images or each other"
         features = outputs
-    loader = batches.loader  # type: ignore[attr-defined]
-    if 1 in (loader.batch_size, len(loader.images) % loader.batch_size) and any(
-        type(link.layer) is nn.Linear and link.weight.shape[1] == 1 for link in chain[1:]
-    ):
-        return "a layer has one input in a batch of one image"  # autograd multiplies in another order there
     return None

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lth_fast import models, optim
 from lth_fast.data import ResidentLoader
 from lth_fast.nn import MaskedLinear, convert, set_masks
+from lth_fast.ops import sparse_pattern
 from lth_fast.prune import prunable
 from lth_fast.train import EagerStepper, LoaderBatches, NativeStepper, ResidentBatches, evaluate
 from lth_fast.train.choice import native_refusal as refusal_by_trial
@@ -541,9 +542,9 @@ def test_a_batch_may_be_all_images_and_more(size: int) -> None:
     assert_same(native, eager)
 
 
-@pytest.mark.parametrize(("images", "refused"), [(5, False), (6, True), (1, True)])
+@pytest.mark.parametrize("images", [5, 6, 1])
 @pytest.mark.parametrize("form", ["dense", "masked", "sparse"])
-def test_a_layer_of_one_input_sees_no_batch_of_one_image(form: str, images: int, refused: bool) -> None:
+def test_a_layer_of_one_input_has_the_same_bits_in_a_batch_of_one_image_too(form: str, images: int) -> None:
     whole = loader()
     losses = []
     for kind in (EagerStepper, NativeStepper):
@@ -554,12 +555,6 @@ def test_a_layer_of_one_input_sees_no_batch_of_one_image(form: str, images: int,
             model = convert(model, masks, form=form)
         data = copy.copy(whole)
         data.images, data.labels = whole.images[:images], whole.labels[:images]
-        made = stepper(EagerStepper, model, data=data)
-        reason = native_refusal(made)
-        if form == "dense" and refused:
-            assert reason == "a layer has one input in a batch of one image"
-            return
-        assert reason is None
         losses.append(stepper(kind, model, data=data).advance(STEPS))
     assert torch.equal(*losses)
 
@@ -701,6 +696,51 @@ def test_the_native_class_names_what_is_wrong(use: Any, message: str) -> None:
     trainer = torch.classes.lth_fast.LinearTrainer(images, labels, torch.zeros(1), torch.ones(1), 2)
     with pytest.raises(ValueError, match=f"LinearTrainer: {message}"):
         use(trainer)
+
+
+@pytest.mark.parametrize(
+    ("layers_", "message"),
+    [
+        ([("dense", torch.zeros(3, 5), None, [])], "the layer must take 4 features, it takes 5"),
+        ([("masked", torch.zeros(3, 4), None, []), ("dense", torch.zeros(2, 4), None, [])], "must take 3 features"),
+        ([("dense", torch.zeros(12), None, [])], r"weight must have 2 dimensions \[out_features, in_features\]"),
+        ([("dense", torch.zeros(3, 4).double(), None, [])], "weight must be float32 on the CPU, got Double"),
+        ([("dense", torch.zeros(3, 4, device="meta"), None, [])], "weight must be float32 on the CPU, got Float on meta"),
+        ([("masked", torch.zeros(3, 4), torch.zeros(4), [])], r"bias must have shape \[3\]"),
+        ([("sparse", torch.zeros(5), None, [*sparse_pattern(torch.ones(3, 2).bool())])], "values|columns"),
+        ([("sparse", torch.zeros(6), None, [*sparse_pattern(torch.ones(3, 2).bool())])], "must take 4 features, it ta"),
+        ([("sparse", torch.zeros(4), torch.zeros(2), [*sparse_pattern(torch.eye(4).bool())])], "bias must have shape"),
+    ],
+)
+def test_the_native_class_takes_no_layer_that_does_not_fit(layers_: Any, message: str) -> None:
+    images, labels = torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    trainer = torch.classes.lth_fast.LinearTrainer(images, labels, torch.zeros(1), torch.ones(1), 2)
+    *fitting, last = layers_
+    for layer in fitting:
+        trainer.add_layer(*layer, False)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        trainer.add_layer(*last, False)
+
+
+@pytest.mark.parametrize(
+    ("order", "message"), [([0, 2], "indices must be in 0..1, got 2|out of range"), ([-1, 0], "indices must be in|out of")]
+)
+def test_the_native_class_reads_no_image_that_is_not_there(order: list[int], message: str) -> None:
+    images, labels = torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    trainer = torch.classes.lth_fast.LinearTrainer(images, labels, torch.zeros(1), torch.ones(1), 2**62)
+    trainer.add_layer("dense", torch.zeros(3, 4), None, [], False)
+    trainer.use_sgd([], [None], 0.0, 0.0, 0.0, False, False)
+    with pytest.raises(IndexError, match=message):
+        trainer.advance(torch.tensor(order), [0.1])
+
+
+def test_no_steps_and_fewer_are_none() -> None:
+    native = stepper(NativeStepper)
+    for steps in (0, 3, 0):
+        native.advance(steps)
+    with pytest.raises(RuntimeError):
+        native.advance(-2)
+    assert native.iteration == 3
 
 
 def test_a_batch_has_images() -> None:
