@@ -28,6 +28,7 @@ from lth_fast.train import (
 )
 from lth_fast.train.choice import device_refusal, graph_refusal, native_refusal, replay_refusal
 from lth_fast.train.graph_stepper import capture
+from lth_fast.train.native_stepper import native_refusal as native_refusal_by_looks
 from lth_fast.train.parallel_stepper import room_for_replicates
 from lth_fast.train.stacking import criterion_refusal, optimizer_refusal, stacking_refusal
 
@@ -174,8 +175,12 @@ def stepper_of(
     level: int = 0,
     iteration: int = 0,
 ) -> Stepper:
-    """A stepper of one network of ``experiment``, from ``iteration`` of ``level`` on."""
-    return kind(
+    """A stepper of one network of ``experiment``, from ``iteration`` of ``level`` on.
+
+    Eager steps where native ones are wanted that this network cannot take: its biases may have got masks since.
+    """
+    make = partial(
+        kind,
         model,
         optimizer,
         experiment.criterion,
@@ -184,6 +189,11 @@ def stepper_of(
         schedule=experiment.schedule_of(level),
         precision=experiment.precision,
     )
+    if kind is NativeStepper:
+        eager = EagerStepper(*make.args, **make.keywords)
+        if native_refusal_by_looks(eager) is not None:
+            return eager
+    return make()
 
 
 def _trial_masks(experiment: Experiment) -> dict[str, Tensor]:

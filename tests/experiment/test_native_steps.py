@@ -11,8 +11,9 @@ from torch import nn
 from lth_fast.experiment.lottery import run_replicates
 from lth_fast.experiment.progress import Monitor
 from lth_fast.experiment.stepping import choose
+from lth_fast.prune import prune_by_score
 from lth_fast.record import Run
-from lth_fast.train import EagerStepper, NativeStepper, OptimizerRecipe
+from lth_fast.train import EagerStepper, NativeStepper, OptimizerRecipe, ParallelStepper
 
 
 def fully_connected() -> nn.Module:
@@ -61,6 +62,27 @@ def test_every_file_of_a_run_is_that_of_eager_steps(plan, optimizer, make_experi
     eager, native = map(results, runs)
     assert len(eager) > 10
     assert native == eager
+
+
+def pruned_with_biases(net: nn.Module) -> None:
+    prune_by_score(net, {"1.weight": 0.3, "1.bias": 0.3})
+
+
+@pytest.mark.parametrize("kind", [NativeStepper, ParallelStepper])
+def test_levels_whose_biases_a_function_has_pruned_take_eager_steps(kind, make_experiment, new_run):
+    experiment = make_experiment(
+        model=fully_connected(),
+        prune_net=pruned_with_biases,
+        replicates=2,
+        redraw=lambda seed: {name: 0.9 * value for name, value in fully_connected().state_dict().items()},
+        plan="masked",
+    )
+    assert choose(dataclasses.replace(experiment, replicates=1)).name == "native"
+    expected, run = new_run(), new_run()
+    run_replicates(experiment, expected, Monitor())
+    run_replicates(dataclasses.replace(experiment, stepper=kind.name), run, Monitor())
+    assert not run.replicate(1).level(2).masks()["1.bias"].all()
+    assert results(run) == results(expected)
 
 
 @pytest.mark.parametrize("first", [EagerStepper, NativeStepper])
