@@ -34,9 +34,11 @@ def run_replicates(experiment: Experiment, run: Run, monitor: Monitor) -> list[d
         _run_at_once(experiment, run, range(count), train_together, monitor)
     elif experiment.stepper == ParallelStepper.name:
         room = room_for_replicates()
-        for first in range(0, count, room):
-            numbers = range(first, min(first + room, count))
-            monitor.replicate_begins(first, count, len(numbers))
+        # A complete one would keep a core idle.
+        open_ones = [number for number in range(count) if not _complete(run.replicate(number), experiment.rounds)]
+        for first in range(0, len(open_ones), room):
+            numbers = open_ones[first : first + room]
+            monitor.replicate_begins(numbers[0], count, len(numbers))
             _run_at_once(experiment, run, numbers, train_in_parallel, monitor)
     summaries: list[dict[str, Any]] = []
     for number in range(count):
@@ -47,6 +49,10 @@ def run_replicates(experiment: Experiment, run: Run, monitor: Monitor) -> list[d
         )
         summaries.extend({"replicate": number, **level} for level in levels)
     return summaries
+
+
+def _complete(record: Replicate, rounds: int) -> bool:
+    return all(record.level(number).complete for number in range(rounds + 1))
 
 
 def _run_at_once(

@@ -49,14 +49,8 @@ class _Printing(Monitor):
         print(f"run:     {path}\nstepper: {stepper}", file=self._stream, flush=True)
 
     def replicate_begins(self, number: int, replicates: int, at_once: int = 1) -> None:
-        line = f"replicate_{number} ({number + 1} of {replicates})"
-        if at_once > 1:
-            last = number + at_once - 1
-            line = (
-                f"replicate_{number} to replicate_{last} ({number + 1} to {last + 1} of {replicates}) side by side; "
-                f"what follows is of replicate_{number}"
-            )
-        print(line, file=self._stream, flush=True)
+        beside = f", {at_once - 1} more beside it; what follows is of replicate_{number}" if at_once > 1 else ""
+        print(f"replicate_{number} ({number + 1} of {replicates}){beside}", file=self._stream, flush=True)
 
 
 class LogLines(_Printing):

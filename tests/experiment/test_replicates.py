@@ -176,13 +176,7 @@ def test_the_report_shows_mean_and_spread_and_the_figure_their_number(run_of, ca
     ("room", "expected"),
     [
         (1, ["replicate_0 (1 of 3)", "replicate_1 (2 of 3)", "replicate_2 (3 of 3)"]),
-        (
-            2,
-            [
-                "replicate_0 to replicate_1 (1 to 2 of 3) side by side; what follows is of replicate_0",
-                "replicate_2 (3 of 3)",
-            ],
-        ),
+        (2, ["replicate_0 (1 of 3), 1 more beside it; what follows is of replicate_0", "replicate_2 (3 of 3)"]),
     ],
 )
 def test_what_runs_is_said_replicate_by_replicate(room, expected, run_of, capsys, monkeypatch):

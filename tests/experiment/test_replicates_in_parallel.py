@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lth_fast.experiment import lottery, stepping
 from lth_fast.experiment.lottery import run_replicates
-from lth_fast.experiment.progress import Monitor
+from lth_fast.experiment.progress import LogLines, Monitor
 from lth_fast.experiment.stepping import choose
 from lth_fast.prune import prune_by_score
 from lth_fast.record import Run, load_run
@@ -169,6 +170,46 @@ def test_one_goes_on_where_the_other_stopped(experiment, new_run, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         in_parallel(experiment, run, Stops(9))
     assert one_by_one(experiment, run) == expected
+
+
+class Begins(Monitor):
+    """Notes what is said of replicates."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[int, int, int]] = []
+
+    def replicate_begins(self, number, replicates, at_once=1):
+        self.said.append((number, replicates, at_once))
+
+
+def test_replicates_that_are_complete_take_no_place_beside_others(experiment, new_run, monkeypatch):
+    monkeypatch.setattr(lottery, "room_for_replicates", lambda: 2)
+    expected, run = one_by_one(experiment, new_run()), new_run()
+
+    class StopsInTheSecond(Monitor):
+        def stepped(self, iteration, losses):
+            if run.replicate(1).level(0).complete:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_replicates(dataclasses.replace(experiment, stepper=NativeStepper.name), run, StopsInTheSecond())
+    monitor = Begins()
+    summaries = in_parallel(experiment, run, monitor)
+    assert monitor.said == [(1, 3, 2)]
+    assert [summary["replicate"] for summary in summaries] == [0] * LEVELS + [1] * LEVELS + [2] * LEVELS
+    assert results(run) == expected
+
+
+def test_those_side_by_side_are_announced_together(experiment, new_run, monkeypatch, capsys):
+    monkeypatch.setattr(lottery, "room_for_replicates", lambda: 2)
+    in_parallel(experiment, new_run(), monitor := Begins())
+    assert monitor.said == [(0, 3, 2), (2, 3, 1)]
+    for said in monitor.said:
+        LogLines(sys.stdout).replicate_begins(*said)
+    assert capsys.readouterr().out.splitlines() == [
+        "replicate_0 (1 of 3), 1 more beside it; what follows is of replicate_0",
+        "replicate_2 (3 of 3)",
+    ]
 
 
 # ---- when it is chosen ----

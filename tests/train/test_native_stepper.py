@@ -705,7 +705,10 @@ def test_the_native_class_names_what_is_wrong(use: Any, message: str) -> None:
         ([("masked", torch.zeros(3, 4), None, []), ("dense", torch.zeros(2, 4), None, [])], "must take 3 features"),
         ([("dense", torch.zeros(12), None, [])], r"weight must have 2 dimensions \[out_features, in_features\]"),
         ([("dense", torch.zeros(3, 4).double(), None, [])], "weight must be float32 on the CPU, got Double"),
-        ([("dense", torch.zeros(3, 4, device="meta"), None, [])], "weight must be float32 on the CPU, got Float on meta"),
+        (
+            [("dense", torch.zeros(3, 4, device="meta"), None, [])],
+            "weight must be float32 on the CPU, got Float on meta",
+        ),
         ([("masked", torch.zeros(3, 4), torch.zeros(4), [])], r"bias must have shape \[3\]"),
         ([("sparse", torch.zeros(5), None, [*sparse_pattern(torch.ones(3, 2).bool())])], "values|columns"),
         ([("sparse", torch.zeros(6), None, [*sparse_pattern(torch.ones(3, 2).bool())])], "must take 4 features, it ta"),
@@ -723,7 +726,8 @@ def test_the_native_class_takes_no_layer_that_does_not_fit(layers_: Any, message
 
 
 @pytest.mark.parametrize(
-    ("order", "message"), [([0, 2], "indices must be in 0..1, got 2|out of range"), ([-1, 0], "indices must be in|out of")]
+    ("order", "message"),
+    [([0, 2], "indices must be in 0..1, got 2|out of range"), ([-1, 0], "indices must be in|out of")],
 )
 def test_the_native_class_reads_no_image_that_is_not_there(order: list[int], message: str) -> None:
     images, labels = torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
