@@ -77,18 +77,18 @@ class NativeStepper(EagerStepper):
         self._has_stepped = False
 
     def _advance(self, steps: int) -> Tensor:
-        if native_refusal(self) is not None:
+        if steps < 1 or native_refusal(self) is not None:
             return super()._advance(steps)
         self._chain = linear_chain(self.model)
-        eager = min(steps, 1) if self._lacks_state() else 0
+        eager = 1 if self._lacks_state() else 0
         losses = [super()._advance(eager)]
         self._has_stepped |= eager > 0
         remaining = steps - eager
-        if remaining > 0:
+        if remaining:
             self.optimizer.zero_grad(set_to_none=True)
             masks = Masks(self._parameters())
             trainer = self._trainer(masks)
-            while remaining > 0:
+            while remaining:
                 order, count = self.batches.skip(remaining)  # type: ignore[attr-defined]
                 losses.append(trainer.advance(order, self._rates(count)))
                 self.iteration += count
