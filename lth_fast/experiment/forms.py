@@ -113,4 +113,4 @@ def _example(experiment: Experiment) -> torch.Tensor | None:
     train = experiment.loaders.train
     if not hasattr(train, "input_shape"):
         return None
-    return torch.zeros((min(train.batch_size, len(train.dataset)), *train.input_shape))
+    return torch.zeros((min(train.batch_size, len(train.dataset)), *train.input_shape), dtype=torch.float32)

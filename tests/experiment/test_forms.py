@@ -228,3 +228,14 @@ def test_a_plan_that_someone_has_spoilt_is_refused_before_anything_runs(new_run,
     run.save_manifest({"plan": plan})
     with pytest.raises(ValueError, match=complaint):
         plan_source(str(run.path))
+
+
+def test_forms_are_found_under_a_default_dtype_that_the_network_does_not_have(make_experiment, new_run):
+    experiment, runs = make_experiment(), [new_run(), new_run()]
+    torch.set_default_dtype(torch.float64)
+    try:
+        run_replicate(experiment, runs[0].replicate(0), Monitor())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    run_replicate(experiment, runs[1].replicate(0), Monitor())
+    assert all(runs[0].plan(level).keys() == runs[1].plan(level).keys() for level in range(3))
