@@ -1,5 +1,5 @@
 // Optimizer steps of a network of linear layers without Python in between. No op: a class that Python fills once and
-// then asks for many steps at a time (lth_fast/train/native_stepper.py, which also decides what it may train).
+// then asks for many steps at a time (lth_fast/train/native_stepper.py; what it may train: native_refusal.py there).
 //
 // A step calls the operators that autograd would call, in the same order: its bits are those of the steps that Python
 // takes. What it saves is everything around them, which is most of a small network's step.

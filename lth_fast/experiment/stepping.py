@@ -28,7 +28,7 @@ from lth_fast.train import (
 )
 from lth_fast.train.choice import device_refusal, graph_refusal, native_refusal, replay_refusal
 from lth_fast.train.graph_stepper import capture
-from lth_fast.train.native_stepper import native_refusal as native_refusal_by_looks
+from lth_fast.train.native_refusal import native_refusal as native_refusal_by_looks
 from lth_fast.train.parallel_stepper import room_for_replicates
 from lth_fast.train.stacking import criterion_refusal, optimizer_refusal, stacking_refusal
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lth_fast.train.graph_stepper import GraphStepper, batches_refusal, optimizer_refusal
-from lth_fast.train.native_stepper import NativeStepper, chain_refusal
-from lth_fast.train.native_stepper import native_refusal as refusal_by_looks
+from lth_fast.train.linear_chain import chain_refusal
+from lth_fast.train.native_refusal import native_refusal as refusal_by_looks
+from lth_fast.train.native_stepper import NativeStepper
 from lth_fast.train.parallel_stepper import ParallelStepper
 from lth_fast.train.reasons import first_line
 from lth_fast.train.seeds import own_random_state

@@ -25,7 +25,8 @@ from lth_fast.ops import sparse_pattern
 from lth_fast.prune import prunable
 from lth_fast.train import EagerStepper, LoaderBatches, NativeStepper, ResidentBatches, evaluate
 from lth_fast.train.choice import native_refusal as refusal_by_trial
-from lth_fast.train.native_stepper import linear_chain, native_refusal
+from lth_fast.train.linear_chain import linear_chain
+from lth_fast.train.native_refusal import native_refusal
 from lth_fast.train.schedule import StepSchedule
 
 CPU = torch.device("cpu")
