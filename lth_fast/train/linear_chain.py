@@ -80,7 +80,7 @@ def chain_refusal(model: nn.Module) -> str | None:
 
 def _in_turn(model: nn.Module) -> Iterator[nn.Module]:
     """The layers of ``model`` in the order in which its input passes through them."""
-    reason = touched(model)
+    reason = _touched(model)
     if reason is not None:
         raise ValueError(reason)
     kind = type(model)
@@ -99,7 +99,7 @@ def _in_turn(model: nn.Module) -> Iterator[nn.Module]:
         raise ValueError(f"a {kind.__name__} computes in Python")
 
 
-def touched(module: nn.Module) -> str | None:
+def _touched(module: nn.Module) -> str | None:
     """What a user has done to ``module`` that its native twin would leave out, or ``None``."""
     name = type(module).__name__
     if any(getattr(module, hooks, None) for hooks in HOOKS):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,8 @@ from lth_fast.nn import SparseLinear
 from lth_fast.nn.attributes import transformed
 from lth_fast.optim import SGD, Adam, AdamW
 from lth_fast.train.batches import Batches, ResidentBatches
-from lth_fast.train.linear_chain import HOOKS, ChainLayer, chain_refusal, linear_chain, touched
+from lth_fast.train.linear_chain import HOOKS, ChainLayer, chain_refusal, linear_chain
+from lth_fast.train.stacking import criterion_refusal
 from lth_fast.train.stepper import EagerStepper
 
 
@@ -36,7 +36,7 @@ def native_refusal(stepper: EagerStepper) -> str | None:
         or _precision_refusal(stepper)
         or _parameters_refusal(parameters, chain)
         or _optimizer_refusal(stepper.optimizer, parameters)
-        or _criterion_refusal(stepper.criterion)
+        or (None if stepper.criterion is functional.cross_entropy else criterion_refusal(stepper.criterion))
         or _batches_refusal(stepper.batches)
         or _shapes_refusal(chain, stepper.batches)
     )
@@ -110,15 +110,6 @@ def _optimizer_refusal(optimizer: Optimizer, parameters: Iterable[nn.Parameter])
     if isinstance(group["lr"], Tensor):
         return "the learning rate is a tensor"
     return None
-
-
-def _criterion_refusal(criterion: Any) -> str | None:
-    if criterion is functional.cross_entropy:
-        return None
-    if type(criterion) is not nn.CrossEntropyLoss:
-        return "the criterion is not nn.CrossEntropyLoss"
-    settings = (criterion.weight, criterion.ignore_index, criterion.reduction, criterion.label_smoothing)
-    return touched(criterion) or (None if settings == (None, -100, "mean", 0.0) else "the criterion has settings")
 
 
 def _batches_refusal(batches: Batches) -> str | None:

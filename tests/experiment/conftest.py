@@ -162,3 +162,28 @@ def interrupted_after() -> Callable[[int], nn.Module]:
         return criterion
 
     return make
+
+
+@pytest.fixture
+def results() -> Callable[[Run], dict[str, bytes]]:
+    """Every file of a run that no times are in, those that should be gone as well."""
+
+    def of(run: Run) -> dict[str, bytes]:
+        return {
+            str(file.relative_to(run.path)): file.read_bytes()
+            for file in sorted(run.path.rglob("*"))
+            if file.is_file() and file.name not in ("summary.json", "meta.json", ".lock")
+        }
+
+    return of
+
+
+@pytest.fixture
+def fully_connected() -> Callable[..., nn.Module]:
+    """Makes a network that native steps can train, the same for the same seed."""
+
+    def make(seed: int = 4) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.ReLU(), nn.Linear(24, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    return make

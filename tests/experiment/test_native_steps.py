@@ -12,37 +12,22 @@ from lth_fast.experiment.lottery import run_replicates
 from lth_fast.experiment.progress import Monitor
 from lth_fast.experiment.stepping import choose
 from lth_fast.prune import prune_by_score
-from lth_fast.record import Run
 from lth_fast.train import EagerStepper, NativeStepper, OptimizerRecipe, ParallelStepper
 
 
-def fully_connected() -> nn.Module:
-    torch.manual_seed(4)
-    return nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.ReLU(), nn.Linear(24, 8), nn.ReLU(), nn.Linear(8, 3))
-
-
-def results(run: Run) -> dict[str, bytes]:
-    """Every file of the levels that times are not in."""
-    return {
-        str(file.relative_to(run.path)): file.read_bytes()
-        for file in sorted(run.path.rglob("*"))
-        if file.is_file() and file.name not in ("summary.json", "meta.json", ".lock")
-    }
-
-
-def test_a_fully_connected_network_takes_native_steps_and_any_other_has_a_reason(make_experiment):
+def test_a_fully_connected_network_takes_native_steps_and_any_other_has_a_reason(make_experiment, fully_connected):
     assert choose(make_experiment(model=fully_connected())).name == "native"
     choice = choose(make_experiment())
     assert choice.name == "eager"
     assert choice.refused["native"] == "the network has a Conv2d where a linear layer is expected"
 
 
-def test_biases_that_are_pruned_are_a_reason(make_experiment):
+def test_biases_that_are_pruned_are_a_reason(make_experiment, fully_connected):
     refused = choose(make_experiment(model=fully_connected(), prune_bias=True)).refused
     assert refused["native"] == "a ParametrizedMaskedLinear computes in Python"
 
 
-def test_the_choice_leaves_the_model_as_it_was(make_experiment):
+def test_the_choice_leaves_the_model_as_it_was(make_experiment, fully_connected):
     experiment = make_experiment(model=fully_connected())
     choose(experiment)
     expected = fully_connected().state_dict()
@@ -52,7 +37,9 @@ def test_the_choice_leaves_the_model_as_it_was(make_experiment):
 
 @pytest.mark.parametrize("plan", ["masked", "sparse"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_every_file_of_a_run_is_that_of_eager_steps(plan, optimizer, make_experiment, new_run):
+def test_every_file_of_a_run_is_that_of_eager_steps(
+    plan, optimizer, make_experiment, new_run, fully_connected, results
+):
     experiment = make_experiment(
         model=fully_connected(), optimizer=OptimizerRecipe.named(optimizer, 0.01), plan=plan, rewind=3, keep=(5,)
     )
@@ -69,7 +56,9 @@ def pruned_with_biases(net: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("kind", [NativeStepper, ParallelStepper])
-def test_levels_whose_biases_a_function_has_pruned_take_eager_steps(kind, make_experiment, new_run):
+def test_levels_whose_biases_a_function_has_pruned_take_eager_steps(
+    kind, make_experiment, new_run, fully_connected, results
+):
     experiment = make_experiment(
         model=fully_connected(),
         prune_net=pruned_with_biases,
@@ -86,7 +75,9 @@ def test_levels_whose_biases_a_function_has_pruned_take_eager_steps(kind, make_e
 
 
 @pytest.mark.parametrize("first", [EagerStepper, NativeStepper])
-def test_a_level_goes_on_in_the_other_steps_from_its_checkpoint(first, make_experiment, new_run, monkeypatch):
+def test_a_level_goes_on_in_the_other_steps_from_its_checkpoint(
+    first, make_experiment, new_run, monkeypatch, fully_connected, results
+):
     experiment = make_experiment(model=fully_connected(), plan="sparse", checkpoint_seconds=0.0)
     whole, stopped = new_run(), new_run()
     run_replicates(dataclasses.replace(experiment, stepper=first.name), whole, Monitor())

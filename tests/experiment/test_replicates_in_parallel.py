@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from lth_fast.experiment import lottery, stepping
@@ -16,23 +15,19 @@ from lth_fast.experiment.lottery import run_replicates
 from lth_fast.experiment.progress import LogLines, Monitor
 from lth_fast.experiment.stepping import choose
 from lth_fast.prune import prune_by_score
-from lth_fast.record import Run, load_run
+from lth_fast.record import load_run
 from lth_fast.train import NativeStepper, ParallelStepper
 
 LEVELS = 3
 
 
-def fully_connected(seed: int = 4) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.ReLU(), nn.Linear(24, 8), nn.ReLU(), nn.Linear(8, 3))
-
-
-def redraw(seed: int) -> dict[str, torch.Tensor]:
-    return fully_connected(seed % 1000).state_dict()
+@pytest.fixture
+def redraw(fully_connected):
+    return lambda seed: fully_connected(seed % 1000).state_dict()
 
 
 @pytest.fixture
-def experiment(make_experiment):
+def experiment(make_experiment, fully_connected, redraw):
     """Three replicates with checkpoints at every pause."""
     return make_experiment(
         model=fully_connected(), replicates=3, redraw=redraw, plan="sparse", checkpoint_seconds=0.0, rewind=2
@@ -47,18 +42,15 @@ def room(request, monkeypatch):
     return request.param
 
 
-def results(run: Run) -> dict[str, bytes]:
-    """Every file of the replicates that times are not in."""
-    return {
-        str(file.relative_to(run.path)): file.read_bytes()
-        for file in sorted(run.path.rglob("*"))
-        if file.is_file() and file.name not in ("summary.json", "meta.json", ".lock")
-    }
+@pytest.fixture
+def one_by_one(results):
+    """Runs replicates one after the other and returns their files."""
 
+    def of(experiment, run):
+        run_replicates(dataclasses.replace(experiment, stepper=NativeStepper.name), run, Monitor())
+        return results(run)
 
-def one_by_one(experiment, run):
-    run_replicates(dataclasses.replace(experiment, stepper=NativeStepper.name), run, Monitor())
-    return results(run)
+    return of
 
 
 def in_parallel(experiment, run, monitor=None):
@@ -66,7 +58,7 @@ def in_parallel(experiment, run, monitor=None):
 
 
 @pytest.mark.usefixtures("room")
-def test_files_and_summaries_are_those_of_one_after_the_other(experiment, new_run):
+def test_files_and_summaries_are_those_of_one_after_the_other(experiment, new_run, one_by_one, results):
     expected, run = one_by_one(experiment, new_run()), new_run()
     summaries = in_parallel(experiment, run)
     assert results(run) == expected
@@ -88,7 +80,9 @@ def test_files_and_summaries_are_those_of_one_after_the_other(experiment, new_ru
     ],
     ids=["kept optimizer", "finetune", "masked", "random pruning"],
 )
-def test_settings_that_carry_something_on_have_the_same_files_too(changes, experiment, new_run, monkeypatch):
+def test_settings_that_carry_something_on_have_the_same_files_too(
+    changes, experiment, new_run, monkeypatch, one_by_one, results
+):
     monkeypatch.setattr(lottery, "room_for_replicates", lambda: 2)
     changed, run = dataclasses.replace(experiment, **changes), new_run()
     expected = one_by_one(changed, new_run())
@@ -96,7 +90,9 @@ def test_settings_that_carry_something_on_have_the_same_files_too(changes, exper
     assert results(run) == expected
 
 
-def test_data_that_draws_random_numbers_is_measured_one_replicate_after_the_other(experiment, new_run, monkeypatch):
+def test_data_that_draws_random_numbers_is_measured_one_replicate_after_the_other(
+    experiment, new_run, monkeypatch, one_by_one, results
+):
     monkeypatch.setattr(lottery, "room_for_replicates", lambda: 3)
     loaders = experiment.loaders
     shuffled = DataLoader(loaders.validation.dataset, batch_size=7, shuffle=True)
@@ -128,7 +124,9 @@ class Stops(Monitor):
 
 
 @pytest.mark.parametrize("moment", [1, 2, 4, 7, 11, 14, 20])
-def test_a_run_that_was_stopped_goes_on_to_the_same_files(moment, experiment, new_run, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_to_the_same_files(
+    moment, experiment, new_run, monkeypatch, one_by_one, results
+):
     monkeypatch.setattr(lottery, "room_for_replicates", lambda: 2)
     expected, run = one_by_one(experiment, new_run()), new_run()
     with pytest.raises(KeyboardInterrupt):
@@ -139,7 +137,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_files(moment, experiment, ne
 
 @pytest.mark.parametrize("behind", [0, 1])
 @pytest.mark.parametrize("to_the_start", [False, True])
-def test_a_replicate_whose_checkpoint_is_older_catches_up(behind, to_the_start, experiment, new_run, monkeypatch):
+def test_a_replicate_whose_checkpoint_is_older_catches_up(
+    behind, to_the_start, experiment, new_run, monkeypatch, one_by_one, results
+):
     monkeypatch.setattr(lottery, "room_for_replicates", lambda: 2)
     expected, run = one_by_one(experiment, new_run()), new_run()
 
@@ -164,7 +164,7 @@ def test_a_replicate_whose_checkpoint_is_older_catches_up(behind, to_the_start, 
     assert results(run) == expected
 
 
-def test_one_goes_on_where_the_other_stopped(experiment, new_run, monkeypatch):
+def test_one_goes_on_where_the_other_stopped(experiment, new_run, monkeypatch, one_by_one):
     monkeypatch.setattr(lottery, "room_for_replicates", lambda: 2)
     expected, run = one_by_one(experiment, new_run()), new_run()
     with pytest.raises(KeyboardInterrupt):
@@ -182,7 +182,9 @@ class Begins(Monitor):
         self.said.append((number, replicates, at_once))
 
 
-def test_replicates_that_are_complete_take_no_place_beside_others(experiment, new_run, monkeypatch):
+def test_replicates_that_are_complete_take_no_place_beside_others(
+    experiment, new_run, monkeypatch, one_by_one, results
+):
     monkeypatch.setattr(lottery, "room_for_replicates", lambda: 2)
     expected, run = one_by_one(experiment, new_run()), new_run()
 
@@ -229,7 +231,7 @@ def test_one_core_is_a_reason(experiment, monkeypatch):
     assert choice.refused["native in parallel"] == "there are not cores for two replicates of 1 threads"
 
 
-def test_networks_that_take_eager_steps_are_trained_one_after_the_other(make_experiment):
+def test_networks_that_take_eager_steps_are_trained_one_after_the_other(make_experiment, redraw):
     choice = choose(make_experiment(replicates=2, redraw=redraw))
     assert choice.name == "eager"
     assert choice.refused["native in parallel"] == choice.refused["native"]
