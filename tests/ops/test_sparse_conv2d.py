@@ -97,7 +97,7 @@ MAPS = [((1, 1), 70), ((2, 2), 33), ((3, 3), 64), ((4, 4), 64), ((7, 7), 17), ((
 
 
 def tolerance(tensor: Tensor) -> float:
-    """cuDNN may take Winograd's algorithm, which is a digit less exact."""
+    """cuDNN may take Winograd's algorithm, or sum over all pixels in one go, which is a digit less exact."""
     return 1e-5 if tensor.is_cuda else 1e-6
 
 
@@ -255,7 +255,7 @@ def test_only_the_wanted_gradients_are_returned(wanted: tuple[bool, bool, bool],
     for part, leaf, asked_for in zip(found, leaves, wanted, strict=True):
         if asked_for:
             assert leaf.grad is not None
-            assert distance(part, leaf.grad) <= 1e-6
+            assert distance(part, leaf.grad) <= tolerance(part)
         else:
             assert part.numel() == 0
 

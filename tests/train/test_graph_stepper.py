@@ -284,10 +284,12 @@ def test_replayed_steps_have_the_eager_losses_to_rounding(name, schedule, on_gpu
 @pytest.mark.parametrize("net", ["conv2", "resnet20"])
 def test_networks_with_convolutions_have_them_too_channels_last(net, precision, on_gpu):
     losses = {}
-    for kind in (EagerStepper, GraphStepper):
-        torch.manual_seed(0)
-        model = network(net=net, device=on_gpu).to(memory_format=torch.channels_last)
-        losses[kind] = make(kind, "sgd", model, precision=precision).advance(12)
+    # cuDNN may add in another order in every call, which ResNet-20 turns into three percent of the loss within 12 steps.
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        for kind in (EagerStepper, GraphStepper):
+            torch.manual_seed(0)
+            model = network(net=net, device=on_gpu).to(memory_format=torch.channels_last)
+            losses[kind] = make(kind, "sgd", model, precision=precision).advance(12)
     tolerance = 1e-3 if precision == "float32" else 5e-2
     torch.testing.assert_close(losses[GraphStepper], losses[EagerStepper], rtol=tolerance, atol=tolerance)
 
