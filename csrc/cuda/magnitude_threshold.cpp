@@ -28,13 +28,11 @@ struct Operands {
     }
   }
 
-  // `new_masks`: one for each weight, or none at all.
-  std::vector<cuda::MagnitudeTensor> as_kernels_take_them(const std::vector<at::Tensor>& new_masks) const {
+  std::vector<cuda::MagnitudeTensor> as_kernels_take_them() const {
     std::vector<cuda::MagnitudeTensor> tensors;
     for (size_t i = 0; i < weights.size(); ++i) {
       tensors.push_back({weights[i].const_data_ptr(),
-                         masks[i].defined() ? static_cast<const uint8_t*>(masks[i].const_data_ptr()) : nullptr,
-                         new_masks.empty() ? nullptr : static_cast<uint8_t*>(new_masks[i].mutable_data_ptr()),
+                         masks[i].defined() ? static_cast<const uint8_t*>(masks[i].const_data_ptr()) : nullptr, nullptr,
                          weights[i].numel()});
     }
     return tensors;
@@ -82,7 +80,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> magnitude_threshold(at::TensorLis
   const Operands operands(weights, masks);
   return by_format(weights[0].scalar_type(), [&](auto infinity) {
     using Key = decltype(infinity);
-    const cuda::MagnitudeSearch<Key> search(operands.as_kernels_take_them({}), infinity);
+    const cuda::MagnitudeSearch<Key> search(operands.as_kernels_take_them(), infinity);
     const at::Tensor workspace = empty_workspace(search, weights[0]);
     const auto counts = weights[0].options().dtype(at::kLong);
     at::Tensor threshold = at::empty({}, weights[0].options());
@@ -103,14 +101,16 @@ std::vector<at::Tensor> prune_by_magnitude(at::TensorList weights, int64_t k, co
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const Operands operands(weights, masks);
   std::vector<at::Tensor> new_masks;
-  for (const at::Tensor& weight : weights) {
-    new_masks.push_back(at::empty(weight.sizes(), weight.options().dtype(at::kBool)));
-  }
   by_format(weights[0].scalar_type(), [&](auto infinity) {
-    const cuda::MagnitudeSearch<decltype(infinity)> search(operands.as_kernels_take_them(new_masks), infinity);
+    cuda::MagnitudeSearch<decltype(infinity)> search(operands.as_kernels_take_them(), infinity);
     const at::Tensor workspace = empty_workspace(search, weights[0]);
     search.find(k, workspace.mutable_data_ptr(), stream);
-    search.prune(workspace.mutable_data_ptr(), stream);
+    std::vector<uint8_t*> written;
+    for (const at::Tensor& weight : weights) {
+      new_masks.push_back(at::empty(weight.sizes(), weight.options().dtype(at::kBool)));
+      written.push_back(static_cast<uint8_t*>(new_masks.back().mutable_data_ptr()));
+    }
+    search.prune(written, workspace.mutable_data_ptr(), stream);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     raise_if_refused(function, k, workspace);
   });

@@ -16,8 +16,10 @@ namespace {
 
 // Where in every panel each line is visited: the inverse of the order.
 at::Tensor places_of(const at::Tensor& order) {
-  const at::Tensor place = at::arange(order.size(1), order.options()).expand_as(order);
-  return at::empty_like(order).scatter_(1, order.to(at::kLong), place);
+  const at::Tensor given = order.contiguous(), places = at::empty_like(given);
+  cuda::invert_order(given.const_data_ptr<int32_t>(), places.mutable_data_ptr<int32_t>(), given.size(0), given.size(1),
+                     c10::cuda::getCurrentCUDAStream());
+  return places;
 }
 
 template <typename Index>

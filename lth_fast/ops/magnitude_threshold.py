@@ -52,7 +52,8 @@ def magnitude_threshold(
             first such tensor.
         RuntimeError: The tensors are not as described.
     """
-    return MagnitudeThreshold(*torch.ops.lth_fast.magnitude_threshold(*_arguments(weights, k, masks)))
+    with torch.no_grad():  # once, where detaching tensor by tensor takes longer than the search among small ones
+        return MagnitudeThreshold(*torch.ops.lth_fast.magnitude_threshold(*_arguments(weights, k, masks)))
 
 
 def prune_by_magnitude(weights: Sequence[Tensor], k: int, masks: Sequence[Tensor | None] | None = None) -> list[Tensor]:
@@ -65,7 +66,8 @@ def prune_by_magnitude(weights: Sequence[Tensor], k: int, masks: Sequence[Tensor
     Returns:
         The new masks: for every weight a contiguous bool tensor of its shape, ``True`` for the remaining survivors.
     """
-    return torch.ops.lth_fast.prune_by_magnitude(*_arguments(weights, k, masks))
+    with torch.no_grad():
+        return torch.ops.lth_fast.prune_by_magnitude(*_arguments(weights, k, masks))
 
 
 def _arguments(
@@ -73,7 +75,7 @@ def _arguments(
 ) -> tuple[list[Tensor], int, list[Tensor | None]]:
     if not weights:
         raise ValueError("weights must hold at least one tensor, got none")
-    return [weight.detach() for weight in weights], k, [None] * len(weights) if masks is None else list(masks)
+    return list(weights), k, [None] * len(weights) if masks is None else list(masks)
 
 
 def reference(weights: Sequence[Tensor], k: int, masks: Sequence[Tensor | None]) -> MagnitudeThreshold:

@@ -13,11 +13,13 @@ using namespace lth_fast::cuda;
 template <typename Key>
 MagnitudeOutcome search(const MagnitudeTensor* tensors, int64_t count, int64_t k, uint64_t infinity, Key* threshold,
                         int64_t* tie_budget, int64_t* survivors) {
-  const MagnitudeSearch<Key> search({tensors, tensors + count}, static_cast<Key>(infinity));
+  MagnitudeSearch<Key> search({tensors, tensors + count}, static_cast<Key>(infinity));
   std::vector<int64_t> workspace(search.workspace_bytes() / sizeof(int64_t), INT64_C(0x5a5a5a5a5a5a5a5a));
   search.find(k, workspace.data(), nullptr);
   search.write_threshold(workspace.data(), threshold, tie_budget, survivors, nullptr);
-  search.prune(workspace.data(), nullptr);
+  std::vector<uint8_t*> new_masks;
+  for (int64_t i = 0; i < count; ++i) new_masks.push_back(tensors[i].new_mask);
+  search.prune(new_masks, workspace.data(), nullptr);
   MagnitudeOutcome outcome;
   std::memcpy(&outcome, workspace.data(), sizeof(outcome));
   return outcome;
@@ -45,6 +47,7 @@ void sgd(const SgdTensor* tensors, int64_t count, int format, const SgdSettings*
 }
 
 void set_reversed(bool reversed) { cuda_on_cpu::reversed = reversed; }
+void set_memory_of_a_block(int64_t bytes) { cuda_on_cpu::most_dynamic_bytes = static_cast<size_t>(bytes); }
 
 void pack(const uint8_t* mask, uint8_t* bits, int64_t count) { pack_mask(mask, bits, count, nullptr); }
 void unpack(const uint8_t* bits, uint8_t* mask, int64_t count) { unpack_mask(bits, mask, count, nullptr); }
@@ -91,6 +94,18 @@ MagnitudeOutcome search_64(const MagnitudeTensor* tensors, int64_t count, int64_
     sparse_layer(*rows, *columns, values, values_by_column, bias, input, output, grad_output, grad_input, grad_values, \
                  samples);                                                                                             \
   }
+void invert(const int32_t* order, int32_t* places, int64_t panels, int64_t lines) {
+  invert_order(order, places, panels, lines, nullptr);
+}
 LTH_FAST_SPARSE_LAYER(sparse_layer_float_16, float, int16_t)
 LTH_FAST_SPARSE_LAYER(sparse_layer_double_32, double, int32_t)
+
+void product_float(const SparseLines<int32_t>* rows, const float* values, const float* input, float* output,
+                   int64_t samples) {
+  sparse_product<float>(*rows, values, nullptr, input, output, samples, nullptr);
+}
+void product_double(const SparseLines<int32_t>* rows, const double* values, const double* input, double* output,
+                    int64_t samples) {
+  sparse_product<double>(*rows, values, nullptr, input, output, samples, nullptr);
+}
 }

@@ -80,6 +80,50 @@ def test_a_grid_of_large_blocks_agrees(kernels: ctypes.CDLL) -> None:
     assert_like_a_dense_layer(kernels, (3, 2050), 1030, torch.float32, False, density=0.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_smallest_devices_have_memory_enough_and_the_same_bits(kernels: ctypes.CDLL, dtype: torch.dtype) -> None:
+    # Full tiles, and blocks enough for the largest ones.
+    mask, samples = torch.rand(5, 400) < 0.1, 64 * 256
+    pattern = reference(mask, panels=(1, 1))
+    values, input = torch.randn(int(mask.sum()), dtype=dtype), torch.randn(400, samples, dtype=dtype)
+    places, columns = pattern.row_order.argsort(dim=1).int(), pattern.columns.int()
+    rows = SparseLines(*map(address, (pattern.row_starts, places)), 1, 5, 400, 400, address(columns))
+    outputs = []
+    for memory in (227 << 10, 99 << 10):
+        outputs.append(torch.full((5, samples), torch.nan, dtype=dtype))
+        kernels.set_memory_of_a_block(ctypes.c_int64(memory))
+        try:
+            product = kernels.product_float if dtype == torch.float32 else kernels.product_double
+            product(ctypes.byref(rows), *map(address, (values, input, outputs[-1])), ctypes.c_int64(samples))
+        finally:
+            kernels.set_memory_of_a_block(ctypes.c_int64(227 << 10))
+    assert relative_error(outputs[0], to_dense(values, pattern).double() @ input.double()) <= 1e-6
+    assert torch.equal(*outputs)
+
+
+def test_what_no_survivor_reads_may_be_nan(kernels: ctypes.CDLL) -> None:
+    pattern = sparse_pattern(torch.rand(37, 900) < 0.01)
+    read_forward, read_backward = torch.zeros(900), torch.zeros(37)
+    read_forward[pattern.columns.long()] = 1
+    read_backward[pattern.rows.long()] = 1
+    values = torch.randn(pattern.columns.shape)
+    input, grad_output = (
+        torch.where(read[:, None] == 1, torch.randn(len(read), 70), torch.nan) for read in (read_forward, read_backward)
+    )
+    output, grad_input, grad_values = torch.empty(37, 70), torch.empty(900, 70), torch.empty_like(values)
+    tensors = (values, values[pattern.permutation.long()], torch.randn(37), input, output, grad_output, grad_input)
+    run(kernels.sparse_layer_float_16, pattern, (*tensors, grad_values), samples=70)
+    assert input.isnan().any()
+    assert all(found.isfinite().all() for found in (output, grad_input, grad_values))
+
+
+def test_an_order_is_inverted_panel_by_panel(kernels: ctypes.CDLL) -> None:
+    order = torch.stack([torch.randperm(700) for _ in range(3)]).int()
+    places = torch.full_like(order, -1)
+    kernels.invert(*map(address, (order, places)), ctypes.c_int64(3), ctypes.c_int64(700))
+    assert torch.equal(places, order.argsort(dim=1).int())
+
+
 @pytest.mark.parametrize("features", [(3, 2), (2, 3), (70, 1), (1, 70)], ids=str)
 def test_the_last_of_as_many_survivors_as_there_may_be_agree(kernels: ctypes.CDLL, features: tuple[int, int]) -> None:
     first = 2**31 - 1 - math.prod(features)

@@ -284,7 +284,7 @@ def test_replayed_steps_have_the_eager_losses_to_rounding(name, schedule, on_gpu
 @pytest.mark.parametrize("net", ["conv2", "resnet20"])
 def test_networks_with_convolutions_have_them_too_channels_last(net, precision, on_gpu):
     losses = {}
-    # cuDNN may add in another order in every call, which ResNet-20 turns into three percent of the loss within 12 steps.
+    # cuDNN may add in another order in every call, which ResNet-20 turns into 3 % of the loss within 12 steps.
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         for kind in (EagerStepper, GraphStepper):
             torch.manual_seed(0)

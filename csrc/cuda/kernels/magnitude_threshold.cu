@@ -251,7 +251,8 @@ void MagnitudeSearch<Key>::write_threshold(const void* workspace, Key* threshold
 }
 
 template <typename Key>
-void MagnitudeSearch<Key>::prune(void* workspace, cudaStream_t stream) const {
+void MagnitudeSearch<Key>::prune(const std::vector<uint8_t*>& new_masks, void* workspace, cudaStream_t stream) {
+  for (size_t i = 0; i < tensors_.size(); ++i) tensors_[i].new_mask = new_masks[i];
   auto* state = static_cast<Workspace*>(workspace);
   launch_over_chunks(mark<Key>, tensors_, stream, state);
   launch(share_tie_budget, dim3(1), dim3(kThreads), stream, state, count_chunks(tensors_));

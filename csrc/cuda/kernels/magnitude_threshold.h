@@ -13,7 +13,7 @@ namespace lth_fast::cuda {
 struct MagnitudeTensor {
   const void* weights;
   const uint8_t* mask;  // a bool per byte; null: every weight survives
-  uint8_t* new_mask;    // null where no mask is wanted
+  uint8_t* new_mask;    // null until prune() has been told
   int64_t count;
 };
 
@@ -43,8 +43,9 @@ class MagnitudeSearch {
   // After find: the k-th magnitude (0 for k = 0; NaN when refused) and the two counts, on the device.
   void write_threshold(const void* workspace, Key* threshold, int64_t* tie_budget, int64_t* survivors,
                        cudaStream_t stream) const;
-  // After find: every new_mask. Of equal magnitudes the first in the order of tensors and flat indices go.
-  void prune(void* workspace, cudaStream_t stream) const;
+  // After find: the new masks, one for each tensor. Of equal magnitudes the first in the order of tensors and flat
+  // indices go. The masks may be allocated while the device is still searching.
+  void prune(const std::vector<uint8_t*>& new_masks, void* workspace, cudaStream_t stream);
 
  private:
   std::vector<MagnitudeTensor> tensors_;

@@ -31,4 +31,7 @@ template <typename Element, typename Index>
 void sampled_product(const SparseLines<Index>& matrix, const Element* grad_output, const Element* input,
                      Element* grad_values, int64_t samples, cudaStream_t stream);
 
+// places[panel][line] = the place of the line in order[panel], which has every line once.
+void invert_order(const int32_t* order, int32_t* places, int64_t panels, int64_t lines, cudaStream_t stream);
+
 }  // namespace lth_fast::cuda

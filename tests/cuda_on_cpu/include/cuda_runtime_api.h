@@ -8,6 +8,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -19,7 +20,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ static
 
 struct dim3 {
@@ -30,8 +31,11 @@ using cudaStream_t = void*;
 using cudaError_t = int;
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
   cudaStream_t stream;
 };
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum { cudaDevAttrMaxSharedMemoryPerBlockOptin };
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -42,11 +46,18 @@ constexpr size_t kStackBytes = size_t{1} << 16;
 
 enum class State { kRuns, kAtBlock, kAtWarp, kDone };
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes, zeros;
+};
+
 struct Fiber {
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   jmp_buf resume;
   State state;
-  uint64_t exchanged;  // what this thread shows to its warp or block
+  uint64_t exchanged;         // what this thread shows to its warp or block
+  std::vector<Copy> ordered;  // that nobody has waited for
 };
 
 inline bool reversed = false;  // the order of threads and blocks
@@ -54,6 +65,9 @@ inline std::vector<std::unique_ptr<Fiber>> fibers;
 inline jmp_buf scheduler;
 inline unsigned current, count;
 inline std::function<void()> body;
+inline size_t dynamic_bytes;
+inline size_t most_dynamic_bytes = size_t{227} << 10;  // of an H100
+inline std::unique_ptr<std::max_align_t[]> dynamic;
 
 [[noreturn]] inline void fail(const char* reason) {
   std::fprintf(stderr, "cuda_on_cpu: %s in block %u, thread %u\n", reason, blockIdx.x, current);
@@ -103,7 +117,12 @@ inline bool release(unsigned first, unsigned last, State state) {
   return true;
 }
 
+inline unsigned char* dynamic_memory() { return reinterpret_cast<unsigned char*>(dynamic.get()); }
+
 inline void run_block() {
+  // As far as it was asked for; NaN until something is written there.
+  dynamic.reset(new std::max_align_t[dynamic_bytes / sizeof(std::max_align_t) + 1]);
+  std::memset(dynamic.get(), 0xff, dynamic_bytes);
   for (unsigned thread = 0; thread < count; ++thread) fibers[thread]->state = State::kRuns;
   while (true) {
     bool all_done = true;
@@ -165,6 +184,8 @@ inline int __syncthreads_or(int own) {
   return any;
 }
 
+inline void __syncwarp() { cuda_on_cpu::wait(cuda_on_cpu::State::kAtWarp); }
+
 inline unsigned __ballot_sync(unsigned, bool own) {
   const cuda_on_cpu::Exchange<bool> exchange(own);
   unsigned ballot = 0;
@@ -177,6 +198,16 @@ Value __shfl_down_sync(unsigned, Value own, unsigned distance) {
   const cuda_on_cpu::Exchange<Value> exchange(own);
   const unsigned from = cuda_on_cpu::lane() + distance;
   return from < cuda_on_cpu::kWarp ? exchange.shown[from] : own;
+}
+
+template <typename Value>
+Value __shfl_sync(unsigned, Value own, unsigned from) {
+  return cuda_on_cpu::Exchange<Value>(own).shown[from];
+}
+
+template <typename Value>
+Value __shfl_xor_sync(unsigned, Value own, unsigned distance) {
+  return cuda_on_cpu::Exchange<Value>(own).shown[cuda_on_cpu::lane() ^ distance];
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
@@ -195,9 +226,26 @@ Value atomicMin(Value* address, Value value) {
   return before;
 }
 
+template <typename... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*)(Parameters...), int, int) {
+  return 0;
+}
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return 0;
+}
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
+  *value = static_cast<int>(cuda_on_cpu::most_dynamic_bytes);
+  return 0;
+}
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                const Arguments&... arguments) {
+  if (config->dynamicSmemBytes > cuda_on_cpu::most_dynamic_bytes) cuda_on_cpu::fail("too much shared memory");
+  cuda_on_cpu::dynamic_bytes = config->dynamicSmemBytes;
   cuda_on_cpu::body = [&] { kernel(arguments...); };
   cuda_on_cpu::run_grid(config->gridDim, config->blockDim);
   return 0;
