@@ -100,17 +100,21 @@ export PATH PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 # Warnings of the libraries of another machine are no failures there; a file that lacks a test library is passed over.
 pytest=("$python" -m pytest -q -p no:cacheprovider -W default --continue-on-collection-errors)
 
+# Tests share the device; benchmarks, which follow them, do not.
+side_by_side=()
+if "$python" -c "import xdist" 2>/dev/null; then side_by_side=(-n "$((($(nproc) + 1) / 2 < 8 ? ($(nproc) + 1) / 2 : 8))"); fi
+
 stage machine 60 bash -c machine || exit 1
 stage build 200 bash -c build || exit 1
 stage info 60 "$python" -m lth_fast info
-stage tests_of_layers 110 "${pytest[@]}" -m gpu tests/ops tests/nn tests/optim
+stage tests_of_layers 110 "${pytest[@]}" "${side_by_side[@]}" -m gpu tests/ops tests/nn tests/optim
 # Each file by itself: an error of the device ends the process that met it.
 declare -A most=([magnitude_threshold]=45 [masked_linear]=60 [lenet_step]=60 [network_step]=70 [twin_in_jax]=45)
 for name in magnitude_threshold masked_linear lenet_step network_step twin_in_jax; do
   stage "benchmark_$name" "${most[$name]}" \
     "${pytest[@]}" "benchmarks/gpu/test_$name.py" --benchmark-json="$logs/$name.json"
 done
-stage tests_of_training 70 "${pytest[@]}" -m gpu tests --ignore=tests/ops --ignore=tests/nn --ignore=tests/optim
+stage tests_of_training 70 "${pytest[@]}" "${side_by_side[@]}" -m gpu tests --ignore=tests/ops --ignore=tests/nn --ignore=tests/optim
 
 # The sanitizer must see every allocation: torch's caching allocator would hide what lies beyond a tensor's end.
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1

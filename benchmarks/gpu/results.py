@@ -55,6 +55,7 @@ def summary(results: dict[str, Any]) -> str:
         if "ratio" in extra:
             bar = f"bar {extra['bar']:.2f}" if "bar" in extra else "no bar"
             lines.append(f"{entry['name']}: {extra['ratio']:.2f} times ({bar}) {extra.get('note', '')}")
+            lines += [f"    {kernel}" for kernel in extra.get("kernels", [])[:4]]
     return "\n".join(lines)
 
 

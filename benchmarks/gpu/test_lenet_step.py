@@ -13,9 +13,9 @@ from lth_fast.train.graph_stepper import capture
 
 from ..alternation import alternate
 from ..lenet import Setting, mnist
-from .sides import finished, in_order
+from .sides import finished, in_order, record_kernels
 
-STEPS, REPLICATES, RATE = 200, 64, 1.2e-3
+STEPS, REPLICATES, RATE = 50, 64, 1.2e-3
 
 
 def default_adam(model: nn.Module) -> torch.optim.Adam:
@@ -36,6 +36,7 @@ def test_a_step_is_ten_times_as_fast_as_stock_eager_pruning(benchmark, device, d
     theirs = EagerStepper(other, default_adam(other), nn.CrossEntropyLoss(), in_order(train))
     ours.advance(STEPS)  # recorded before the clock runs
     result = alternate(benchmark, finished(lambda: ours.advance(STEPS)), finished(lambda: theirs.advance(STEPS)))
+    record_kernels(benchmark, lambda: ours.advance(STEPS), STEPS)
     bar = {"bar": 10.0} if rival == "stock pruning" else {}
     benchmark.extra_info.update(
         density=density, data=data_used, steps=STEPS, **bar, note=f"{1e6 * result.ours / STEPS:.0f} µs a step"
@@ -75,6 +76,7 @@ def test_64_replicates_at_once_take_a_hundredth_of_a_stock_step_each(benchmark, 
     other = Setting.at(0.5).stock().to(device)
     theirs = EagerStepper(other, default_adam(other), nn.CrossEntropyLoss(), in_order(train))
     result = alternate(benchmark, finished(lambda: ours.advance(STEPS)), finished(lambda: theirs.advance(STEPS)))
+    record_kernels(benchmark, lambda: ours.advance(STEPS), STEPS)
     bar = 100 / REPLICATES  # one of our steps is a step of every replicate
     benchmark.extra_info.update(
         replicates=REPLICATES,

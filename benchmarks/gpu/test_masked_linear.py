@@ -13,7 +13,7 @@ from lth_fast.nn import MaskedLinear, SparseLinear
 from lth_fast.optim import Adam, gradients_masked_by
 
 from ..alternation import alternate
-from .sides import finished
+from .sides import finished, record_kernels
 
 SIZE, BATCH, STEPS = 4096, 512, 20
 
@@ -47,6 +47,7 @@ def test_the_mask_costs_at_most_three_percent(benchmark, device):
     masked = steps(MaskedLinear.from_dense(layer, mask), device, ours=True)
     dense()
     result = alternate(benchmark, masked, dense)
+    record_kernels(benchmark, masked, STEPS)
     benchmark.extra_info.update(bar=1 / 1.03, note=f"mask cost {100 * (1 / result.ratio - 1):.1f} %")
     assert result.reaches(1 / 1.03), f"{1 / result.ratio:.3f} times the dense step, expected at most 1.03"
 
@@ -70,6 +71,7 @@ def test_the_sparse_form_is_twice_as_fast_as_dense_at_a_twentieth(benchmark, dev
     dense = steps(layer_and_mask(device, 1.0)[0], device, ours=False)
     dense()
     result = alternate(benchmark, sparse, dense)
+    record_kernels(benchmark, sparse, STEPS)
     if density == 0.05:
         benchmark.extra_info.update(bar=2.0)
         assert result.reaches(2.0), f"{result.ratio:.2f} times as fast as dense, expected at least 2"
