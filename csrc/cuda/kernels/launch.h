@@ -20,6 +20,8 @@ void launch_with_memory(size_t bytes, void (*kernel)(Parameters...), dim3 blocks
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "the parameters of a kernel may take 4 KiB");
   if (bytes > kMemoryOfAnyBlock) {
     (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    // So that the driver does not leave so much to the first-level cache that a multiprocessor has one block only.
+    (void)cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   }
   cudaLaunchConfig_t config = {};
   config.gridDim = blocks;

@@ -41,9 +41,9 @@ __device__ Samples<Element, kCount> load(const Element* feature, int64_t first, 
   return loaded;
 }
 
-// Orders the same into shared memory, in pieces of kPiece samples, as far as they are aligned.
+// Requests the same for shared memory, in pieces of kPiece samples, as far as they are aligned.
 template <int kPiece, typename Element, int kCount>
-__device__ void order(Samples<Element, kCount>* to, const Element* feature, int64_t first, int64_t samples) {
+__device__ void request(Samples<Element, kCount>* to, const Element* feature, int64_t first, int64_t samples) {
   for (int i = 0; i < kCount; i += kPiece) {
     const bool exists = first + i < samples;
     constexpr size_t kBytes = kPiece * sizeof(Element);
@@ -98,9 +98,9 @@ class Tile {
     for (int64_t feature = first + threadIdx.y; feature < last; feature += blockDim.y) {
       auto* const to = lanes_ + (feature - first) * kWarp;
       if (aligned) {
-        order<kLargestPiece>(to, input + feature * samples, sample, samples);
+        request<kLargestPiece>(to, input + feature * samples, sample, samples);
       } else {
-        order<1>(to, input + feature * samples, sample, samples);
+        request<1>(to, input + feature * samples, sample, samples);
       }
     }
     __pipeline_commit();

@@ -8,16 +8,16 @@ inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes, si
     cuda_on_cpu::fail("a copy that is not aligned to its size");
   }
   if (bytes != 4 && bytes != 8 && bytes != 16) cuda_on_cpu::fail("a copy of another size than 4, 8 or 16 bytes");
-  cuda_on_cpu::fibers[cuda_on_cpu::current]->ordered.push_back({to, from, bytes, zeros});
+  cuda_on_cpu::fibers[cuda_on_cpu::current]->requested.push_back({to, from, bytes, zeros});
 }
 
 inline void __pipeline_commit() {}
 
 inline void __pipeline_wait_prior(size_t) {
-  auto& ordered = cuda_on_cpu::fibers[cuda_on_cpu::current]->ordered;
-  for (const auto& [to, from, bytes, zeros] : ordered) {
+  auto& requested = cuda_on_cpu::fibers[cuda_on_cpu::current]->requested;
+  for (const auto& [to, from, bytes, zeros] : requested) {
     std::memcpy(to, from, bytes - zeros);
     std::memset(static_cast<char*>(to) + (bytes - zeros), 0, zeros);
   }
-  ordered.clear();
+  requested.clear();
 }

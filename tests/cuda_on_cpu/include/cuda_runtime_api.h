@@ -34,7 +34,8 @@ struct cudaLaunchConfig_t {
   size_t dynamicSmemBytes;
   cudaStream_t stream;
 };
-enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaFuncAttributePreferredSharedMemoryCarveout };
+enum { cudaSharedmemCarveoutMaxShared };
 enum { cudaDevAttrMaxSharedMemoryPerBlockOptin };
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -56,8 +57,8 @@ struct Fiber {
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   jmp_buf resume;
   State state;
-  uint64_t exchanged;         // what this thread shows to its warp or block
-  std::vector<Copy> ordered;  // that nobody has waited for
+  uint64_t exchanged;           // what this thread shows to its warp or block
+  std::vector<Copy> requested;  // that nobody has waited for
 };
 
 inline bool reversed = false;  // the order of threads and blocks
