@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from lth_fast._survivors import keeps_everything
 from lth_fast.experiment.branch import source_of
 from lth_fast.experiment.build import training_device
 from lth_fast.experiment.config import rewind_iteration
@@ -453,4 +454,4 @@ def _final_model(model: nn.Module, run: Run, last: int, device: torch.device) ->
     model = model.to(device)
     load_dense_state(model, stored(level.weights("end"), level))
     masks = stored(level.masks(), level)
-    return set_masks(model, {name: mask for name, mask in masks.items() if not bool(mask.all())})
+    return set_masks(model, {name: mask for name, mask in masks.items() if not keeps_everything(mask)})

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from lth_fast._survivors import count_kept
 from lth_fast.data import ResidentLoader
 from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.forms import take_forms
@@ -223,7 +224,7 @@ class _Training:
         self.monitor = monitor
         self.masks = masks
         total = sum(mask.numel() for mask in masks.values())
-        self.density = sum(int(mask.sum()) for mask in masks.values()) / total if total else 1.0
+        self.density = sum(map(count_kept, masks.values())) / total if total else 1.0
         self.first = first
         self.noise_seed = experiment.training_seeds.stream("noise", experiment.replicate, level.number)
 

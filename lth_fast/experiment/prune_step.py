@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
-from lth_fast.nn import load_dense_state, set_masks
+from lth_fast._survivors import keeps_everything
+from lth_fast.experiment.copies import copy_with
 from lth_fast.nn import masks as model_masks
+from lth_fast.nn import set_masks
 from lth_fast.prune.layers import pruned_by_stock
 
 
@@ -48,10 +49,10 @@ class PruneStep:
             ValueError: ``prune_net`` set no mask.
             TypeError: It returned something that is not a module.
         """
-        history = {name: mask for name, mask in masks.items() if not bool(mask.all())}
-        candidate = _with_weights(model, state)
+        history = {name: mask for name, mask in masks.items() if not keeps_everything(mask)}
+        candidate = copy_with(model, state)
         if history and self._uses_stock is None:
-            self._uses_stock = bool(pruned_by_stock(self._prune(_with_weights(model, state), seed)))
+            self._uses_stock = bool(pruned_by_stock(self._prune(copy_with(model, state), seed)))
         if self._uses_stock:
             for name, mask in history.items():
                 layer, _, parameter = name.rpartition(".")
@@ -76,12 +77,6 @@ class PruneStep:
         if not isinstance(pruned, nn.Module):
             raise TypeError(f"prune_net: expected it to return the pruned model or None, got {type(pruned).__name__}")
         return pruned
-
-
-def _with_weights(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    candidate = copy.deepcopy(model)
-    load_dense_state(candidate, state)
-    return candidate
 
 
 def _once(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

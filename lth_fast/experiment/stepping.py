@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
@@ -10,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lth_fast._survivors import keeps_everything
 from lth_fast.data import ResidentLoader
+from lth_fast.experiment.copies import copy_with
 from lth_fast.experiment.experiment import Experiment
-from lth_fast.nn import load_dense_state, set_masks
+from lth_fast.nn import set_masks
 from lth_fast.prune.layers import prunable_names
 from lth_fast.train import (
     Batches,
@@ -55,11 +56,10 @@ def trainee(
     experiment: Experiment, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> tuple[nn.Module, Optimizer]:
     """A copy of the network on the training device, with ``weights`` and ``masks``, and a fresh optimizer over it."""
-    model = to_device(copy.deepcopy(experiment.model), experiment.device)
     # Plain while it is filled and its optimizer made: a mask on a bias changes the parameter's name.
-    load_dense_state(model, weights)
+    model = to_device(copy_with(experiment.model, weights), experiment.device)
     optimizer = experiment.optimizer.build(model)
-    set_masks(model, {name: mask for name, mask in masks.items() if not bool(mask.all())})
+    set_masks(model, {name: mask for name, mask in masks.items() if not keeps_everything(mask)})
     return model, optimizer
 
 

@@ -109,7 +109,11 @@ class MaskChanges:
         Looked up only after a change, or where ``anew`` says so, for layers may have come to share a weight since. So
         an optimizer may ask at every step.
         """
-        found = (self._find() if anew else self.by_identity()).get(id(parameter))
+        if anew:
+            with self._lock:
+                self._found = (-1, {})  # whoever asks next has to look, too
+                return [layer for layer in self._last_change if layer.masked_parameter is parameter]
+        found = self.by_identity().get(id(parameter))
         if found is None:
             return []
         layers = (layer() for layer in found)

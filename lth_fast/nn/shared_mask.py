@@ -63,4 +63,6 @@ def apply_mask(holder: Holder) -> None:
 
 def _sharers(holder: Holder, anew: bool = False) -> list[Holder]:
     parameter = holder.masked_parameter
-    return [holder] if parameter is None else list(dict.fromkeys((holder, *mask_changes.holders_of(parameter, anew))))
+    if parameter is None:
+        return [holder]
+    return [holder, *(other for other in mask_changes.holders_of(parameter, anew) if other is not holder)]

@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as stock
 
+from lth_fast._survivors import count_kept
 from lth_fast.nn import SparseLayer, masks
 from lth_fast.nn.model import join, masked_parameters
 
@@ -106,5 +107,5 @@ def sparsity(model: nn.Module) -> float:
         if mask is not None and mask.is_meta:
             raise ValueError(f"model: expected masks with values, got that of {name!r} on the meta device")
         if mask is not None:
-            pruned += mask.numel() - int(mask.sum())
+            pruned += mask.numel() - count_kept(mask)
     return 100.0 * pruned / total if total else 0.0

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lth_fast._survivors import count_kept
 from lth_fast.ops.magnitude_threshold import MAGNITUDE_DTYPES, magnitude_threshold, prune_by_magnitude
 
 
@@ -106,7 +107,7 @@ def surviving(weight: Tensor, mask: Tensor | None) -> Tensor:
 
 def count_survivors(weight: Tensor, mask: Tensor | None) -> int:
     """How many places of ``weight`` survive under ``mask``, all without one."""
-    return weight.numel() if mask is None else int(mask.sum())
+    return weight.numel() if mask is None else count_kept(mask)
 
 
 def _refuse_meta(scores: Sequence[Tensor]) -> None:

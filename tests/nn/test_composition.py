@@ -156,7 +156,7 @@ def test_a_frozen_linear_layer_keeps_no_input_for_the_backward_and_a_first_one_n
     torch.testing.assert_close(inputs.grad, (2 * model(inputs).detach()) @ model[0].weight)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's own use of it, in jvp
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own use of it, in jvp
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # and in linearize
 @pytest.mark.parametrize("form", ["masked", "sparse"])
 def test_transforms_and_forward_mode_see_the_masked_model(form):

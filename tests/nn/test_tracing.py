@@ -50,7 +50,7 @@ def test_a_layer_by_itself_is_refused():
         torch.fx.symbolic_trace(SparseConv2d(2, 3, 3))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.(script|trace|trace_method). is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.(script|trace|trace_method). is deprecated")
 @pytest.mark.parametrize(("form", "layer"), [("masked", "MaskedConv2d"), ("sparse", "SparseConv2d")])
 def test_torchscript_traces_the_layers_and_scripts_plain_ones(form, layer):
     model, images = converted(form), torch.randn(4, 2, 6, 6)

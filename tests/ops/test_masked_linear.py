@@ -98,6 +98,7 @@ def test_large_matrices_may_lie_in_memory_in_any_order(distance: Distance) -> No
             assert distance(leaf.grad, double_leaf.grad) <= 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events at the end of each cycle")  # torch 2.11
 def test_onednn_is_taken_for_large_products_where_it_is_preferred_and_allowed() -> None:
     weight, bias, mask = random_layer(*LARGE)
     bits = pack_mask(mask)

@@ -471,6 +471,7 @@ def test_under_autocast_the_layer_computes_in_float32(distance: Distance) -> Non
     assert distance(out, reference(inputs.bfloat16().float(), values, bias, pattern, *case.geometry)) <= 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators:UserWarning")  # torch 2.11, of the override
 @pytest.mark.usefixtures("dense_arithmetic")
 class TestWhatServesCuda:
     """On the CPU's tensors."""
