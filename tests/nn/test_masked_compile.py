@@ -70,6 +70,7 @@ def test_an_exported_model_gives_the_outputs_of_the_eager_one() -> None:
     assert_close([exported(inputs)], [model(inputs)])
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch 2.11's own use of it
 def test_a_compiled_optimizer_step_follows_a_new_mask() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
