@@ -39,17 +39,18 @@ def ours(layer: nn.Module, mask: Tensor, inputs: Tensor) -> tuple[nn.Module, str
     return model[0], choices(model)["0.weight"].form
 
 
-def rivals(layer: nn.Module, mask: Tensor, inputs: Tensor) -> dict[str, nn.Module]:
-    """The dense layer, torch's pruning, and SparseProp and SparseLab where they are installed."""
+def rivals(layer: nn.Module, mask: Tensor, inputs: Tensor, peers: bool = True) -> dict[str, nn.Module]:
+    """The dense layer, torch's pruning, and with ``peers`` SparseProp and SparseLab where they are installed."""
     with torch.no_grad():
         layer.weight.mul_(mask)  # type: ignore[operator]
     stock = copy.deepcopy(layer)
     prune.custom_from_mask(stock, "weight", mask)
     found = {"dense": layer, "torch.nn.utils.prune": stock}
-    whole = bool(mask.all())
-    if importlib.util.find_spec("sparseprop") and not whole:
+    if not peers or bool(mask.all()):
+        return found
+    if importlib.util.find_spec("sparseprop"):
         found["SparseProp"] = _sparseprop(layer, inputs)
-    if importlib.util.find_spec("sparselab") and isinstance(layer, nn.Linear) and not whole:
+    if importlib.util.find_spec("sparselab") and isinstance(layer, nn.Linear):
         import sparselab
         import sparselab.ops
 

@@ -34,15 +34,21 @@ PEERS_FROM = (0.01, 0.2)
 LEAST_CALLS = 5
 
 
-def peers(density: float, bar: float) -> dict[str, float]:
+def meets_peers(density: float) -> bool:
     lowest, highest = PEERS_FROM
-    return {"SparseProp": bar, "SparseLab": bar} if lowest <= density <= highest else {}
+    return lowest <= density <= highest
 
 
-def compare(benchmark: Any, layer: nn.Module, inputs: torch.Tensor, density: float, least_calls: int) -> Any:
+def peers(density: float, bar: float) -> dict[str, float]:
+    return {"SparseProp": bar, "SparseLab": bar} if meets_peers(density) else {}
+
+
+def compare(
+    benchmark: Any, layer: nn.Module, inputs: torch.Tensor, density: float, least_calls: int, with_peers: bool
+) -> Any:
     mask = exact_mask(layer.weight.shape, density)  # type: ignore[arg-type]
     chosen, form = ours(layer, mask, inputs)
-    others = rivals(layer, mask, inputs)
+    others = rivals(layer, mask, inputs, with_peers)
     gradient = torch.randn_like(layer(inputs))
     benchmark.extra_info.update(density=density, form=form, note=form)
     work = training_pass(chosen, inputs, gradient)
@@ -64,7 +70,8 @@ def test_linear(benchmark: Any, threads: int, name: str, density: float) -> None
     (in_features, out_features, batch, input_grad), dense, stock = LINEAR[name]
     inputs = torch.randn(batch, in_features, requires_grad=input_grad)
     calls = 1 if name.startswith("4096") else LEAST_CALLS
-    results = compare(benchmark, nn.Linear(in_features, out_features), inputs, density, calls)
+    layer = nn.Linear(in_features, out_features)
+    results = compare(benchmark, layer, inputs, density, calls, meets_peers(density))
     benchmark.extra_info.update(threads=threads, layer=name)
     bars = peers(density, 3.0)
     for rival, by_density in (("dense", dense), ("torch.nn.utils.prune", stock)):
@@ -82,9 +89,38 @@ def test_linear(benchmark: Any, threads: int, name: str, density: float) -> None
 def test_convolution_3x3(benchmark: Any, threads: int, channels: int, density: float) -> None:
     width = CONVOLUTIONS[channels]
     inputs = torch.randn(64, channels, width, width, requires_grad=True)
-    results = compare(benchmark, nn.Conv2d(channels, channels, 3, padding=1), inputs, density, 1)
+    layer = nn.Conv2d(channels, channels, 3, padding=1)
+    results = compare(benchmark, layer, inputs, density, 1, meets_peers(density))
     benchmark.extra_info.update(threads=threads, layer=f"{channels} channels of {width} x {width}, batch 64")
     bars = {**peers(density, 2.0), "dense": CONVOLUTION_BARS[density]}
     if density >= 0.5:
         bars["torch.nn.utils.prune"] = 1.0
     check_bars(benchmark, results, bars)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("denormals_flushed")
+@pytest.mark.parametrize("density", [0.5])
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("threads", ["one"], indirect=True)
+def test_linear_beside_peers_where_they_have_no_bar(benchmark: Any, threads: int, name: str, density: float) -> None:
+    in_features, out_features, batch, input_grad = LINEAR[name][0]
+    inputs = torch.randn(batch, in_features, requires_grad=input_grad)
+    results = compare(benchmark, nn.Linear(in_features, out_features), inputs, density, 1, with_peers=True)
+    benchmark.extra_info.update(threads=threads, layer=name)
+    assert results["dense"].ours > 0
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("denormals_flushed")
+@pytest.mark.parametrize("density", [0.5])
+@pytest.mark.parametrize("channels", CONVOLUTIONS)
+@pytest.mark.parametrize("threads", ["one"], indirect=True)
+def test_convolution_beside_peers_where_they_have_no_bar(
+    benchmark: Any, threads: int, channels: int, density: float
+) -> None:
+    width = CONVOLUTIONS[channels]
+    inputs = torch.randn(64, channels, width, width, requires_grad=True)
+    results = compare(benchmark, nn.Conv2d(channels, channels, 3, padding=1), inputs, density, 1, with_peers=True)
+    benchmark.extra_info.update(threads=threads, layer=f"{channels} channels of {width} x {width}, batch 64")
+    assert results["dense"].ours > 0
