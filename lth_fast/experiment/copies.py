@@ -18,22 +18,20 @@ def copy_with(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     as long as to find a threshold among them.
     """
     memory: dict[int, nn.Parameter] = {}
-    for prefix, module in model.named_modules():
-        for name, parameter in module._parameters.items():
-            full_name = f"{prefix}.{name}" if prefix else name
-            if type(parameter) is nn.Parameter and full_name in state and _is_loaded_as_a_whole(module, model):
+    if _torch_alone_loads(model):
+        for name, parameter in model.named_parameters():
+            if type(parameter) is nn.Parameter and name in state:
                 memory[id(parameter)] = nn.Parameter(torch.empty_like(parameter), parameter.requires_grad)
     copied = copy.deepcopy(model, memory)
     load_dense_state(copied, state)
     return copied
 
 
-def _is_loaded_as_a_whole(module: nn.Module, model: nn.Module) -> bool:
-    """Whether torch alone loads what ``module`` holds, and no code that may leave a parameter as it is."""
-    return (
-        type(model).load_state_dict is nn.Module.load_state_dict
-        and type(module)._load_from_state_dict in _OF_TORCH
-        and not module._load_state_dict_pre_hooks
+def _torch_alone_loads(model: nn.Module) -> bool:
+    """Whether no code of others takes part in loading, which may leave a parameter as it is."""
+    return type(model).load_state_dict is nn.Module.load_state_dict and all(
+        type(module)._load_from_state_dict in _OF_TORCH and not module._load_state_dict_pre_hooks
+        for module in model.modules()
     )
 
 

@@ -77,6 +77,21 @@ class Halved(nn.Sequential):
         return super().load_state_dict({name: (own[name] + value) / 2 for name, value in state_dict.items()})
 
 
+def drop_the_last_weight(module, state_dict, *others):
+    del state_dict["1.weight"]
+
+
+def accept_what_is_missing(module, incompatible):
+    incompatible.missing_keys.clear()
+
+
+def test_what_a_hook_of_the_whole_leaves_out_keeps_its_values():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model.register_load_state_dict_pre_hook(drop_the_last_weight)
+    model.register_load_state_dict_post_hook(accept_what_is_missing)
+    assert_like_a_loaded_copy(model)
+
+
 def test_what_a_module_leaves_as_it_is_keeps_its_values():
     hooked = nn.Linear(4, 4)
     hooked.register_load_state_dict_pre_hook(keep_the_bias)
