@@ -23,8 +23,9 @@ finish() {
   rm -rf "$logs"
 }
 trap finish EXIT
-failed=0 stopped="" running=""
-trap 'stopped=yes; [ -z "$running" ] || kill -INT "$running"' TERM INT
+failed=0 stopped="" running="" told=""
+interrupt() { [ -z "$running" ] || { told=yes && kill -INT "$running"; }; }
+trap 'stopped=yes; interrupt' TERM INT
 
 left_out() { # NAME REASON
   echo "$2" | tee "$logs/$1.log"
@@ -49,6 +50,7 @@ stage() {
   timeout --signal=INT --kill-after=10 "$most" "$@" </dev/null >"$logs/$name.log" 2>&1 &
   running="$!"
   set +m
+  [ -z "$stopped" ] || [ -n "$told" ] || interrupt # the signal came while the command was being started
   until wait "$running"; status="$?"; ! kill -0 "$running" 2>/dev/null; do :; done
   running=""
   echo "$status $((SECONDS - began))" >"$logs/$name.status"

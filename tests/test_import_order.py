@@ -18,12 +18,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ops": set(),
     "nn": {"ops", "_machine"},
     "optim": {"ops", "nn"},
-    "prune": {"ops", "nn", "optim"},
+    "prune": {"ops", "nn", "optim", "_survivors"},
     "models": _HELPERS,
     "data": _HELPERS,
     "record": set(),
     "train": {"ops", "nn", "optim", "prune", "data"} | _HELPERS,
-    "experiment": {"__init__"} | _BELOW_EXPERIMENT | _HELPERS | _NATIVE,
+    "experiment": {"__init__", "_survivors"} | _BELOW_EXPERIMENT | _HELPERS | _NATIVE,
     "report": {"record"} | _HELPERS,
     "cli": {"__init__", "experiment", "report"} | _BELOW_EXPERIMENT | _HELPERS | _NATIVE,
     "__init__": {"_compatibility", "experiment", "report"} | _BELOW_EXPERIMENT,
@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_machine": {"__init__", "_C", "_build_info"},
     "_names": set(),
     "_require": set(),
+    "_survivors": set(),
 }
 
 
