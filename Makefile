@@ -18,7 +18,7 @@ test-long: $(VENV)/.test  ## the tests that take minutes each
 test-gpu: $(VENV)/.test  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-benchmark: $(VENV)/.test  ## both sides of the claims of speed, as a table, in five to nine minutes on two cores
+benchmark: $(VENV)/.test  ## both sides of the claims of speed, as a table, in four to eleven minutes on two cores
 	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/latest.json
 
 benchmark-long: $(VENV)/.test  ## all of them; with SparseProp and SparseLab where they are installed

@@ -71,7 +71,7 @@ def random_call(model: nn.Sequential) -> tuple[str, int, str, dict[str, Any]]:
 
 @functools.cache
 def frobenius() -> str | int:
-    """The name of the norm, where stock takes it for weights of four dimensions: up to torch 2.11 it does not."""
+    """The name of the norm, where stock takes it for weights of four dimensions, which it does not in torch 2.11."""
     with contextlib.suppress(RuntimeError):
         stock.ln_structured(nn.Conv2d(1, 2, 1), "weight", amount=1, n="fro", dim=0)
         return "fro"
