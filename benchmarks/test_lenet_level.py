@@ -1,4 +1,4 @@
-"""A level of 1,000 iterations with evaluation every 100, records included, against the same loop on stock pruning. Two
+"""A level of 500 iterations with evaluation every 100, records included, against the same loop on stock pruning. Two
 replicates side by side against one after the other.
 """
 
@@ -24,7 +24,7 @@ from lth_fast.train.parallel_stepper import room_for_replicates
 from .alternation import alternate
 from .lenet import Setting, mnist, stepper
 
-ITERATIONS, EVERY, BAR = 1000, 100, 1.5
+ITERATIONS, EVERY, BAR = 500, 100, 1.5
 
 
 def experiment_of(setting: Setting, splits, **settings: Any) -> Experiment:

@@ -23,7 +23,7 @@ _DAY_SECONDS = 24 * 3600.0
 
 
 class DownloadError(OSError):
-    """A file could not be had from any mirror; the message lists what was tried and why it failed."""
+    """A file could not be had from any mirror, or not be kept; the message lists what was tried and why it failed."""
 
 
 def download(md5: Mapping[str, str], mirrors: Sequence[str], folder: Path, patience: float = PATIENCE_SECONDS) -> None:
@@ -37,7 +37,8 @@ def download(md5: Mapping[str, str], mirrors: Sequence[str], folder: Path, patie
             makes progress may take any time.
 
     Raises:
-        DownloadError: No mirror served a file with the right digest. Later files are not tried.
+        DownloadError: No mirror served a file with the right digest, or the disk did not take it, which no other
+            mirror can change. Later files are not tried.
     """
     for name, digest in md5.items():
         failures = []
@@ -47,6 +48,8 @@ def download(md5: Mapping[str, str], mirrors: Sequence[str], folder: Path, patie
                 _fetch(url, digest, folder / name, patience / len(mirrors))
             except OSError as error:
                 failures.append(f"{url}: {error}")
+                if error.errno is not None:  # the disk's: those of the network have no number (see _stream)
+                    raise DownloadError("; ".join(failures)) from error
             else:
                 # A mirror that made us wait is not asked first again.
                 mirrors = [mirror, *(other for other in mirrors if other != mirror)]

@@ -71,19 +71,22 @@ def measured_times(layer: nn.Module, density: float, work: Work, forms: Forms) -
     weight = layer.weight
     key = f"{layer}, {weight.dtype}, input {list(work.input_shape)}, input_grad {work.input_grad}, 2^({bucket}/4)"
     key += "".join(f", {name} frozen" for name, value in layer.named_parameters() if not value.requires_grad)
-    with _locked_file() as file:
-        known = _read(file)
-        of_this_machine = known.setdefault(machine_name(weight.device), {})  # type: ignore[arg-type]
-        entry = of_this_machine.get(key)
-        if entry is None:
-            # Whatever modes the caller is in, the times are those of training.
-            with (
-                torch.inference_mode(False),
-                torch.enable_grad(),
-                torch.autocast(weight.device.type, enabled=False),  # type: ignore[arg-type]
-            ):
-                entry = of_this_machine[key] = asdict(_measure(layer, 2.0 ** (bucket / 4), work, forms))
-            _write(file, known)
+    machine = machine_name(weight.device)  # type: ignore[arg-type]
+    entry = _recall(machine, key)
+    if entry is None:
+        with _locked_file() as file:
+            known = _read(file)
+            of_this_machine = known.setdefault(machine, {})
+            entry = of_this_machine.get(key)  # of a process that was waited for
+            if entry is None:
+                # Whatever modes the caller is in, the times are those of training.
+                with (
+                    torch.inference_mode(False),
+                    torch.enable_grad(),
+                    torch.autocast(weight.device.type, enabled=False),  # type: ignore[arg-type]
+                ):
+                    entry = of_this_machine[key] = asdict(_measure(layer, 2.0 ** (bucket / 4), work, forms))
+                _write(file, known)
     return Times(**entry)
 
 
@@ -162,6 +165,16 @@ def _seconds(step: Callable[[], None], repeats: int, device: torch.device) -> fl
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _recall(machine: str, key: str) -> dict[str, float] | None:
+    """What is known, without the lock: the file is replaced as a whole, and in a folder that one may only read there is
+    no lock to be had."""
+    try:
+        file = cache_file()
+    except RuntimeError:  # from a user without a home
+        return None
+    return _read(file).get(machine, {}).get(key)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
@@ -140,6 +141,18 @@ def test_whatever_goes_wrong_with_a_mirror_makes_way_for_the_next_and_is_said(tm
 def test_without_a_mirror_that_is_said(tmp_path):
     with pytest.raises(DownloadError, match="no mirror is known"):
         download({"images.gz": md5(b"")}, [], tmp_path)
+
+
+def test_where_the_disk_takes_no_file_no_other_mirror_is_asked(local_server, tmp_path, content, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    local_server.serve("/one/images.gz", content)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DownloadError, match=r"/one/images\.gz: .*No space left on device$"):
+        download({"images.gz": md5(content)}, [local_server.url("/one"), local_server.url("/two")], tmp_path)
+    assert local_server.asked == ["/one/images.gz"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_transfer_ends_where_its_bytes_cannot_be_kept(local_server, tmp_path):

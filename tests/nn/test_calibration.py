@@ -224,11 +224,13 @@ def test_a_second_process_waits_for_the_measurement_of_the_first_and_takes_it(mo
     assert file.read_bytes() == measured
 
 
-def test_times_leave_no_file_open(timed):
+def test_times_leave_no_file_open(timed, calibration_folder):
     timed(1.0, 0.5)
     convert(small_layer())
     before = os.listdir("/proc/self/fd")
-    convert(small_layer())
+    for _ in range(2):  # recalled and measured
+        convert(small_layer())
+        (calibration_folder / "calibration.json").unlink()
     assert os.listdir("/proc/self/fd") == before
 
 
@@ -264,6 +266,22 @@ def test_a_folder_that_cannot_be_written_is_said_once_per_layer_and_stops_nothin
     with pytest.warns(UserWarning, match="cannot be remembered"):
         model = convert(under_masks(network()))
     assert len(plan(model)) == 3
+
+
+def test_known_times_are_taken_from_a_folder_that_cannot_be_written(calibration_folder, monkeypatch):
+    model, again = small_layer(), small_layer()
+    convert(model)
+
+    def refuse(*_, **__):  # as a file system mounted to be read only
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "open", refuse)
+    convert(again)  # a warning would be an error
+    assert choices(again) == choices(model)
+    monkeypatch.setattr(calibration, "_measure", lambda *_: Times(3.0, 2.0))
+    with pytest.warns(UserWarning, match="cannot be remembered"):
+        other = convert(under_masks(network()))
+    assert {choice.masked_seconds for choice in choices(other).values()} == {3.0}
 
 
 def test_what_stands_in_the_way_of_the_times_and_cannot_be_removed_is_said_and_stops_nothing(calibration_folder):
@@ -386,7 +404,9 @@ def test_where_times_cannot_be_kept_they_are_measured_anew(situation, monkeypatc
     assert choices(model)["0.weight"].sparse_seconds > 0
 
 
-def test_a_process_that_is_forked_while_a_layer_is_timed_keeps_nobody_from_timing(timed, monkeypatch):
+def test_a_process_that_is_forked_while_a_layer_is_timed_keeps_nobody_from_timing(
+    timed, calibration_folder, monkeypatch
+):
     timed(1.0, 0.5)
     measure, children = calibration._measure, []
 
@@ -402,7 +422,8 @@ def test_a_process_that_is_forked_while_a_layer_is_timed_keeps_nobody_from_timin
     try:
         for _ in range(2):
             convert(small_layer())
-        assert time.monotonic() - began < 15  # the child is still at work
+            (calibration_folder / "calibration.json").unlink()
+        assert len(children) == 2 and time.monotonic() - began < 15  # the first child is still at work
     finally:
         for child in children:
             os.kill(child, signal.SIGKILL)
