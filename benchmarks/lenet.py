@@ -6,16 +6,19 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as stock
+from torch.utils.data import DataLoader
 
 from lth_fast import data, models
 from lth_fast.data import DataSplits, ResidentLoader
 from lth_fast.nn import set_masks
 from lth_fast.prune import prunable
 from lth_fast.train import EagerStepper, ResidentBatches
+from lth_fast.train.batches import Batches, LoaderBatches
 
 
 def genuine_data(name: str) -> Path | None:
@@ -83,11 +86,15 @@ class Setting:
 
 def stepper(
     model: nn.Module,
-    train: ResidentLoader,
+    train: ResidentLoader | DataLoader[Any],
     adam: Callable[..., torch.optim.Optimizer],
     kind: type[EagerStepper] = EagerStepper,
 ) -> EagerStepper:
-    """Our batches, the given Adam and cross-entropy, in eager steps as any loop takes them or in those of ``kind``."""
+    """The given Adam and cross-entropy, in eager steps as any loop takes them or in those of ``kind``."""
     optimizer = adam(model.parameters(), lr=1.2e-3)
-    batches = ResidentBatches(train, lambda epoch: epoch, lambda epoch: epoch)
+    batches: Batches
+    if isinstance(train, DataLoader):
+        batches = LoaderBatches(train, lambda epoch: epoch, torch.device("cpu"))
+    else:
+        batches = ResidentBatches(train, lambda epoch: epoch, lambda epoch: epoch)
     return kind(model, optimizer, nn.CrossEntropyLoss(), batches)
