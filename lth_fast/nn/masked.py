@@ -33,8 +33,9 @@ class MaskedLayer(nn.Module):
 
     Pruned weights are zero. ``load_state_dict`` masks what it writes, and so does every step of a torch optimizer. The
     layer knows when the weight was last seen masked and re-applies the mask in the forward if anything else wrote to it
-    since, an initialiser for instance. Writes through ``weight.data`` leave no trace in torch's version counter; call
-    :meth:`apply_mask` after them. An average of models
+    since, an initialiser for instance. Call :meth:`apply_mask` after writes through ``weight.data``, which leave no
+    trace in torch's version counter, and where something reads what was written before a forward has masked it:
+    ``F.linear(x, layer.weight)``, ``state_dict()``, a ``TransformerEncoderLayer`` in evaluation. An average of models
     (``AveragedModel``) takes over the mask, unless ``use_buffers=True`` has it average the mask's bits as numbers.
     """
 
@@ -103,11 +104,11 @@ class MaskedLayer(nn.Module):
     def masked_weight(self) -> Tensor:
         """The weight, after re-applying the mask if anything wrote to it since it was last known to be masked."""
         weight: Tensor = parameter(self, "weight")
-        if becomes_a_graph():
-            return masked_apply(weight, self.mask_bits)
         if transformed():
             return torch.where(self.mask, weight, 0)
-        if type(weight) is not nn.Parameter:  # computed, or a caller's own: to be read, not written
+        if becomes_a_graph():
+            return masked_apply(weight, self.mask_bits)
+        if not is_own(weight, self._seen_masked):
             return masked_apply(weight, self.mask_bits)
         if not as_it_was(weight, self._seen_masked):
             if detect_fake_mode() is not None:  # only shapes are wanted: nothing would be written
@@ -201,17 +202,25 @@ class MaskedLayer(nn.Module):
         super().__setstate__(state)
         # The copy's version counter starts anew, so what was noted about the original says nothing about it; and an
         # optimizer may have been copied along.
-        self._seen_masked = None
+        self._seen_masked = not_yet_seen(self.masked_parameter)
         self.__dict__.pop("_counted", None)
         self.masks_gradient = True  # the copy's loop is another one
         mask_changes.note(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        bits = self.mask_bits
+        bits, weight = self.mask_bits, self.masked_parameter
         super()._apply(fn, recurse)
         # fn may convert (type()) or hand out uninitialised memory (to_empty); the mask only moves.
         shared_mask.move_mask(self, bits, self.weight.device)
+        if self.masked_parameter is not weight:
+            self._seen_masked = not_yet_seen(self.masked_parameter)
         return self
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As of every module; ``layer.weight = nn.Parameter(...)`` comes here, too, and is the layer's own then."""
+        super().register_parameter(name, param)
+        if name == "weight" and "mask_bits" in self._buffers:
+            self.__dict__["_seen_masked"] = not_yet_seen(param)
 
 
 def check_mask(mask: Any, weight: Tensor, name: str) -> None:
@@ -258,6 +267,17 @@ def as_written(weight: Tensor) -> tuple[Tensor, int, int] | None:
         return None
     # The weight itself, not its identity: another one may get that, with the memory and as many writes.
     return (weight, 0 if weight.is_meta else weight.data_ptr(), weight._version)
+
+
+def not_yet_seen(weight: Tensor | None) -> tuple[Tensor, int, int] | None:
+    """What tells :func:`is_own` later that ``weight`` is the layer's, and :func:`as_it_was` that it was written to."""
+    seen = None if weight is None else as_written(weight)
+    return None if seen is None else (*seen[:2], -1)  # as many writes as no tensor has
+
+
+def is_own(weight: Tensor, seen: tuple[Tensor, int, int] | None) -> bool:
+    """Whether ``weight`` is the layer's to write to, not computed nor lent by a caller (``functional_call``)."""
+    return type(weight) is nn.Parameter and (seen is None or seen[0] is weight)
 
 
 def as_it_was(weight: Tensor, seen: tuple[Tensor, int, int] | None) -> bool:

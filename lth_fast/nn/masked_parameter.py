@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from lth_fast.nn import shared_mask
 from lth_fast.nn.attributes import becomes_a_graph, transformed
 from lth_fast.nn.mask_changes import mask_changes
-from lth_fast.nn.masked import as_it_was, as_written, check_mask
+from lth_fast.nn.masked import as_it_was, as_written, check_mask, is_own
 from lth_fast.ops import masked_apply, pack_mask, unpack_mask
 
 # Where a module keeps the names of its parameters in the order they had before the first mask.
@@ -95,13 +95,17 @@ class MaskedParameter(nn.Module):
     def forward(self, original: Tensor) -> Tensor:
         if transformed():
             return torch.where(self.mask, original, 0)
-        own = type(original) is nn.Parameter and original is self.weight  # or computed, or a caller's
-        if own and not becomes_a_graph() and detect_fake_mode() is None:
+        if (
+            is_own(original, self._seen_masked)
+            and original is self.weight
+            and not becomes_a_graph()
+            and detect_fake_mode() is None
+        ):
             self.mask_what_was_written()  # in the parameter itself, which weight decay reads
         return masked_apply(original, self.mask_bits)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        bits = self.mask_bits
+        bits, self._seen_masked = self.mask_bits, None  # of a weight that may be another one then
         super()._apply(fn, recurse)
         # fn may convert (type()) or hand out uninitialised memory (to_empty); the mask only moves.
         shared_mask.move_mask(self, bits, self.mask_bits.device)

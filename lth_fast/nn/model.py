@@ -85,7 +85,7 @@ def dense_state(model: nn.Module) -> dict[str, Tensor]:
     """``model.state_dict()`` with the plain model's keys, whatever carries a mask, zeros where the masks prune."""
     for holder in masked_parameters(model).values():
         if isinstance(holder, MaskedLayer):
-            holder.masked_weight()
+            holder.mask_what_was_written()
         else:
             holder.apply_mask()
     return _renamed(model.state_dict(), lambda name: _PARAMETRIZED.sub(r"\1", name))

@@ -99,7 +99,7 @@ class NativeStepper(EagerStepper):
                 layer.check_pattern()
                 pattern = list(layer.pattern)
             elif isinstance(layer, MaskedLinear):
-                layer.masked_weight()
+                layer.mask_what_was_written()
             bias = None if layer.bias is None else layer.bias.detach()
             trainer.add_layer(FORMS[type(layer)], link.weight.detach(), bias, pattern, link.relu)
         (group,) = self.optimizer.param_groups

@@ -130,7 +130,7 @@ class StaticStepper:
             if self._trusted:
                 layer.trust_weight()
             else:
-                layer.masked_weight()
+                layer.mask_what_was_written()
         self._losses.index_copy_(0, self._logged, losses.detach().float().unsqueeze(0))
         self._logged += 1
 

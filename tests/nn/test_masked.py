@@ -298,6 +298,28 @@ def test_a_functional_call_reads_the_weight_it_is_given_and_leaves_it_alone(kind
     torch.testing.assert_close(out, layer(inputs))
 
 
+@pytest.mark.parametrize("how", ["as it is", "copied"])
+def test_a_functional_call_with_the_parameters_of_another_model_leaves_them_alone(kind: Any, how: str) -> None:
+    layer, dense, inputs = kind.layer(), kind.dense(), kind.inputs()
+    if how == "copied":
+        layer = copy.deepcopy(layer)
+    weight, own = dense.weight.detach().clone(), layer.weight.detach().clone()
+    whole = dense(inputs)
+    out = torch.func.functional_call(layer, dict(dense.named_parameters()), (inputs,))
+    (whole.sum() + out.square().sum()).backward()  # an inplace write would fail here, too
+    assert torch.equal(dense.weight, weight) and torch.equal(layer.weight, own)
+    with torch.no_grad():
+        dense.weight.mul_(layer.mask)
+    torch.testing.assert_close(out, dense(inputs))
+
+
+def test_a_parameter_that_is_assigned_is_the_layers_own(kind: Any) -> None:
+    layer = kind.layer()
+    layer.weight = nn.Parameter(torch.ones_like(layer.weight))
+    layer(kind.inputs())
+    assert torch.equal(layer.weight, layer.mask.float())
+
+
 def test_a_forward_that_computes_nothing_hides_no_write_from_the_mask(kind: Any) -> None:
     layer = kind.layer()
     nn.init.ones_(layer.weight)

@@ -38,6 +38,25 @@ def test_a_compiled_model_is_one_graph_with_the_outputs_and_gradients_of_the_eag
         assert_close([out, *gradients(model, out)], [expected, *gradients(model, expected)])
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, of jvp
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap of grad"])
+def test_a_compiled_transform_of_a_model_is_one_graph_with_the_results_of_the_eager_one(transform: str) -> None:
+    model, inputs = network(), torch.randn(3, 2, 6, 6)
+
+    def size(inputs: Tensor) -> Tensor:
+        return model(inputs).square().sum()
+
+    def work(inputs: Tensor) -> Tensor:
+        if transform == "jvp":
+            return torch.func.jvp(model, (inputs,), (inputs,))[1]
+        if transform == "grad":
+            return torch.func.grad(size)(inputs)
+        return torch.func.vmap(torch.func.grad(size))(inputs.unsqueeze(1))
+
+    compiled: Any = torch.compile(work, fullgraph=True, backend="aot_eager")
+    assert_close([compiled(inputs)], [work(inputs)])
+
+
 def test_a_compiled_model_masks_what_was_written_from_outside() -> None:
     model = network()
     compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")

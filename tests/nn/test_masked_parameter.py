@@ -184,6 +184,17 @@ def test_a_mask_set_in_inference_mode_serves_a_later_training_step():
     assert layer.parametrizations.bias.original.grad.count_nonzero() == 3
 
 
+def test_a_functional_call_with_a_parameter_of_another_model_leaves_it_alone():
+    plain = network()
+    model = set_masks(copy.deepcopy(plain), PRUNED)
+    before = plain[0].bias.detach().clone()
+    given = {"0.parametrizations.bias.original": plain[0].bias}
+    out = torch.func.functional_call(model, given, (torch.randn(8, 6),))
+    out.square().sum().backward()
+    assert torch.equal(plain[0].bias, before)
+    assert (plain[0].bias.grad[~PRUNED["0.bias"]] == 0).all() and (plain[0].bias.grad != 0).any()
+
+
 def test_a_parameter_that_is_replaced_stays_under_its_mask():
     model = network()
     set_masks(model, PRUNED)
