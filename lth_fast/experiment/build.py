@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lth_fast import data, models
 from lth_fast.experiment.config import Config
 from lth_fast.experiment.experiment import Experiment, Loaders
-from lth_fast.experiment.pruning import Evidence, pruning_function
+from lth_fast.experiment.pruning import Evidence, pruned_names, pruning_function
 from lth_fast.prune.layers import prunable
 from lth_fast.record import Run
 from lth_fast.train import OptimizerRecipe, ResidentBatches, Seeds
@@ -78,8 +78,9 @@ def build_experiment(config: Config, ticket: Run | None = None, *, quiet: bool =
 
     model = draw(seeds.stream("init"))
     _check_fit(model, config, splits.train.input_shape, splits.train.classes)
-    if config.rounds and not prunable(model):
-        raise ValueError(f"network {config.net}: expected one with Linear or Conv2d layers, which are pruned, got none")
+    _check_last_batch(model, config, len(splits.train.images), splits.train.input_shape)
+    if config.rounds:
+        _check_layers(model, config)
     loaders = Loaders(*(split if split is None else split.to(device) for split in splits))
     criterion = torch.nn.CrossEntropyLoss()
 
@@ -143,6 +144,8 @@ def _check_fit(model: nn.Module, config: Config, input_shape: tuple[int, int, in
     Raises:
         ValueError: It does not fit; the message says why.
     """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"network {config.net}: expected parameters to train, got none that requires a gradient")
     expected = f"network {config.net}: expected one that maps images {[2, *input_shape]} of {config.dataset} to logits"
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
@@ -153,6 +156,38 @@ def _check_fit(model: nn.Module, config: Config, input_shape: tuple[int, int, in
     # More outputs than classes can be trained.
     if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != 2 or outputs.shape[1] < classes:
         raise ValueError(f"{expected} [2, {classes}], got {given}")
+
+
+def _check_last_batch(model: nn.Module, config: Config, images: int, input_shape: tuple[int, int, int]) -> None:
+    """Refuse a batch size that leaves a batch of a single image to a network that trains on two but not on one."""
+    if images % config.batch_size != 1 and config.batch_size != 1:
+        return
+
+    def failure(batch: int) -> Exception | None:
+        try:
+            copy.deepcopy(model).train()(torch.zeros(batch, *input_shape))
+        except Exception as error:  # of batch normalisation over features, for instance
+            return error
+        return None
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        error = failure(1)
+        if error is not None and failure(2) is None:
+            raise ValueError(
+                f"--batch_size: expected one that leaves no batch of a single image, on which {config.net} cannot be "
+                f"trained, got {config.batch_size} for {images} images ({_in_a_line(error)})"
+            ) from error
+
+
+def _check_layers(model: nn.Module, config: Config) -> None:
+    """Refuse a network without layers to prune, or whose layers are all kept whole."""
+    if not prunable(model):
+        raise ValueError(f"network {config.net}: expected one with Linear or Conv2d layers, which are pruned, got none")
+    if not pruned_names(model, config.whole, config.prune_bias):
+        raise ValueError(
+            f"--whole: expected to leave layers of {config.net} to prune, got {','.join(config.whole)}, which are all; "
+            "--whole none prunes them"
+        )
 
 
 def _in_a_line(error: Exception) -> str:

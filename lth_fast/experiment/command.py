@@ -14,10 +14,11 @@ from lth_fast.experiment.agreement import RunRefusedError
 from lth_fast.experiment.branch import source_of
 from lth_fast.experiment.build import build_experiment, training_device
 from lth_fast.experiment.config import Config
+from lth_fast.experiment.experiment import Experiment
 from lth_fast.experiment.presets import shown_to_fail
 from lth_fast.experiment.progress import monitor_for
 from lth_fast.experiment.session import new_run, run_in
-from lth_fast.experiment.ticket import NOT_COMPARED, complete, located
+from lth_fast.experiment.ticket import NOT_COMPARED, check_fit, complete, located
 from lth_fast.record import Run, RunInUseError, open_run
 
 
@@ -137,6 +138,8 @@ def find_source(config: Config) -> Run | None:
 def _run(config: Config, recovered: Run | None, *, quiet: bool, force: bool) -> Run:
     ticket = None if config.ticket is None else open_run(located(config.ticket, recovered))
     experiment = build_experiment(config, ticket, quiet=quiet)
+    if ticket is not None and recovered is None:
+        _check_ticket(config, experiment)
     run = recovered or new_run(config.save, config.net, config.dataset, config.branch, called="--save")
     try:
         run_in(
@@ -153,6 +156,14 @@ def _run(config: Config, recovered: Run | None, *, quiet: bool, force: bool) -> 
     except (KeyboardInterrupt, Exception) as error:
         raise Interrupted(run, error) from error
     return run
+
+
+def _check_ticket(config: Config, experiment: Experiment) -> None:
+    """Refuse a control arm of a run that is damaged, or had another network or data behind the same flags."""
+    try:
+        check_fit(experiment)
+    except ValueError as error:
+        raise ValueError(f"--branch {config.branch}: {error}; without it, a new ticket run is trained") from error
 
 
 def _typed(name: str, value: Any) -> str:

@@ -362,7 +362,7 @@ def _loaders(data: Any, validation: Any, test: Any, device: torch.device) -> Loa
         if validation is not None or test is not None:
             raise ValueError("validation and test: expected inside data or beside a training loader, got both")
         data, validation, test = data.train, data.validation, data.test
-    sized = hasattr(data, "__iter__") and hasattr(data, "__len__")
+    sized = hasattr(data, "__iter__") and hasattr(data, "__len__") and not isinstance(data, (str, bytes))
     if not sized or (isinstance(data, tuple) and not all(map(_is_batch, data))):
         raise TypeError(
             "data: expected (train, validation, test) as lth_fast.data.load_… returns it, or a training loader, "

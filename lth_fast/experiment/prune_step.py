@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -68,7 +69,16 @@ class PruneStep:
             )
         self._uses_stock = bool(theirs)
         shared = {name: ours[name] & theirs[name] for name in ours.keys() & theirs.keys()}
-        return _once(model, {**masks, **ours, **theirs, **shared})
+        found = {**ours, **theirs, **shared}
+        for name, mask in history.items():
+            revived = 0 if name not in found else int((found[name] & ~mask).sum())
+            if revived:
+                warnings.warn(
+                    f"prune_net: expected masks that prune further, got {revived} weights of {name} back that were "
+                    "pruned before; they are trained again",
+                    stacklevel=2,
+                )
+        return _once(model, {**masks, **found})
 
     def _prune(self, candidate: nn.Module, seed: int) -> nn.Module:
         torch.manual_seed(seed)

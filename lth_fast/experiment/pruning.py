@@ -75,21 +75,25 @@ def pruning_function(
     return prune
 
 
+def pruned_names(model: nn.Module, whole: Collection[str], bias: bool) -> list[str]:
+    """The parameters that are pruned, those of the layers in the roles ``whole`` left out."""
+    kept = set(shortcut_layers(model)) if "shortcuts" in whole else set()
+    if "output" in whole:
+        kept.add(output_layer(model))
+    return [name for name in prunable_names(model, bias) if name.rpartition(".")[0] not in kept]
+
+
 def _rates(
     model: nn.Module, prune_rate: float, linear_rate: float, whole: Collection[str], bias: bool, halved: bool
 ) -> dict[str, float]:
     """The rate of every parameter that is pruned, ``halved`` in the output layer if so asked."""
     output = output_layer(model)
-    kept = set(shortcut_layers(model)) if "shortcuts" in whole else set()
-    if "output" in whole:
-        kept.add(output)
     layers = {name.rpartition(".")[0]: layer for name, layer in prunable(model).items()}
     rates = {}
-    for name in prunable_names(model, bias):
+    for name in pruned_names(model, whole, bias):
         layer = name.rpartition(".")[0]
-        if layer not in kept:
-            rate = linear_rate if isinstance(layers[layer], nn.Linear) else prune_rate
-            rates[name] = float(rate / 2 if halved and layer == output else rate)
+        rate = linear_rate if isinstance(layers[layer], nn.Linear) else prune_rate
+        rates[name] = float(rate / 2 if halved and layer == output else rate)
     return rates
 
 

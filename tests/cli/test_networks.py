@@ -103,6 +103,15 @@ class Product(nn.Module):
     def forward(self, images):
         return images @ self.factor
 
+def frozen():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
+
+def one_layer():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+def normalised():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 10))
+
 def fails():
     class Fails(nn.Linear):
         def forward(self, images):
@@ -146,6 +155,7 @@ BUILT = "expected one that can be built for images [1, 8, 8] of digits"
             "nothing_to_prune",
             "network a_small_zoo:nothing_to_prune: expected one with Linear or Conv2d layers, which are pruned",
         ),
+        ("frozen", "network a_small_zoo:frozen: expected parameters to train, got none that requires a gradient"),
         ("divides", f"network a_small_zoo:divides: {BUILT}, got AssertionError: classes should be 16"),
         ("dislikes", "network 'a_small_zoo:dislikes': no such number of classes"),
         ("a_number", "network 'a_small_zoo:a_number': expected the function to return an nn.Module, got int"),
@@ -160,6 +170,31 @@ def test_a_network_of_ones_own_that_does_not_fit_is_refused_in_a_line_and_nothin
     (line,) = outcome.err.splitlines()
     assert line.startswith(f"error: {message}")
     assert not outcome.save.exists()
+
+
+def test_flags_that_keep_every_layer_whole_are_refused_before_a_level_is_trained(command, zoo):
+    outcome = command(f"{zoo}:one_layer", "digits", *SHORT, "--scope", "global")
+    assert outcome.code == 2
+    assert outcome.err.splitlines() == [
+        "error: --whole: expected to leave layers of a_small_zoo:one_layer to prune, got output, which are all; "
+        "--whole none prunes them"
+    ]
+    assert not outcome.save.exists()
+    assert command(f"{zoo}:one_layer", "digits", *SHORT, "--scope", "global", "--whole", "none").code == 0
+
+
+def test_a_last_batch_of_one_image_is_refused_where_a_network_cannot_be_trained_on_it(command, zoo):
+    outcome = command(f"{zoo}:normalised", "digits", *SHORT, "--batch_size", "16")  # 1,297 images
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith(
+        "error: --batch_size: expected one that leaves no batch of a single image, on which a_small_zoo:normalised "
+        "cannot be trained, got 16 for 1297 images (ValueError: Expected more than 1 value per channel"
+    )
+    assert not outcome.save.exists()
+    assert command(f"{zoo}:normalised", "digits", *SHORT, "--batch_size", "17").code == 0
+    assert command(f"{zoo}:one_layer", "digits", *SHORT, "--batch_size", "16").code == 0
+    assert "in training" in command(f"{zoo}:fails", "digits", *SHORT, "--batch_size", "16").err  # of one or more
 
 
 def test_images_too_small_for_a_network_of_torchvision_are_refused_in_a_line(command):

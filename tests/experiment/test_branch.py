@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from functools import partial
 from os import truncate
 
@@ -90,6 +92,53 @@ def test_a_ticket_run_with_other_settings_is_not_taken(arms, tmp_path):
     assert main([*BASE[:-3], "--prune_rate", "0.4", "--quiet", "--save", str(tmp_path), "--seed", "1"]) == 0
     assert main([*BASE, "--save", str(tmp_path), "--seed", "1", "--random"]) == 0
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("branch", ["reinit", "random_mask", "reorder"])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (("nn.ReLU()", "nn.Tanh()"), ": model: expected that run's, (2): ReLU(), got (2): Tanh(); "),
+        (("12", "13"), "1.weight of shape [12, 64] there, [13, 64] here"),
+        (("nn.ReLU()", "nn.ReLU(), nn.Dropout(0.5)"), "3.weight of shape [10, 12] there, none here"),
+    ],
+    ids=["another function", "another shape", "one more layer"],
+)
+def test_a_ticket_run_of_another_network_by_the_same_name_is_refused_and_nothing_is_created(
+    branch, changed, said, tmp_path, monkeypatch, capsys
+):
+    network = "nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))"
+    module = types.ModuleType("a_changing_zoo")
+    monkeypatch.setitem(sys.modules, "a_changing_zoo", module)
+    monkeypatch.setattr("lth_fast.cli.figure", lambda run: run.path)
+    command = ["a_changing_zoo:net", *BASE[1:], "--seed", "1", "--save", str(tmp_path)]
+    exec(f"from torch import nn\ndef net(): return {network}", vars(module))
+    assert main(command) == 0
+    (ticket,) = tmp_path.iterdir()
+    exec(f"def net(): return {network.replace(*changed)}", vars(module))
+    capsys.readouterr()
+    assert main([*command, "--branch", branch]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --branch {branch}: ") and str(ticket) in line and said in line
+    assert list(tmp_path.iterdir()) == [ticket]
+    assert main(command) == 0
+    assert main([*command, "--branch", branch]) == 0  # of the newest that fits
+
+
+@pytest.mark.parametrize(
+    ("branch", "file"), [("reinit", "masks"), ("random_mask", "masks"), ("reorder", "masks"), ("reorder", "end")]
+)
+def test_a_damaged_ticket_run_is_refused_before_a_control_is_created(branch, file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lth_fast.cli.figure", lambda run: run.path)
+    assert main([*BASE, "--seed", "1", "--save", str(tmp_path)]) == 0
+    (ticket,) = tmp_path.iterdir()
+    damaged = ticket / "replicate_0" / "2" / f"{file}.safetensors"
+    truncate(damaged, 50)
+    capsys.readouterr()
+    assert main([*BASE, "--seed", "1", "--save", str(tmp_path), "--branch", branch]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --branch {branch}: ticket: ") and str(damaged) in line
+    assert list(tmp_path.iterdir()) == [ticket]
 
 
 def test_a_shuffled_mask_depends_on_its_generator_alone():

@@ -606,6 +606,7 @@ def with_lbfgs():
         ({"model": lambda x: x}, TypeError, "model: expected an nn.Module, got function"),
         ({"prune_net": 0.2}, TypeError, "prune_net: expected a function of the model, got float"),
         ({"data": 3}, TypeError, "data: expected (train, validation, test) as lth_fast.data.load_… returns it, or a"),
+        ({"data": "digits"}, TypeError, "data: expected (train, validation, test) as lth_fast.data.load_… returns it"),
         ({"data": iter([])}, TypeError, "data: expected (train, validation, test) as"),
         ({"validation": iter([])}, TypeError, "validation: expected a loader of (inputs, labels), iterable again and"),
         ({"test": 3}, TypeError, "test: expected a loader of (inputs, labels), iterable again and again, got int"),

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import prune as stock
 
 from lth_fast.experiment.prune_step import PruneStep
+from lth_fast.nn import set_masks
 from lth_fast.prune import fetch_layers, l1_unstructured, prune_all
 
 
@@ -114,6 +115,19 @@ def test_what_was_pruned_by_ours_stays_pruned_where_the_function_goes_on_with_st
     for before, after in itertools.pairwise(masks):
         assert not any((after[name] & ~before[name]).any() for name in before)
         assert density(after) < density(before)
+
+
+def test_weights_that_come_back_are_said():
+    model, state = model_and_state()
+    masks = {name: mask.clone() for name, mask in everything(model).items()}
+    masks["1.weight"][:, :15] = False
+    later = torch.zeros_like(masks["1.weight"])
+    later[:, 12:] = True
+    step = PruneStep(lambda net: set_masks(net, {"1.weight": later}))
+    with pytest.warns(UserWarning, match=r"prune_net: expected masks that prune further, got 60 weights of 1\.weight "):
+        found = step(model, state, masks, seed=0)
+    assert torch.equal(found["1.weight"], later) and found["3.weight"].all()
+    step(model, state, found, seed=0)  # prunes nothing more: no warning, which would be an error
 
 
 def test_the_function_sees_the_weights_at_the_end_of_the_level():
