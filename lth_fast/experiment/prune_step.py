@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as stock
 
-from lth_fast._survivors import keeps_everything
+from lth_fast._survivors import count_kept, keeps_everything
 from lth_fast.experiment.copies import copy_with
 from lth_fast.nn import masks as model_masks
 from lth_fast.nn import set_masks
@@ -71,7 +71,7 @@ class PruneStep:
         shared = {name: ours[name] & theirs[name] for name in ours.keys() & theirs.keys()}
         found = {**ours, **theirs, **shared}
         for name, mask in history.items():
-            revived = 0 if name not in found else int((found[name] & ~mask).sum())
+            revived = count_kept(found[name] > mask) if name in found else 0
             if revived:
                 warnings.warn(
                     f"prune_net: expected masks that prune further, got {revived} weights of {name} back that were "
