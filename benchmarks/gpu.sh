@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds for the GPU of this machine, runs the tests that need one, all GPU benchmarks and compute-sanitizer on the tests
 # of the ops, in less than nine minutes, and writes ONE file. Runs unattended and needs no network; a stage that fails
-# or takes too long stops no other but is told by the exit status, and what was left out is in the file, with the reason.
+# or takes too long stops no other (without a device or a build there is none) but is told by the exit status, and what was
+# left out is in the file, with the reason.
 #
 #   benchmarks/gpu.sh [RESULTS.json]      default: benchmarks/results/<date>_gpu.json
 #
@@ -102,7 +103,7 @@ export PATH PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 # Warnings of the libraries of another machine are no failures there; a file that lacks a test library is passed over.
 pytest=("$python" -m pytest -q -p no:cacheprovider -W default --continue-on-collection-errors)
 
-# Tests share the device; benchmarks, which follow them, do not.
+# Tests share the device, benchmarks do not.
 side_by_side=()
 if "$python" -c "import xdist" 2>/dev/null; then side_by_side=(-n "$((($(nproc) + 1) / 2 < 8 ? ($(nproc) + 1) / 2 : 8))"); fi
 

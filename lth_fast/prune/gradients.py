@@ -32,6 +32,9 @@ class Gradients:
         model: Any module, with or without masks of ours.
         criterion: Mean loss of a batch from (outputs, labels), one number.
         batch: Returns (inputs, labels), the inputs in one tensor; called at the first need, once.
+
+    Raises:
+        TypeError: ``batch`` is no function, but the batch itself, for instance.
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class Gradients:
         criterion: Callable[[Any, Any], Tensor] | None = None,
         batch: Callable[[], Batch] | None = None,
     ) -> None:
+        if batch is not None and not callable(batch):
+            raise TypeError(f"batch: expected a function that returns (inputs, labels), got {type(batch).__name__}")
         self._model = model
         self._criterion = criterion
         self._draw = batch

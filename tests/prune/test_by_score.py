@@ -223,6 +223,12 @@ def test_a_model_without_values_is_refused(score: str) -> None:
         prune_by_score(nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4)), 0.5)
 
 
+def test_a_batch_in_place_of_the_function_that_draws_one_is_named():
+    batch = (torch.zeros(2, 12), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"batch: expected a function that returns \(inputs, labels\), got tuple"):
+        Gradients(nn.Linear(12, 3), cross_entropy, batch)
+
+
 def test_a_model_with_nothing_to_prune_is_refused_unless_no_parameter_is_asked_for() -> None:
     with pytest.raises(ValueError, match=r"model: BatchNorm1d has no nn\.Linear or nn\.Conv2d to prune"):
         prune_by_score(nn.BatchNorm1d(3), 0.5)
