@@ -113,7 +113,11 @@ def take_turns(
 
 
 def take_turns_with_one(
-    benchmark: Any, ours: Mapping[str, Callable[[], object]], rival: Callable[[], object], rounds: int = 15
+    benchmark: Any,
+    ours: Mapping[str, Callable[[], object]],
+    rival: Callable[[], object],
+    rounds: int = 15,
+    warm_up: bool = True,
 ) -> dict[str, Ratio]:
     """As :func:`alternate`, for several of ours against one rival, which is timed by the fixture.
 
@@ -126,7 +130,7 @@ def take_turns_with_one(
         for name, work in ours.items():
             times[name].append(_seconds(work, 1))
 
-    benchmark.pedantic(rival, setup=time_ours, rounds=rounds, warmup_rounds=1)
+    benchmark.pedantic(rival, setup=time_ours, rounds=rounds, warmup_rounds=int(warm_up))
     results = {name: compare(found[-rounds:], benchmark.stats.stats.data) for name, found in times.items()}
     benchmark.extra_info.update(rivals={name: vars(result) for name, result in results.items()})
     return results

@@ -45,6 +45,6 @@ def stepper(model: nn.Module, optimizer: torch.optim.Optimizer, train: ResidentL
 def test_step(benchmark: Any, threads: int) -> None:
     train, data_used = cifar(64, augment=True)
     ours = {f"density {density}": partial(sparse(train, density).advance, 1) for density in BARS}
-    results = take_turns_with_one(benchmark, ours, partial(dense(train).advance, 1))
+    results = take_turns_with_one(benchmark, ours, partial(dense(train).advance, 1), warm_up=False)
     benchmark.extra_info.update(threads=threads, data=data_used)
     check_bars(benchmark, results, {f"density {density}": bar for density, bar in BARS.items()})
