@@ -62,7 +62,7 @@ def compare(
         work,
         {name: training_pass(other, inputs, gradient) for name, other in others.items()},
         repeat=calls_in_a_turn(work, least_calls),
-        warm_up=least_calls > 1,  # the median of turns of 0.1 s and more does not hang on the first one
+        warm_up=least_calls > 1,  # where the median of long turns does not hang on the first one
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from torch import Tensor
@@ -32,8 +33,12 @@ def located(path: str, control: Run | None) -> Path:
     return Path(path) if Path(path).is_dir() or not beside.is_dir() else beside
 
 
-def check_fit(experiment: Experiment) -> None:
-    """Refuse a control arm of one's own model that cannot be compared with ``ticket``, a run of the same settings.
+def check_fit(experiment: Experiment, but: Collection[str] = ()) -> None:
+    """Refuse a control arm that cannot be compared with ``ticket``, a run of the same settings.
+
+    Args:
+        experiment: The control arm.
+        but: What of :func:`~lth_fast.experiment.agreement.compared` may differ.
 
     Raises:
         ValueError: That run is not finished, lacks masks or what a second copy starts from and is compared with, or
@@ -75,6 +80,8 @@ def check_fit(experiment: Experiment) -> None:
                 "their state dict"
             )
     for key, (there, here) in unlike(experiment, ticket.manifest()).items():
+        if key in but:
+            continue
         raise ValueError(f"ticket: {ticket.path}: {key}: expected that run's, {there}, got {here}")
     if experiment.branch == "reinit" and experiment.rounds:
         assert experiment.redraw is not None

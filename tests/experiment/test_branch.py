@@ -125,6 +125,16 @@ def test_a_ticket_run_of_another_network_by_the_same_name_is_refused_and_nothing
     assert main([*command, "--branch", branch]) == 0  # of the newest that fits
 
 
+def test_a_ticket_run_from_a_device_where_the_optimizer_is_of_another_package_is_taken(arms, tmp_path):
+    arms("--seed", "1", "--random")
+    (ticket,) = [path for path in tmp_path.iterdir() if "reinit" not in path.name]
+    manifest = json.loads((ticket / "meta.json").read_text())
+    manifest["optimizer"] = {**manifest["optimizer"], "package": "torch", "fused": True}
+    (ticket / "meta.json").write_text(json.dumps(manifest))
+    taken, control = arms("--seed", "1", "--branch", "random_mask")
+    assert taken.path.parent == ticket and control.level(2).complete
+
+
 @pytest.mark.parametrize(
     ("branch", "file"), [("reinit", "masks"), ("random_mask", "masks"), ("reorder", "masks"), ("reorder", "end")]
 )
