@@ -7,9 +7,8 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/caches.h"
-#include "cpu/dispatch.h"
 #include "cpu/scratch.h"
+#include "cpu/sparse_linear_tiles.h"
 #include "cpu/sparse_pattern.h"
 #include "ops/below_autograd.h"
 #include "ops/rows.h"
@@ -40,33 +39,6 @@ constexpr int64_t kProductsPerThread = 1 << 18;
 constexpr int64_t kFeaturesPerTask = 512;
 
 int64_t ceiling_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-template <typename Element>
-const SparseLinearKernels<Element>& sparse_linear_kernels() {
-  return kernels_for<Element>(&KernelTable::sparse_linear_32, &KernelTable::sparse_linear_64);
-}
-
-struct Tile {
-  int64_t first_sample, samples, lanes;
-  int64_t lanes_before;  // of the tiles before it: a tile of f features starts at element lanes_before * f
-};
-
-template <typename Element>
-std::vector<Tile> cut_batch(int64_t batch) {
-  std::vector<Tile> tiles;
-  for (int64_t sample = 0, lanes_before = 0; sample < batch;) {
-    const auto lanes = static_cast<int64_t>(sparse_linear_kernels<Element>().tile_lanes(batch - sample));
-    tiles.push_back({sample, std::min(lanes, batch - sample), lanes, lanes_before});
-    sample += lanes;
-    lanes_before += lanes;
-  }
-  return tiles;
-}
-
-// Lanes of all of them.
-int64_t lanes_of(const std::vector<Tile>& tiles) {
-  return tiles.empty() ? 0 : tiles.back().lanes_before + tiles.back().lanes;
-}
 
 // [..., features] as rows whose elements are adjacent.
 at::Tensor adjacent_rows(const at::Tensor& tensor) {
@@ -197,68 +169,35 @@ void for_tasks(int64_t tasks, int64_t products, const Work& work) {
   });
 }
 
-// A panel of one of the two orders of the matrix; `permutation` where the values stand in the other one.
-template <typename Element, typename Index>
-SparsePanel<Index> panel_of(int64_t panel, const at::Tensor& starts, const at::Tensor& order, const at::Tensor& indices,
-                            bool leads, const at::Tensor* permutation = nullptr) {
-  return {starts.const_data_ptr<int32_t>() + panel * starts.size(1),
-          order.const_data_ptr<int32_t>() + panel * order.size(1),
-          indices.const_data_ptr<Index>(),
-          permutation == nullptr ? nullptr : permutation->const_data_ptr<int32_t>(),
-          leads,
-          indices.numel() * static_cast<int64_t>(sizeof(Element)) > level2_cache_bytes() * 3 / 2};
-}
-
-// Calls work(kernel, Index{}) with the one of two kernels that takes the type of `indices`.
-template <typename Short, typename Long, typename Work>
-void by_index(const at::Tensor& indices, Short kernel_16, Long kernel_32, const Work& work) {
-  if (indices.scalar_type() == at::kShort) {
-    work(kernel_16, int16_t{});
-  } else {
-    work(kernel_32, int32_t{});
-  }
-}
-
-// Parts of the panels whose sums are added up for themselves. Two where transposing the input is a good part of the
-// work, so that two threads can each transpose one half of it. The mask's shape alone decides: the sums depend on it.
-int64_t parts_of_panels(int64_t panels, int64_t rows, int64_t columns) {
-  constexpr int64_t kLeastColumns = 2048, kMostRows = 1024;
-  return columns >= kLeastColumns && rows <= kMostRows && panels > 1 ? 2 : 1;
-}
-
 // output = input * transpose(matrix) + bias, with 0 for what is negative where `relu`.
 template <typename Element>
 at::Tensor forward(const at::Tensor& input, const at::Tensor& values, const at::Tensor* bias,
                    const at::Tensor& row_starts, const at::Tensor& row_order, const at::Tensor& columns, bool relu) {
   const auto& table = sparse_linear_kernels<Element>();
-  const int64_t rows = row_order.size(1), panels = row_order.size(0);
+  const int64_t rows = row_order.size(1);
   auto shape = input.sizes().vec();
   shape.back() = rows;
   at::Tensor output = at::empty(shape, input.options());
   if (output.numel() == 0) return output;
-  const at::Tensor samples = adjacent_rows(input), kept = values.contiguous();
-  const at::Tensor added = bias == nullptr ? at::Tensor() : bias->contiguous();
-  const auto* value = kept.const_data_ptr<Element>();
-  const auto* start = bias == nullptr ? nullptr : added.const_data_ptr<Element>();
+  const at::Tensor samples = adjacent_rows(input);
+  const SparseRows<Element> matrix(values, bias, row_starts, row_order, columns, samples.size(1));
+  const int64_t parts = matrix.parts;
   auto* to = output.mutable_data_ptr<Element>();
 
   const auto tiles = cut_batch<Element>(samples.size(0));
   const auto count = static_cast<int64_t>(tiles.size());
-  const int64_t parts = parts_of_panels(panels, rows, samples.size(1)), threads = at::get_num_threads();
+  const int64_t threads = at::get_num_threads();
   const Slices slices(rows, rows_per_task<Element>(tiles.front().lanes) / parts, count * parts);
-  const InputPanels<Element> input_panels(samples, tiles, panels, slices.count(), count < threads ? threads : 1);
+  const InputPanels<Element> input_panels(samples, tiles, matrix.panels, slices.count(), count < threads ? threads : 1);
   using Reader = typename InputPanels<Element>::Reader;
   const int64_t products = (columns.numel() + rows) * samples.size(0);
 
   // Sums of a part of the panels, of a slice of the rows.
   const auto add_up = [&](Reader& reader, const Tile& tile, int64_t slice, int64_t part, Element* sums) {
-    by_index(columns, table.product_16, table.product_32, [&](auto kernel, auto index) {
-      const int64_t first_panel = part * panels / parts, last_panel = (part + 1) * panels / parts;
-      reader.for_each(tile, first_panel, last_panel, [&](int64_t panel, const Element* from) {
-        kernel(panel_of<Element, decltype(index)>(panel, row_starts, row_order, columns, panel == first_panel), value,
-               part == 0 ? start : nullptr, slices.first(slice), slices.last(slice), from, sums, tile.lanes);
-      });
-    });
+    reader.for_each(tile, matrix.first_panel(part), matrix.first_panel(part + 1),
+                    [&](int64_t panel, const Element* from) {
+                      matrix.add_panel(panel, part, slices.first(slice), slices.last(slice), from, sums, tile.lanes);
+                    });
   };
   const auto write = [&](const Tile& tile, int64_t slice, const Element* sums, const Element* second) {
     table.from_tile(sums, parts == 2 ? second : nullptr, tile.lanes, slices.first(slice), slices.last(slice),

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lth_fast.nn import MaskedLinear, SparseLinear
 from lth_fast.optim import SGD
 from lth_fast.optim.fused import Masks
-from lth_fast.train.linear_chain import FORMS, linear_chain
+from lth_fast.train.linear_chain import linear_chain
+from lth_fast.train.native_network import linear_network
 from lth_fast.train.native_refusal import native_refusal
 from lth_fast.train.stepper import EagerStepper
 
@@ -85,23 +85,7 @@ class NativeStepper(EagerStepper):
 
     def _trainer(self, masks: Masks) -> Any:
         """What takes the steps, over the tensors that model and optimizer have now."""
-        loader = self.batches.loader  # type: ignore[attr-defined]
-        trainer = torch.classes.lth_fast.LinearTrainer(
-            loader.images,
-            loader.labels,
-            loader.pixel_mean,
-            loader.pixel_gain,
-            min(loader.batch_size, len(loader.images)),  # which may be too large for 64 bits
-        )
-        for link in self._chain:
-            layer, pattern = link.layer, []
-            if isinstance(layer, SparseLinear):
-                layer.check_pattern()
-                pattern = list(layer.pattern)
-            elif isinstance(layer, MaskedLinear):
-                layer.mask_what_was_written()
-            bias = None if layer.bias is None else layer.bias.detach()
-            trainer.add_layer(FORMS[type(layer)], link.weight.detach(), bias, pattern, link.relu)
+        trainer = linear_network(self._chain, self.batches.loader)  # type: ignore[attr-defined]
         (group,) = self.optimizer.param_groups
         kept = self.optimizer.state
         if isinstance(self.optimizer, SGD):

@@ -694,8 +694,8 @@ def test_another_device_or_network_is_a_reason_before_anything_is_tried() -> Non
 )
 def test_the_native_class_names_what_is_wrong(use: Any, message: str) -> None:
     images, labels = torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
-    trainer = torch.classes.lth_fast.LinearTrainer(images, labels, torch.zeros(1), torch.ones(1), 2)
-    with pytest.raises(ValueError, match=f"LinearTrainer: {message}"):
+    trainer = torch.classes.lth_fast.LinearNetwork(images, labels, torch.zeros(1), torch.ones(1), 2)
+    with pytest.raises(ValueError, match=f"LinearNetwork: {message}"):
         use(trainer)
 
 
@@ -718,7 +718,7 @@ def test_the_native_class_names_what_is_wrong(use: Any, message: str) -> None:
 )
 def test_the_native_class_takes_no_layer_that_does_not_fit(layers_: Any, message: str) -> None:
     images, labels = torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
-    trainer = torch.classes.lth_fast.LinearTrainer(images, labels, torch.zeros(1), torch.ones(1), 2)
+    trainer = torch.classes.lth_fast.LinearNetwork(images, labels, torch.zeros(1), torch.ones(1), 2)
     *fitting, last = layers_
     for layer in fitting:
         trainer.add_layer(*layer, False)
@@ -732,7 +732,7 @@ def test_the_native_class_takes_no_layer_that_does_not_fit(layers_: Any, message
 )
 def test_the_native_class_reads_no_image_that_is_not_there(order: list[int], message: str) -> None:
     images, labels = torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
-    trainer = torch.classes.lth_fast.LinearTrainer(images, labels, torch.zeros(1), torch.ones(1), 2**62)
+    trainer = torch.classes.lth_fast.LinearNetwork(images, labels, torch.zeros(1), torch.ones(1), 2**62)
     trainer.add_layer("dense", torch.zeros(3, 4), None, [], False)
     trainer.use_sgd([], [None], 0.0, 0.0, 0.0, False, False)
     with pytest.raises(IndexError, match=message):
@@ -751,7 +751,7 @@ def test_no_steps_and_fewer_are_none() -> None:
 def test_a_batch_has_images() -> None:
     images, labels = torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        torch.classes.lth_fast.LinearTrainer(images, labels, torch.zeros(1), torch.ones(1), 0)
+        torch.classes.lth_fast.LinearNetwork(images, labels, torch.zeros(1), torch.ones(1), 0)
 
 
 def test_a_training_that_diverges_has_the_same_bits_to_its_end() -> None:

@@ -17,6 +17,7 @@
 #include "intrinsics.h"
 #include "sixteen_by_sixteen.h"
 #include "table.h"
+#include "tiles.h"
 #include "vector.h"
 
 namespace lth_fast::LTH_FAST_ISA {
@@ -33,72 +34,33 @@ constexpr size_t kLanes = 32, kLeastLanes = 8;
 template <typename Element>
 using Eight = typename Lanes<Element>::Vector;
 
-// ---- samples to tiles and back, square by square ----
+// ---- samples to tiles and back ----
 
-// Features that pass before the next samples. Vectors that are lines of the cache let all of them pass: every line is
-// touched once, and samples are read and written from one end to the other. Of halves of lines only as many pass as the
-// first-level cache holds, where the second half joins the first.
-#if defined(__AVX512F__)
-constexpr size_t kFeaturesPerPass = ~size_t{0};
-#else
-constexpr size_t kFeaturesPerPass = 64;
-#endif
-
-// Calls work(feature, lane) for squares of features first to `last` and all lanes up to `lanes`; returns the first
-// feature that is in none.
-template <typename Square, typename Work>
-size_t for_each_square(size_t first, size_t last, size_t lanes, size_t features_per_pass, const Work& work) {
-  constexpr size_t side = Square::kSide;
-  const size_t end = first + (last - first) / side * side;
-  while (first < end) {
-    const size_t end_of_pass = end - first < features_per_pass ? end : first + features_per_pass;
-    for (size_t lane = 0; lane < lanes; lane += side) {
-      for (size_t feature = first; feature < end_of_pass; feature += side) work(feature, lane);
-    }
-    first = end_of_pass;
-  }
-  return end;
-}
-
-template <size_t kCount, typename Vector>
-inline Vector sum_of(const Vector* vectors) {
-  if constexpr (kCount == 1) {
-    return vectors[0];
-  } else {
-    return sum_of<kCount / 2>(vectors) + sum_of<kCount / 2>(vectors + kCount / 2);
-  }
-}
-
-template <typename Square, bool kSums, typename Element>
-size_t squares_to_tile(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* tile,
-                       size_t lanes, Element* sums) {
+// A vector of a sample's features.
+template <typename Square, typename Element>
+struct RowsOfSamples {
   using Vector = typename Square::Vector;
-  return for_each_square<Square>(first, last, lanes, kFeaturesPerPass, [&](size_t feature, size_t lane) {
-    Vector square[Square::kSide];
-    for (size_t i = 0; i < Square::kSide; ++i) {
-      const Element* from = input + (lane + i) * stride + feature;
-      square[i] = lane + i < samples ? *reinterpret_cast<const Vector*>(from) : Vector{};
-    }
-    if constexpr (kSums) {
-      auto* sum = reinterpret_cast<Vector*>(sums + feature);
-      const Vector here = sum_of<Square::kSide>(square);
-      *sum = lane == 0 ? here : *sum + here;
-    }
-    Square::transpose(square);
-    for (size_t i = 0; i < Square::kSide; ++i)
-      *reinterpret_cast<Vector*>(tile + (feature + i) * lanes + lane) = square[i];
-  });
-}
+  const Element* input;
+  size_t stride;
+
+  Vector operator()(size_t sample, size_t feature) const {
+    return *reinterpret_cast<const Vector*>(input + sample * stride + feature);
+  }
+};
 
 template <typename Element, bool kSums>
 void to_tile_and_sums(const Element* input, size_t stride, size_t samples, size_t first, size_t last, Element* tile,
                       size_t lanes, Element* sums) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(Element) == 4) {
-    first = squares_to_tile<SixteenBySixteen, kSums>(input, stride, samples, first, last, tile, lanes, sums);
+    using Square = SixteenBySixteen;
+    const RowsOfSamples<Square, Element> rows{input, stride};
+    first = squares_to_tile<Square, kSums>(rows, samples, first, last, tile, lanes, sums);
   }
 #endif
-  first = squares_to_tile<EightByEight<Element>, kSums>(input, stride, samples, first, last, tile, lanes, sums);
+  using Square = EightByEight<Element>;
+  const RowsOfSamples<Square, Element> rows{input, stride};
+  first = squares_to_tile<Square, kSums>(rows, samples, first, last, tile, lanes, sums);
   for (; first < last; ++first) {
     Element sum = 0;
     for (size_t lane = 0; lane < lanes; ++lane) {
@@ -173,6 +135,15 @@ void from_tile(const Element* tile, const Element* second, size_t lanes, size_t 
   }
   const FlushDenormals flush;
   from_tiles<Element, true>(tile, second, lanes, first, last, output, stride, samples, relu);
+}
+
+template <typename Element>
+void finish_tile(Element* sums, const Element* second, size_t count, bool relu) {
+  const FlushDenormals flush;
+  for (size_t i = 0; i < count; ++i) {
+    const Element sum = second == nullptr ? sums[i] : sums[i] + second[i];
+    sums[i] = relu && sum < 0 ? 0 : sum;
+  }
 }
 
 // ---- the product ----
@@ -566,6 +537,7 @@ SparseLinearKernels<Element> kernels() {
   return {tile_lanes,
           to_tile<Element>,
           from_tile<Element>,
+          finish_tile<Element>,
           product_for_lanes<Element, int16_t>,
           product_for_lanes<Element, int32_t>,
           values_grad_for_lanes<Element, int16_t>,

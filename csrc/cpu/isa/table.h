@@ -35,6 +35,9 @@ struct SparseLinearKernels {
   void (*from_tile)(const Element* tile, const Element* second, size_t lanes, size_t first, size_t last,
                     Element* output, size_t stride, size_t samples, bool relu);
 
+  // The same between tiles: sums = sums + second (null: nothing to add), with 0 for what is negative where `relu`.
+  void (*finish_tile)(Element* sums, const Element* second, size_t count, bool relu);
+
   // Lines at places first to last of: output = matrix * input + bias (0 where null), all of them tiles, one panel of
   // the matrix after the other.
   void (*product_16)(const SparsePanel<int16_t>& panel, const Element* values, const Element* bias, size_t first,
@@ -191,6 +194,9 @@ struct KernelTable {
 
   // gather_images: output = (pixels - mean) * gain.
   void (*gather_pixels)(const uint8_t* pixels, float mean, float gain, float* output, size_t count);
+  // The same of pixels first to last of `samples` images, into a tile of sparse_linear whose features they are.
+  void (*pixels_to_tile)(const uint8_t* const* images, size_t samples, size_t first, size_t last, float mean,
+                         float gain, float* tile, size_t lanes);
 
   SparseLinearKernels<float> sparse_linear_32;
   SparseLinearKernels<double> sparse_linear_64;

@@ -1,13 +1,16 @@
-// Optimizer steps of a network of linear layers without Python in between. No op: a class that Python fills once and
-// then asks for many steps at a time (lth_fast/train/native_stepper.py; what it may train: native_refusal.py there).
+// A network of linear layers over images in memory, without Python in between. No op: a class that Python fills once
+// and then asks for many optimizer steps at a time (lth_fast/train/native_stepper.py), or for the outputs of a batch
+// (native_outputs.py there). What it takes say native_refusal.py and native_outputs_refusal.py.
 //
 // A step calls the operators that autograd would call, in the same order: its bits are those of the steps that Python
-// takes. What it saves is everything around them, which is most of a small network's step.
+// takes. What it saves is everything around them, which is most of a small network's step. The outputs have the bits of
+// those operators, too.
 #include <functional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "cpu/sparse_chain.h"
 #include "ops/checks.h"
 #include "ops/find_op.h"
 #include "ops/gather_images.h"
@@ -88,36 +91,40 @@ struct Layer {
   }
 };
 
-class LinearTrainer : public torch::CustomClassHolder {
+class LinearNetwork : public torch::CustomClassHolder {
  public:
   // images: uint8 [N, C, H, W]; labels: int64 [N]; mean and gain: as gather_images takes them.
-  LinearTrainer(at::Tensor images, at::Tensor labels, at::Tensor mean, at::Tensor gain, int64_t batch_size)
+  LinearNetwork(at::Tensor images, at::Tensor labels, at::Tensor mean, at::Tensor gain, int64_t batch_size)
       : images_(std::move(images)),
         labels_(std::move(labels)),
         mean_(std::move(mean)),
         gain_(std::move(gain)),
         batch_size_(batch_size) {
-    TORCH_CHECK_VALUE(batch_size >= 1, "LinearTrainer: batch_size must be at least 1, got ", batch_size);
+    TORCH_CHECK_VALUE(batch_size >= 1, "LinearNetwork: batch_size must be at least 1, got ", batch_size);
     check_gather_images(images_, at::empty({0}, at::kLong), mean_, gain_);
-    TORCH_CHECK_VALUE(images_.is_cpu(), "LinearTrainer: images must be on the CPU, got ", images_.device());
+    mean_ = mean_.contiguous(), gain_ = gain_.contiguous();
+    TORCH_CHECK_VALUE(images_.is_cpu(), "LinearNetwork: images must be on the CPU, got ", images_.device());
     features_ = images_.size(1) * images_.size(2) * images_.size(3);
   }
 
   // The next layer, from the images to the logits. form: "dense", "masked" or "sparse".
   void add_layer(const std::string& form, at::Tensor weight, OptionalTensor bias, Tensors pattern, bool relu) {
     TORCH_CHECK_VALUE(form == "dense" || form == "masked" || form == "sparse",
-                      "LinearTrainer: form must be dense, masked or sparse, got ", form);
-    TORCH_CHECK_VALUE(pattern.size() == (form == "sparse" ? 7 : 0), "LinearTrainer: pattern must hold ",
+                      "LinearNetwork: form must be dense, masked or sparse, got ", form);
+    TORCH_CHECK_VALUE(pattern.size() == (form == "sparse" ? 7 : 0), "LinearNetwork: pattern must hold ",
                       form == "sparse" ? 7 : 0, " tensors for a ", form, " layer, got ", pattern.size());
     const auto found = form == "dense"    ? Layer::Form::kDense
                        : form == "masked" ? Layer::Form::kMasked
                                           : Layer::Form::kSparse;
     const auto [inputs, outputs] = check_layer(weight, bias, pattern);
-    TORCH_CHECK_VALUE(inputs == features_, "LinearTrainer: the layer must take ", features_, " features, it takes ",
+    TORCH_CHECK_VALUE(inputs == features_, "LinearNetwork: the layer must take ", features_, " features, it takes ",
                       inputs);
     features_ = outputs;
     parameters_.push_back(weight);
     if (bias.has_value()) parameters_.push_back(*bias);
+    if (found == Layer::Form::kSparse && first_sparse_.size() == layers_.size()) {
+      first_sparse_.push_back({weight, bias, pattern, relu});
+    }
     layers_.push_back({found, std::move(weight), std::move(bias), std::move(pattern), relu});
   }
 
@@ -151,9 +158,9 @@ class LinearTrainer : public torch::CustomClassHolder {
   at::Tensor advance(const at::Tensor& order, const std::vector<double>& rates) const {
     const auto steps = static_cast<int64_t>(rates.size());
     const int64_t batches = order.numel() / batch_size_ + (order.numel() % batch_size_ > 0 ? 1 : 0);
-    TORCH_CHECK_VALUE(order.dim() == 1 && batches == steps, "LinearTrainer: order must hold the images of ", steps,
+    TORCH_CHECK_VALUE(order.dim() == 1 && batches == steps, "LinearNetwork: order must hold the images of ", steps,
                       " batches of ", batch_size_, ", got ", order.sizes());
-    TORCH_CHECK_VALUE(!layers_.empty() && step_, "LinearTrainer: expected layers and an optimizer before advance()");
+    TORCH_CHECK_VALUE(!layers_.empty() && step_, "LinearNetwork: expected layers and an optimizer before advance()");
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     at::Tensor losses = at::empty({steps}, at::kFloat);
     auto* loss = losses.mutable_data_ptr<float>();
@@ -165,12 +172,25 @@ class LinearTrainer : public torch::CustomClassHolder {
     return losses;
   }
 
+  // The logits of images first to first + count, float32 [count, classes].
+  at::Tensor outputs(int64_t first, int64_t count) const {
+    TORCH_CHECK_INDEX(first >= 0 && count >= 0 && count <= images_.size(0) - first,
+                      "LinearNetwork: first and count must be images in 0..", images_.size(0) - 1, ", got ", first,
+                      " and ", count);
+    TORCH_CHECK_VALUE(!layers_.empty(), "LinearNetwork: expected layers before outputs()");
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    at::Tensor activation = first_sparse_.empty() ? inputs(at::arange(first, first + count, at::kLong))
+                                                  : sparse_chain(first_sparse_, images_, first, count, mean_, gain_);
+    for (size_t i = first_sparse_.size(); i < layers_.size(); ++i) activation = layers_[i].forward(activation);
+    return activation;
+  }
+
  private:
   // Features that go in and come out of a layer: below autograd nobody else looks whether its tensors fit.
   static std::pair<int64_t, int64_t> check_layer(const at::Tensor& weight, const OptionalTensor& bias,
                                                  const Tensors& pattern) {
     TORCH_CHECK_VALUE(weight.is_cpu() && weight.scalar_type() == at::kFloat,
-                      "LinearTrainer: weight must be float32 on the CPU, got ", weight.scalar_type(), " on ",
+                      "LinearNetwork: weight must be float32 on the CPU, got ", weight.scalar_type(), " on ",
                       weight.device());
     if (!pattern.empty()) {
       const int64_t inputs = pattern[4].dim() == 2 ? pattern[4].size(1) : 0;
@@ -179,17 +199,22 @@ class LinearTrainer : public torch::CustomClassHolder {
       return {inputs, pattern[1].size(1)};
     }
     TORCH_CHECK_VALUE(weight.dim() == 2,
-                      "LinearTrainer: weight must have 2 dimensions [out_features, in_features], got ", weight.sizes());
-    check_bias("LinearTrainer", bias, weight.size(0), weight, "weight");
+                      "LinearNetwork: weight must have 2 dimensions [out_features, in_features], got ", weight.sizes());
+    check_bias("LinearNetwork", bias, weight.size(0), weight, "weight");
     return {weight.size(1), weight.size(0)};
   }
 
-  float take(const at::Tensor& indices, double rate) const {
+  // The images at `indices` as the first layer takes them.
+  at::Tensor inputs(const at::Tensor& indices) const {
     static const auto gather =
         find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&)>(
             "lth_fast::gather_images");
+    return gather.call(images_, indices, mean_, gain_).flatten(1);
+  }
+
+  float take(const at::Tensor& indices, double rate) const {
     const at::Tensor labels = labels_.index_select(0, indices);
-    Tensors activations{gather.call(images_, indices, mean_, gain_).flatten(1)};  // of every layer, and the logits
+    Tensors activations{inputs(indices)};  // of every layer, and the logits
     for (const Layer& layer : layers_) activations.push_back(layer.forward(activations.back()));
 
     const at::Tensor log_probabilities = at::_log_softmax(activations.back(), 1, false);
@@ -212,11 +237,13 @@ class LinearTrainer : public torch::CustomClassHolder {
 
   static constexpr int64_t kNoLabelIsIgnored = -100;  // cross-entropy's own default
 
-  const at::Tensor images_, labels_, mean_, gain_;
+  const at::Tensor images_, labels_;
+  at::Tensor mean_, gain_;
   const int64_t batch_size_;
   int64_t features_;  // that the next layer takes
   const at::Tensor one_ = at::ones({}, at::kFloat);
   std::vector<Layer> layers_;
+  std::vector<SparseLayer> first_sparse_;  // those before the first one of another form
   Tensors parameters_;
   std::function<void(const Tensors&, double)> step_;
 };
@@ -225,11 +252,12 @@ class LinearTrainer : public torch::CustomClassHolder {
 }  // namespace lth_fast
 
 TORCH_LIBRARY_FRAGMENT(lth_fast, library) {
-  using lth_fast::LinearTrainer;
-  library.class_<LinearTrainer>("LinearTrainer")
+  using lth_fast::LinearNetwork;
+  library.class_<LinearNetwork>("LinearNetwork")
       .def(torch::init<at::Tensor, at::Tensor, at::Tensor, at::Tensor, int64_t>())
-      .def("add_layer", &LinearTrainer::add_layer)
-      .def("use_adam", &LinearTrainer::use_adam)
-      .def("use_sgd", &LinearTrainer::use_sgd)
-      .def("advance", &LinearTrainer::advance);
+      .def("add_layer", &LinearNetwork::add_layer)
+      .def("use_adam", &LinearNetwork::use_adam)
+      .def("use_sgd", &LinearNetwork::use_sgd)
+      .def("advance", &LinearNetwork::advance)
+      .def("outputs", &LinearNetwork::outputs);
 }
