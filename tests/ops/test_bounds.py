@@ -1,4 +1,5 @@
-"""What the kernels of sparse linear layers read ends where their tensors end: behind each is a page nobody may touch.
+"""What the kernels of sparse linear layers read, numbers or bytes of images, ends where their tensors end: behind each
+is a page nobody may touch.
 
 A process that touches it ends at once, so this runs in one of its own.
 """
@@ -42,7 +43,24 @@ def compute(in_features, out_features, batch, density):
         grads = torch.ops.lth_fast.sparse_linear_backward(gradient, inputs, values, *pattern, (True, True, True))
         assert all(tensor.isfinite().all() for tensor in (out, *grads))
 
+def compute_from_images(channels, height, width, count):
+    images = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8)
+    tensors = (images, torch.zeros(count, dtype=torch.int64), *torch.randn(2, channels, 1, 1))
+    network = torch.classes.lth_fast.LinearNetwork(*map(at_the_end_of_a_page, tensors), count)
+    inputs = channels * height * width
+    for outputs in 30, 7:
+        mask = torch.rand(outputs, inputs) < 0.3
+        pattern = [at_the_end_of_a_page(part) for part in sparse_pattern(mask)]
+        values, bias = at_the_end_of_a_page(torch.randn(int(mask.sum()))), at_the_end_of_a_page(torch.randn(outputs))
+        network.add_layer("sparse", values, bias, pattern, True)
+        inputs = outputs
+    assert network.outputs(0, count).isfinite().all()
+    assert network.outputs(count // 2, count - count // 2).isfinite().all()
+
 torch.manual_seed(0)
+for shape in json.loads(sys.argv[3]):
+    print("images", shape, flush=True)
+    compute_from_images(*shape)
 for layer in json.loads(sys.argv[2]):
     print("layer", layer, flush=True)
     compute(*layer)
@@ -52,17 +70,21 @@ if not json.loads(sys.argv[2]):
 # Single survivors, short and long lines, one tile and several, values that no second-level cache holds.
 LAYERS = [(7, 3, 5, 0.5), (784, 300, 60, 0.05), (300, 200, 150, 0.4), (1000, 1000, 64, 0.9), (40, 9000, 70, 0.02)]
 
+IMAGES = [(1, 28, 28, 70), (3, 5, 5, 64), (1, 1, 3, 5), (2, 4, 4, 1)]
 
-def run(isa: str, layers: list[tuple[int, int, int, float]]) -> subprocess.CompletedProcess[str]:
-    """Computes with all of them; with none, reads one byte too many."""
-    command = [sys.executable, "-c", CHILD, isa, json.dumps(layers)]
+
+def run(
+    isa: str, layers: list[tuple[int, int, int, float]], images: list[tuple[int, int, int, int]]
+) -> subprocess.CompletedProcess[str]:
+    """Computes with all of them; without layers, reads one byte too many."""
+    command = [sys.executable, "-c", CHILD, isa, json.dumps(layers), json.dumps(images)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_nothing_behind_a_tensor_is_read(isa: str) -> None:
-    done = run(isa, LAYERS)
+    done = run(isa, LAYERS, IMAGES)
     assert done.returncode == 0, done.stdout.splitlines()[-1] + done.stderr
 
 
 def test_a_process_that_reads_behind_a_tensor_ends() -> None:
-    assert run("scalar", []).returncode == -signal.SIGSEGV
+    assert run("scalar", [], []).returncode == -signal.SIGSEGV
