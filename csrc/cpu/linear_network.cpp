@@ -43,13 +43,12 @@ struct Layer {
         find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&,
                            const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                            const at::Tensor&, const at::Tensor&, bool)>("lth_fast::sparse_linear");
-    const auto product = [&] {
-      if (form == Form::kDense) return at::linear(input, weight, bias);
-      if (form == Form::kMasked) return masked.call(input, weight, bias, std::nullopt);
+    if (form == Form::kSparse) {
       return sparse.call(input, weight, bias, pattern[0], pattern[1], pattern[2], pattern[3], pattern[4], pattern[5],
-                         pattern[6], false);
-    };
-    const at::Tensor output = product();
+                         pattern[6], relu);
+    }
+    const at::Tensor output =
+        form == Form::kDense ? at::linear(input, weight, bias) : masked.call(input, weight, bias, std::nullopt);
     return relu ? at::relu(output) : output;
   }
 
