@@ -171,17 +171,27 @@ class LinearNetwork : public torch::CustomClassHolder {
     return losses;
   }
 
-  // The logits of images first to first + count, float32 [count, classes].
+  // The logits of images first to first + count, float32 [count, classes]. Sparse layers at the start take all of them
+  // at once, those behind them batch by batch: the bits of dense products may depend on what else is in the batch.
   at::Tensor outputs(int64_t first, int64_t count) const {
-    TORCH_CHECK_INDEX(first >= 0 && count >= 0 && count <= images_.size(0) - first,
-                      "LinearNetwork: first and count must be images in 0..", images_.size(0) - 1, ", got ", first,
-                      " and ", count);
+    TORCH_CHECK_INDEX(first >= 0 && count >= 1 && count <= images_.size(0) - first,
+                      "LinearNetwork: first and count must be one or more images in 0..", images_.size(0) - 1, ", got ",
+                      first, " and ", count);
     TORCH_CHECK_VALUE(!layers_.empty(), "LinearNetwork: expected layers before outputs()");
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    at::Tensor activation = first_sparse_.empty() ? inputs(at::arange(first, first + count, at::kLong))
-                                                  : sparse_chain(first_sparse_, images_, first, count, mean_, gain_);
-    for (size_t i = first_sparse_.size(); i < layers_.size(); ++i) activation = layers_[i].forward(activation);
-    return activation;
+    at::Tensor reached;
+    if (!first_sparse_.empty()) reached = sparse_chain(first_sparse_, images_, first, count, mean_, gain_);
+    if (first_sparse_.size() == layers_.size()) return reached;
+    Tensors batches;
+    for (int64_t done = 0, size; done < count; done += size) {
+      size = std::min(batch_size_, count - done);
+      // A copy begins where a batch of its own would, at a line of the cache, which may decide bits as well.
+      at::Tensor activation = reached.defined() ? reached.narrow(0, done, size).clone()
+                                                : inputs(at::arange(first + done, first + done + size, at::kLong));
+      for (size_t i = first_sparse_.size(); i < layers_.size(); ++i) activation = layers_[i].forward(activation);
+      batches.push_back(std::move(activation));
+    }
+    return at::cat(batches);
   }
 
  private:

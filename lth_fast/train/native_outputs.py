@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from lth_fast.data import ResidentLoader
 from lth_fast.train.linear_chain import linear_chain
 from lth_fast.train.native_network import linear_network
+
+IMAGES_OF_A_THREAD = 256
+"""A call computes at least so many for each thread: they pass by 64 at a time."""
 
 
 def native_outputs(model: nn.Module, loader: ResidentLoader) -> Iterator[tuple[Tensor, Tensor]]:
@@ -24,7 +29,9 @@ def native_outputs(model: nn.Module, loader: ResidentLoader) -> Iterator[tuple[T
         float32 ``[batch, classes]``, without autograd, and int64 ``[batch]``.
     """
     network = linear_network(linear_chain(model), loader)
-    size, images = loader.batch_size, len(loader.images)
-    for first in range(0, images, size):
-        count = min(size, images - first)
-        yield network.outputs(first, count), loader.labels[first : first + count]
+    images = len(loader.images)
+    size = min(loader.batch_size, images)
+    per_call = math.ceil(IMAGES_OF_A_THREAD * torch.get_num_threads() / size) * size
+    for first in range(0, images, per_call):
+        outputs = network.outputs(first, min(per_call, images - first))
+        yield from zip(outputs.split(size), loader.labels[first : first + per_call].split(size), strict=True)

@@ -19,7 +19,7 @@ from lth_fast.data import ResidentLoader
 from lth_fast.nn import MaskedLinear, convert
 from lth_fast.prune import prunable
 from lth_fast.train import evaluate
-from lth_fast.train.native_outputs import native_outputs
+from lth_fast.train.native_outputs import IMAGES_OF_A_THREAD, native_outputs
 from lth_fast.train.native_outputs_refusal import native_outputs_refusal
 
 LAYERS_FROM_THE_IMAGES_ON = ["dense", "masked", "sparse", "sparse then masked", "sparse then dense"]
@@ -93,9 +93,12 @@ def test_any_number_of_survivors(isa: str, density: float) -> None:
     assert_outputs_of(network(density=density), images())
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 8, 31, 32, 33, 63, 64, 65, 128, 150, 300])
-def test_any_number_of_images(isa: str, batch_size: int) -> None:
-    assert_outputs_of(network(), images(150, batch_size=batch_size))
+@pytest.mark.parametrize("batch_size", [1, 7, 8, 31, 32, 33, 63, 64, 65, 128, 150, 300, 301])
+@pytest.mark.parametrize("forms", ["sparse", "sparse then dense"])
+def test_any_number_of_images(isa: str, forms: str, batch_size: int) -> None:
+    # More than a call computes.
+    assert IMAGES_OF_A_THREAD * torch.get_num_threads() < 300
+    assert_outputs_of(network(forms), images(300, batch_size=batch_size))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 5), (1, 28, 28), (3, 4, 4), (3, 5, 5), (2, 8, 16)])
@@ -115,7 +118,7 @@ def test_layers_whose_panels_are_added_up_in_two_parts(isa: str, widths: tuple[i
 @pytest.mark.parametrize("forms", LAYERS_FROM_THE_IMAGES_ON)
 def test_any_number_of_threads(forms: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    assert_outputs_of(network(forms, widths=(784, 300, 100, 10)), images(300, (1, 28, 28), 250))
+    assert_outputs_of(network(forms, widths=(784, 300, 100, 10)), images(800, (1, 28, 28), 250))
 
 
 def test_relu_behind_the_last_layer_and_layers_without_one_between() -> None:
@@ -237,6 +240,6 @@ def test_the_native_class_reads_no_image_that_is_not_there() -> None:
     made = torch.classes.lth_fast.LinearNetwork(loader.images, loader.labels, loader.pixel_mean, loader.pixel_gain, 5)
     with pytest.raises(ValueError, match=r"LinearNetwork: expected layers before outputs\(\)"):
         made.outputs(0, 5)
-    for first, count in [(-1, 5), (0, -1), (0, 24), (20, 4), (24, 0), (2**63 - 1, 2**63 - 1)]:
-        with pytest.raises(IndexError, match=r"LinearNetwork: first and count must be images in 0\.\.22, got"):
+    for first, count in [(-1, 5), (0, -1), (3, 0), (0, 24), (20, 4), (24, 1), (2**63 - 1, 2**63 - 1)]:
+        with pytest.raises(IndexError, match=r"first and count must be one or more images in 0\.\.22, got"):
             made.outputs(first, count)
