@@ -68,11 +68,19 @@ def loader_refusal(loader: object) -> str | None:
         return "the data is augmented"
     if any(callable(value) for value in vars(loader).values()):
         return "the data has methods of its own"
-    factors = (loader.pixel_mean, loader.pixel_gain)
-    shape = (loader.images.shape[1], 1, 1)
-    if not loader.images.is_contiguous() or any((each.shape, each.dtype) != (shape, torch.float32) for each in factors):
-        return "images, their mean or gain are no longer as the loader made them"
-    return None
+    images, labels = loader.images, loader.labels
+    as_made = (
+        images.dtype == torch.uint8
+        and images.dim() == 4
+        and images.is_contiguous()
+        and labels.dtype == torch.int64
+        and labels.shape == images.shape[:1]
+        and all(
+            each.shape == (images.shape[1], 1, 1) and each.dtype == torch.float32
+            for each in (loader.pixel_mean, loader.pixel_gain)
+        )
+    )
+    return None if as_made else "images, labels, mean or gain are no longer as the loader made them"
 
 
 def _order_refusal(loader: ResidentLoader) -> str | None:

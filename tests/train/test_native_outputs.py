@@ -215,6 +215,7 @@ def with_images(change: Callable[[Tensor], Tensor]) -> ResidentLoader:
         (network, lambda: images(augment=True), None, "augmented"),
         (network, lambda: [*images()], None, "memory"),
         (network, lambda: with_images(lambda pixels: pixels.transpose(2, 3)), None, "no longer"),
+        (network, lambda: with_images(Tensor.float), None, "no longer"),
         (network, lambda: images(shape=(1, 8, 9)), None, "do not fit"),
         (network, images, Watch, "a mode"),
         (network, images, lambda: torch.autocast("cpu"), "float32"),

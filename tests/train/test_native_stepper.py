@@ -39,7 +39,7 @@ OPTIMIZERS = {
     "momentum": lambda parameters: optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
     "dampening": lambda parameters: optim.SGD(parameters, lr=0.05, momentum=0.5, dampening=0.3),
 }
-CHANGED_IMAGES = "images, their mean or gain are no longer as the loader made them"
+CHANGED_DATA = "images, labels, mean or gain are no longer as the loader made them"
 REASON_OF_SHAPES = "the layers do not fit images or each other"
 SCHEDULE = StepSchedule(warmup=4, milestones=(9,))
 
@@ -522,10 +522,13 @@ def test_other_data_has_a_reason(data: Any, reason: str) -> None:
     ("name", "change", "reason"),
     [
         ("batch", lambda batch: batch, "the data has methods of its own"),
-        ("images", lambda images: images.transpose(2, 3), CHANGED_IMAGES),
-        ("pixel_mean", lambda mean: mean.double(), CHANGED_IMAGES),
-        ("pixel_mean", lambda mean: mean.expand(1, 8, 8), CHANGED_IMAGES),
-        ("pixel_gain", lambda gain: gain.view(()), CHANGED_IMAGES),
+        ("images", lambda images: images.transpose(2, 3), CHANGED_DATA),
+        ("images", lambda images: images.float(), CHANGED_DATA),
+        ("images", lambda images: images.flatten(1), CHANGED_DATA),
+        ("labels", lambda labels: nn.functional.one_hot(labels, 10).float(), CHANGED_DATA),
+        ("pixel_mean", lambda mean: mean.double(), CHANGED_DATA),
+        ("pixel_mean", lambda mean: mean.expand(1, 8, 8), CHANGED_DATA),
+        ("pixel_gain", lambda gain: gain.view(()), CHANGED_DATA),
     ],
 )
 def test_a_loader_that_was_changed_has_a_reason(name: str, change: Any, reason: str) -> None:
