@@ -22,6 +22,7 @@ def seen_by_python(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.parametrize("threads", ["one", pytest.param("all", marks=pytest.mark.long)], indirect=True)
 @pytest.mark.parametrize("density", BARS)
 def test_evaluation(benchmark, threads, density):
     splits, data_used = mnist()
