@@ -27,6 +27,7 @@ struct Images {
   // Features first to last of the tile that begins at image `first_image`, as numbers; feature f goes to `to` + f *
   // lanes.
   void to_tile(int64_t first_image, const Tile& tile, int64_t first, int64_t last, float* to) const {
+    if (first >= last) return;  // a panel of no features, of images without pixels for instance
     std::vector<const uint8_t*> planes(tile.samples);
     for (int64_t channel = first / pixels; channel * pixels < last; ++channel) {
       for (int64_t sample = 0; sample < tile.samples; ++sample) {

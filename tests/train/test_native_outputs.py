@@ -107,6 +107,11 @@ def test_images_of_any_shape(isa: str, shape: tuple[int, int, int]) -> None:
     assert_outputs_of(network(widths=(features, 40, 10)), images(70, shape, 70))
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_images_without_pixels(isa: str) -> None:
+    assert_outputs_of(network(widths=(0, 20, 10)), images(shape=(1, 0, 5)))
+
+
 @pytest.mark.parametrize("widths", [(3072, 300, 100, 10), (3072, 24, 2500, 130, 10), (3072, 1500, 10), (3072, 10)])
 @pytest.mark.parametrize("density", [0.05, 0.5])
 def test_layers_whose_panels_are_added_up_in_two_parts(isa: str, widths: tuple[int, ...], density: float) -> None:

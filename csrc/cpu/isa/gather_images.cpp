@@ -1,4 +1,4 @@
-// Bytes to numbers: loops that compilers turn into vectors.
+// Bytes to numbers, as rows and as tiles of sparse_linear.
 #include <cstring>
 
 #include "eight_by_eight.h"
